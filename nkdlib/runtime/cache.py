@@ -1,0 +1,327 @@
+"""Artefacts: expensive results, kept under the SHA-256 of what determines them.
+
+An artefact is a directory with `tensors.safetensors` and a readable `info.json`. It is written beside its place
+and renamed into it, so it is there whole or not at all; its digests are checked when a process first opens it.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import BrokenExecutor, Future, as_completed
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from nkdlib.runtime.code import reached_code
+from nkdlib.runtime.executors import InProcess, Processes, make_executor
+from nkdlib.runtime.keys import canonical, qualified_name, sha256
+from nkdlib.runtime.measure import Stopwatch
+from nkdlib.runtime.places import runs_root
+from nkdlib.runtime.progress import Progress
+
+TENSORS, INFO = "tensors.safetensors", "info.json"
+_VERIFIED: set[tuple[Path, int]] = set()
+
+
+class ArtefactDamaged(UserWarning):
+    """An artefact on disk is not what was written."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call whose result is an artefact.
+
+    fn: called as `fn(**kwargs)`, returns a dict of tensors and a JSON-able dict. Torch, NumPy and `random` are
+    seeded from the task's key before the call. label: what progress and errors call it.
+    """
+
+    fn: Callable[..., tuple[dict[str, torch.Tensor], dict[str, object]]]
+    kwargs: Mapping[str, object]
+    label: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A result on disk; pickled as its path."""
+
+    key: str
+    kind: str  # name of the function that made it
+    path: Path = field(compare=False)
+    info: dict[str, object] = field(compare=False, repr=False)
+    seconds: dict[str, float] = field(compare=False, repr=False)  # "wall" and "cpu", when it was made
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, on the CPU, read when first asked for; clone before changing one in place."""
+        return safetensors.torch.load_file(self.path / TENSORS)
+
+    @property
+    def fingerprint(self) -> str:
+        """The key, which stands for the artefact in the keys of what is made from it."""
+        return self.key
+
+    def state(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Return the tensors whose names begin with `prefix`, without it."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def __reduce__(self) -> tuple:
+        return open_artefact, (self.path,)
+
+
+def open_artefact(path: Path) -> Artefact:
+    """Open the artefact at `path`; raises FileNotFoundError, or ArtefactDamaged naming path and reason."""
+    try:
+        raw = (path / INFO).read_bytes()
+        stamp = (path, (path / INFO).stat().st_ino)
+        content = json.loads(raw)
+        if content.pop("sha256", None) != sha256(content):
+            raise ArtefactDamaged(f"{path / INFO} is damaged: its digest differs")
+        if stamp not in _VERIFIED:
+            with (path / TENSORS).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != content["tensors_sha256"]:
+                raise ArtefactDamaged(f"{path / TENSORS} is damaged: its digest differs")
+            _VERIFIED.add(stamp)
+    except FileNotFoundError as error:
+        if not path.is_dir():
+            raise
+        raise ArtefactDamaged(f"{path} is damaged: {Path(error.filename).name} is missing") from None
+    except ValueError:
+        raise ArtefactDamaged(f"{path / INFO} is damaged: it is not JSON") from None
+    except OSError as error:
+        raise ArtefactDamaged(f"{path} cannot be read: {error.strerror}") from error
+    return Artefact(content["key"], content["kind"], path, content["info"], content["seconds"])
+
+
+class Cache:
+    """Artefacts by key.
+
+    root: the directory that holds `cache/`; NKD_RUNS, else the checkout's `runs/`, else the user's cache.
+    """
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = Path(root if root is not None else runs_root()).resolve() / "cache"
+        self._swept: set[Path] = set()
+
+    def key(self, task: Task) -> str:
+        """Return the SHA-256 of what determines the task's result; raises TypeError for an argument that cannot."""
+        return sha256(self._ingredients(task))
+
+    def call(self, fn: Callable, **kwargs: object) -> Artefact:
+        """Return the artefact of `fn(**kwargs)`, made in this process where it is not there."""
+        return self.run([Task(fn, kwargs, fn.__name__)])[0]
+
+    def run(
+        self, tasks: Iterable[Task], executor: InProcess | Processes | None = None, title: str = ""
+    ) -> list[Artefact]:
+        """Return the tasks' artefacts in their order, making the missing ones.
+
+        executor: where to make them; None is this process with one BLAS thread. title: what progress shows.
+        The first task that fails cancels those not yet begun; its error is raised with the task's label in a
+        note. What is done by then is kept.
+        """
+        tasks = list(tasks)
+        ingredients = [self._ingredients(task) for task in tasks]
+        keys = [sha256(each) for each in ingredients]
+        artefacts: dict[str, Artefact] = {}
+        missing: dict[str, int] = {}
+        for index, key in enumerate(keys):
+            if key not in artefacts and key not in missing:
+                if found := self._find(self._place(tasks[index], key)):
+                    artefacts[key] = found
+                else:
+                    missing[key] = index
+        executor = executor or make_executor()
+        futures: dict[Future, str] = {}
+        with Progress(title or tasks[0].label if tasks else title, len(keys), "task") as progress:
+            progress.advance(len(keys) - len(missing))
+            try:
+                for key, index in missing.items():
+                    place = self._place(tasks[index], key)
+                    future = executor.submit(_make, tasks[index], key, ingredients[index], place)
+                    future.add_done_callback(lambda future: future.cancelled() or progress.advance())
+                    futures[future] = key
+                    if future.done() and future.exception():
+                        break
+                for future in as_completed(futures):
+                    key = futures[future]
+                    artefacts[key] = future.result()
+            except Exception as error:
+                self._cancel(futures)
+                error.add_note(f"in task {tasks[missing[key]].label!r}")
+                if isinstance(error, BrokenExecutor):
+                    raise RuntimeError(
+                        "a worker process was killed, most often because memory ran out; use fewer jobs. "
+                        f"What was done is kept in {self.root}, so the next run goes on from there"
+                    ) from error
+                raise
+            except BaseException:  # Ctrl-C
+                self._cancel(futures)
+                executor.shutdown(wait=True, kill=True)
+                raise
+        return [artefacts[key] for key in keys]
+
+    @staticmethod
+    def _cancel(futures: Iterable[Future]) -> None:
+        for future in futures:
+            future.cancel()
+
+    def _ingredients(self, task: Task) -> dict[str, object]:
+        code = [task.fn]
+        where = f"argument {{}} of {task.fn.__name__}"
+        kwargs = {name: canonical(value, where.format(name), code) for name, value in task.kwargs.items()}
+        ingredients = {
+            "function": qualified_name(task.fn),
+            "arguments": kwargs,
+            "code": reached_code(*code),
+            "torch": torch.__version__,
+            "torchvision": metadata.version("torchvision"),
+            "machine": platform.machine(),
+        }
+        if "device" in task.kwargs:
+            device = torch.device(task.kwargs["device"])
+            ingredients["device"] = (
+                torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            )
+        return ingredients
+
+    def _place(self, task: Task, key: str) -> Path:
+        return self.root / task.fn.__name__ / key[:16]
+
+    def _find(self, place: Path) -> Artefact | None:
+        if place.parent not in self._swept:
+            self._swept.add(place.parent)
+            _sweep(place.parent)
+        return _open_or_discard(place)
+
+
+def _open_or_discard(place: Path) -> Artefact | None:
+    try:
+        return open_artefact(place)
+    except FileNotFoundError:
+        return None
+    except ArtefactDamaged as damage:
+        warnings.warn(ArtefactDamaged(f"{damage}; it is made anew"), stacklevel=4)
+        discarded = Path(tempfile.mkdtemp(prefix=_temporary_prefix(), dir=place.parent))
+        try:
+            place.rename(discarded / place.name)
+        finally:
+            shutil.rmtree(discarded, ignore_errors=True)
+        return None
+
+
+def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> Artefact:
+    """Make one artefact in its place; runs in a worker or in the caller's process."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    seed, python_state, numpy_state = int(key[:8], 16), random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices), Stopwatch() as watch:
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            made = task.fn(**task.kwargs)
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+    match made:
+        case dict() as tensors, dict() as info if all(
+            isinstance(value, torch.Tensor) for value in tensors.values()
+        ):
+            pass
+        case _:
+            raise TypeError(
+                f"{qualified_name(task.fn)} must return a dict of tensors and a dict of plain values"
+            )
+    data = safetensors.torch.save(
+        {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in tensors.items()
+        }
+    )
+    content = {
+        "key": key,
+        "kind": task.fn.__name__,
+        "label": task.label,
+        "info": info,
+        "seconds": {"wall": watch.wall_s, "cpu": watch.cpu_s},
+        "ingredients": ingredients,
+        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    try:
+        content = json.loads(json.dumps(content))
+    except TypeError as error:
+        error.add_note(f"the second value that {qualified_name(task.fn)} returns must be plain JSON")
+        raise
+    content["sha256"] = sha256(content)
+    _write(place, {TENSORS: data, INFO: json.dumps(content, indent=1).encode()})
+    return open_artefact(place)
+
+
+def _write(place: Path, files: dict[str, bytes]) -> None:
+    """Write a directory of files so that it appears whole; where another writer was first, theirs stands."""
+    needed = sum(map(len, files.values()))
+    temporary = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(), dir=place.parent))
+        for name, data in files.items():
+            with (temporary / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if _open_or_discard(place) is None:
+            temporary.rename(place)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise OSError(
+                error.errno,
+                f"{error.strerror}: {needed:,} bytes are needed for one artefact; make room, or set NKD_RUNS to a "
+                "larger disk, and run again",
+                str(place),
+            ) from error
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _temporary_prefix() -> str:
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f".part-{machine}-{os.getpid()}-"
+
+
+def _sweep(directory: Path) -> None:
+    """Remove what killed writers left: theirs on this machine at once, others' after a day."""
+    for left in directory.glob(".part-*"):
+        _, machine, pid, _ = left.name.split("-", 3)
+        here = _temporary_prefix().split("-")[1] == machine
+        try:
+            if (here and not _alive(int(pid))) or time.time() - left.stat().st_mtime > 86_400:
+                shutil.rmtree(left, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

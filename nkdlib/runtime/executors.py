@@ -1,0 +1,121 @@
+"""Where tasks run: in this process or in local worker processes.
+
+Every task runs under the same number of BLAS threads wherever it runs, so results are equal bit for bit
+whatever the number of workers.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+
+import torch
+from joblib.externals.loky import ProcessPoolExecutor, process_executor
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Run a `with` block under `threads` torch threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class InProcess:
+    """Run each task at submission, in this process."""
+
+    def __init__(self, threads: int = 1):
+        self.jobs, self.threads = 1, threads
+
+    def submit(self, fn: Callable, *args: object, **kwargs: object) -> Future:
+        """Run `fn(*args, **kwargs)` and return its finished future; KeyboardInterrupt passes through."""
+        future: Future = Future()
+        try:
+            with torch_threads(self.threads):
+                future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, wait: bool = True, kill: bool = False) -> None:
+        """Do nothing: no process to end."""
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.shutdown()
+
+
+def _start_worker(threads: int, parent: int) -> None:
+    torch.set_num_threads(threads)
+    # Loky replaces a worker that grew by 300 MB, taking it for a leak; kept boundaries and mapped data are none.
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
+
+    def follow_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)  # the parent was killed: nobody waits for this worker's results
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+class Processes:
+    """Run tasks in `jobs` worker processes, started at the first submission and again after a crash."""
+
+    def __init__(self, jobs: int, threads: int = 1):
+        self.jobs, self.threads = jobs, threads
+        self._pool: ProcessPoolExecutor | None = None
+
+    def submit(self, fn: Callable, *args: object, **kwargs: object) -> Future:
+        """Hand `fn(*args, **kwargs)` to a worker and return its future; functions of a notebook's cells work."""
+        if self._pool is None or self._pool._flags.broken:
+            self._pool = ProcessPoolExecutor(
+                self.jobs,
+                timeout=600,  # idle workers go home; a later submission starts new ones
+                initializer=_start_worker,
+                initargs=(self.threads, os.getpid()),
+                env={**dict.fromkeys(THREAD_VARIABLES, str(self.threads)), "NKD_WORKER": "1"},
+            )
+        return self._pool.submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, kill: bool = False) -> None:
+        """End the workers; kill: at once, dropping what is in flight."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(wait=wait, kill_workers=kill)
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        self.shutdown(kill=kind is not None)
+
+
+def _local(jobs: int, threads: int) -> InProcess | Processes:
+    return InProcess(threads) if jobs == 1 else Processes(jobs, threads)
+
+
+EXECUTORS: dict[str, Callable[[int, int], InProcess | Processes]] = {"local": _local}
+
+
+def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InProcess | Processes:
+    """Return an executor, to be used as a context manager.
+
+    kind: a name in EXECUTORS. jobs: number of workers; 1 runs in this process. threads: BLAS threads per worker.
+    Raises ValueError for an unknown kind or a count below one.
+    """
+    if kind not in EXECUTORS:
+        raise ValueError(f"executor (={kind!r}) is not known; choose one of {', '.join(EXECUTORS)}")
+    for name, count in (("jobs", jobs), ("threads", threads)):
+        if count < 1:
+            raise ValueError(f"{name} (={count}) must be at least 1")
+    return EXECUTORS[kind](jobs, threads)

@@ -1,0 +1,80 @@
+"""Where a number comes from: code, parameters, data, packages, hardware and time. Never who or which host."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+from nkdlib.runtime.places import checkout
+from nkdlib.runtime.profiles import available_cores
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "safetensors")
+
+
+def _git(*command: str) -> str | None:
+    root = checkout()
+    if root is None:
+        return None
+    try:
+        done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _without_paths(value: object) -> object:
+    if isinstance(value, str | os.PathLike) and Path(value).is_absolute():
+        return Path(value).name
+    if isinstance(value, Mapping):
+        return {str(name): _without_paths(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(item) for item in value]
+    return value
+
+
+def provenance(
+    parameters: Mapping[str, object], data_digest: str = "", seconds: Mapping[str, float] | None = None
+) -> dict[str, object]:
+    """Return the provenance of a notebook's results, ready for JSON.
+
+    parameters: what the notebook ran with; of an absolute path only the last part is kept.
+    data_digest: fingerprint of the data. seconds: wall and CPU seconds by name.
+    """
+    status = _git(
+        "status", "--porcelain", "--", ".", ":!figures"
+    )  # regenerated figures are not a change of code
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(status) if status is not None else None,
+        "parameters": _without_paths(parameters),
+        "seeds": parameters.get("seeds"),
+        "data": data_digest,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()} {platform.libc_ver()[0]}".strip(),
+        "cuda": torch.version.cuda if gpu else None,
+        "hardware": {
+            "cpu": _cpu_model(),
+            "cores": available_cores(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": gpu,
+        },
+        "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
