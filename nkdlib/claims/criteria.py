@@ -1,0 +1,131 @@
+"""How a claim is judged: a bound written down before the results, and a t-interval over paired seeds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from statistics import fmean, stdev
+from typing import Literal
+
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+Outcome = Literal["full", "partly", "does not hold", "not judged"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean and two-sided 95 % t-interval of one metric over seeds.
+
+    `values` holds every seed's value, None where the seed did not reach what was asked. `mean`, `low` and
+    `high` are None where they are undefined: a seed that did not reach, or (for the bounds) a single seed.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    values: Mapping[int, float | None]
+
+    @property
+    def n(self) -> int:
+        """Number of seeds."""
+        return len(self.values)
+
+    def __str__(self) -> str:
+        if self.mean is None:
+            missed = [seed for seed, value in self.values.items() if value is None]
+            return f"not reached by seed {', '.join(map(str, missed))}, n={self.n}"
+        bounds = "" if self.low is None else f" [{short(self.low)}, {short(self.high)}]"
+        return f"{short(self.mean)}{bounds}, n={self.n}"
+
+
+def short(value: float | None) -> str:
+    """A number with three significant digits, for reading; None is "not reached"."""
+    if value is None:
+        return "not reached"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def t_interval(values: Mapping[int, float | None]) -> Interval:
+    """Student's t-interval over seeds: mean ± t(0.975, n - 1) * s / sqrt(n).
+
+    Arguments: `values`, the metric by seed; for two methods that is already their difference or ratio under
+    the same seed. Raises `ValueError` for no seed at all and for values that are not finite.
+    """
+    if not values:
+        raise ValueError("values is empty; a t-interval needs at least one seed")
+    for seed, value in values.items():
+        if value is not None and not isfinite(value):
+            raise ValueError(f"value of seed {seed} (={value}) must be finite; use None for 'not reached'")
+    ordered = {seed: values[seed] for seed in sorted(values)}
+    reached = [value for value in ordered.values() if value is not None]
+    if len(reached) < len(ordered):
+        return Interval(None, None, None, ordered)
+    mean = fmean(reached)
+    if len(reached) == 1:
+        return Interval(mean, None, None, ordered)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(reached) - 1)) * stdev(reached) / sqrt(len(reached))
+    return Interval(mean, mean - half, mean + half, ordered)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One bound that a claim's metric must lie beyond, with its whole interval.
+
+    `sense` "above": the direction holds when the interval's lower end is above `bound`; where the paper gives
+    a value, `reaches`, it holds in full only when the interval's upper end gets there. "below" mirrors this.
+    """
+
+    metric: str
+    sense: Literal["above", "below"]
+    bound: float
+    reaches: float | None
+    tolerance: float  # how far the mean may lie from the committed reference before `make verify` fails
+    words: str
+    unit: str
+    seeds: int = 5
+    relative: bool = False  # the tolerance is a fraction of the reference's mean: right for ratios of seconds
+    profiles: tuple[str, ...] | None = None  # the profiles at which it can be measured; None: at all
+    decides: bool = True  # False: evidence shown beside a claim that only another scale can decide
+
+    def __post_init__(self) -> None:
+        if self.sense not in ("above", "below"):
+            raise ValueError(f"sense (={self.sense!r}) must be 'above' or 'below'")
+        if self.seeds < 2:
+            raise ValueError(f"seeds (={self.seeds}) must be at least 2; one seed has no interval")
+
+    def applies(self, profile: str) -> bool:
+        """Whether this criterion is measured at `profile`."""
+        return self.profiles is None or profile in self.profiles
+
+    def outcome(self, interval: Interval) -> tuple[Outcome, str]:
+        """What the interval says about this criterion, and why in a few words."""
+        if interval.n < self.seeds:
+            return "not judged", f"{self.metric} has {interval.n} of {self.seeds} seeds"
+        if interval.mean is None:
+            missed = [str(seed) for seed, value in interval.values.items() if value is None]
+            return "does not hold", f"{self.metric} was not reached by seed {', '.join(missed)}"
+        up = self.sense == "above"
+        near, far = (interval.low, interval.high) if up else (interval.high, interval.low)
+        if not (near > self.bound if up else near < self.bound):
+            return "does not hold", f"the interval of {self.metric} is not {self.sense} {self.bound:g}"
+        if self.reaches is not None and not (far >= self.reaches if up else far <= self.reaches):
+            return (
+                "partly",
+                f"{self.metric} is {self.sense} {self.bound:g} but does not reach {self.reaches:g}",
+            )
+        return "full", f"{self.metric} holds"
+
+    def within(self, here: float | None, reference: float | None) -> bool:
+        """Whether two means agree within the tolerance; "not reached" agrees with itself only."""
+        if here is None or reference is None:
+            return here is reference
+        return abs(here - reference) <= self.allowance(reference)
+
+    def allowance(self, reference: float) -> float:
+        """The tolerance in the metric's own unit."""
+        return self.tolerance * abs(reference) if self.relative else self.tolerance
+
+    def __str__(self) -> str:
+        reaches = "" if self.reaches is None else f", in full at {self.reaches:g}"
+        return f"{self.sense} {self.bound:g}{reaches}"
