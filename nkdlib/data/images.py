@@ -1,0 +1,254 @@
+"""Images as one uint8 tensor, and batches drawn from it as whole tensors.
+
+No worker process and no per-image Python stands between the data and a small network: a batch is one gather,
+one normalisation and, if asked for, one augmentation, on the device. The order depends on the seed alone.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Images:
+    """Labelled images of one size; cheap to subset, and cheap to send to another process.
+
+    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W), memory-mapped when they come
+    from the decoded store; labels: int64 (M,); classes: names by label; mean, std: per channel, of the training
+    split, in units where white is 1; fingerprint: SHA-256 of all of this, computed when left out; rows: which
+    of the M images these are, all when left out; opener: opens the M images in another process, which spares
+    sending them there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        pixels: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        fingerprint: str | None = None,
+        *,
+        rows: Tensor | None = None,
+        opener: Callable[[], "Images"] | None = None,
+    ):
+        if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+            raise ValueError(f"pixels ({pixels.dtype}, {tuple(pixels.shape)}) must be uint8 (N, C, H, W)")
+        if labels.shape != pixels.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(f"labels ({labels.dtype}, {tuple(labels.shape)}) must be int64 ({len(pixels)},)")
+        if len(mean) != pixels.shape[1] or len(std) != pixels.shape[1]:
+            raise ValueError(f"mean and std must have one value for each of the {pixels.shape[1]} channels")
+        self.name, self.part, self.classes = name, split, tuple(classes)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self._stored, self._stored_labels, self._rows, self._opener = pixels, labels, rows, opener
+        self._copies: dict[torch.device, Tensor] = {}  # the stored pixels on other devices, shared by subsets
+        self.fingerprint = fingerprint or self._digest()
+
+    def _digest(self) -> str:
+        head = (self.name, self.part, tuple(self._stored.shape), self.classes, self.mean, self.std)
+        digest = hashlib.sha256(repr(head).encode())
+        for part in (self._stored, self._stored_labels):
+            digest.update(memoryview(part.contiguous().numpy()).cast("B"))
+        return digest.hexdigest()
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """uint8 (N, C, H, W); of a subset, gathered when first asked for."""
+        return self._stored if self._rows is None else self._stored.index_select(0, self._rows)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """int64 (N,)."""
+        return self._stored_labels if self._rows is None else self._stored_labels[self._rows]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image: (C, H, W)."""
+        return tuple(self._stored.shape[1:])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self._stored if self._rows is None else self._rows)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        return f"Images({self.name} {self.part}: {len(self):,} of {size}, {self.num_classes} classes, {self.fingerprint[:8]})"
+
+    def __reduce__(self):
+        if self._opener is not None:
+            return _reopen, (self._opener, self._rows, self.fingerprint)
+        whole = (self.name, self.part, self.pixels, self.labels, self.classes, self.mean, self.std)
+        return Images, (*whole, self.fingerprint)
+
+    def subset(self, indices: int | Tensor | list[int], seed: int | None = None) -> "Images":
+        """Some of the images, sharing memory with these.
+
+        indices: positions, or a number: the first so many, or with a seed so many drawn at random without
+        replacement (in their old order). Raises ValueError for a position or number out of range.
+        """
+        if isinstance(indices, int):
+            if not 0 < indices <= len(self):
+                raise ValueError(
+                    f"indices (={indices}) must be between 1 and the {len(self):,} images of {self!r}"
+                )
+            chosen = torch.arange(len(self)) if seed is None else _permutation(len(self), seed)
+            indices = chosen[:indices].sort().values
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        if indices.dim() != 1 or not len(indices) or indices.min() < 0 or indices.max() >= len(self):
+            raise ValueError(f"indices must be one row of positions from 0 to {len(self) - 1:,} of {self!r}")
+        digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
+        rows = indices if self._rows is None else self._rows[indices]
+        return self._select(rows, digest)
+
+    def _select(self, rows: Tensor | None, fingerprint: str) -> "Images":
+        stored = (self._stored, self._stored_labels, self.classes, self.mean, self.std, fingerprint)
+        selected = Images(self.name, self.part, *stored, rows=rows, opener=self._opener)
+        selected._copies = self._copies
+        return selected
+
+    def split(self, count: int, seed: int) -> tuple["Images", "Images"]:
+        """Divide at random into (the rest, `count` held-out images)."""
+        if not 0 < count < len(self):
+            raise ValueError(
+                f"count (={count}) must leave images on both sides; choose 1 to {len(self) - 1:,}"
+            )
+        order = _permutation(len(self), seed)
+        return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) to float32 with the training split's mean 0 and standard deviation 1 per channel."""
+        scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
+        return torch.addcmul(shift.view(-1, 1, 1), pixels.float(), scale)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        steps: int | None = None,
+        epochs: int | None = None,
+        seed: int | None = None,
+        shuffle: bool = True,
+        augment: Augmentation | None = None,
+        device: str | torch.device = "cpu",
+        channels_last: bool = False,
+        drop_last: bool | None = None,
+    ) -> "Batches":
+        """Batches of normalised images and labels; iterating again gives the same sequence again.
+
+        steps: this many batches, over as many epochs as it takes; epochs: or this many epochs (1 when neither is
+        given); seed: decides the order, anew for each epoch, and the augmentation; augment: changes a uint8
+        batch, see random_shift_flip; channels_last: memory format of x; drop_last: leave out an incomplete last
+        batch of an epoch, by default when shuffling.
+        Raises ValueError for a combination that gives no batches or an undetermined order.
+        """
+        drop_last = shuffle if drop_last is None else drop_last
+        if steps is not None and epochs is not None:
+            raise ValueError(f"give steps (={steps}) or epochs (={epochs}), not both")
+        if seed is None and (shuffle or augment):
+            raise ValueError("seed (=None) must be a number where shuffle or augment is on")
+        if batch_size < 1 or (drop_last and batch_size > len(self)):
+            raise ValueError(
+                f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}; "
+                "or pass drop_last=False for one smaller batch"
+            )
+        device = torch.device(device)
+        return Batches(
+            self, batch_size, steps, epochs, seed, shuffle, augment, device, channels_last, drop_last
+        )
+
+    def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
+        rows = positions if self._rows is None else self._rows[positions]
+        labels = self._stored_labels[rows].to(device)
+        if device.type == "cpu":
+            return self._stored.index_select(0, rows), labels
+        if device not in self._copies and device.type == "cuda":
+            free_bytes, _ = torch.cuda.mem_get_info(device)
+            if self._stored.numel() < free_bytes // 2:
+                self._copies[device] = self._stored.to(device)
+        if device in self._copies:
+            return self._copies[device].index_select(0, rows.to(device)), labels
+        return self._stored.index_select(0, rows).to(device), labels
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """What `Images.batches` returns: a re-iterable sequence of (x, y), x float32 (B, C, H, W), y int64 (B,)."""
+
+    images: Images
+    batch_size: int
+    steps: int | None
+    epochs: int | None
+    seed: int | None
+    shuffle: bool
+    augment: Augmentation | None
+    device: torch.device
+    channels_last: bool
+    drop_last: bool
+
+    @property
+    def _per_epoch(self) -> int:
+        whole = len(self.images) / self.batch_size
+        return math.floor(whole) if self.drop_last else math.ceil(whole)
+
+    def __len__(self) -> int:
+        return (
+            self._per_epoch * (1 if self.epochs is None else self.epochs)
+            if self.steps is None
+            else self.steps
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that determines the batches."""
+        how = (
+            len(self),
+            self.batch_size,
+            self.seed,
+            self.shuffle,
+            self.augment,
+            self.device.type,
+            self.drop_last,
+        )
+        return hashlib.sha256(f"{self.images.fingerprint} {how}".encode()).hexdigest()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order_generator, augment_generator = torch.Generator(), torch.Generator()
+        if self.seed is not None:
+            order_generator.manual_seed(self.seed)
+            augment_generator.manual_seed(
+                self.seed + 1_000_003
+            )  # apart, so augmenting leaves the order alone
+        for step in range(len(self)):
+            place = step % self._per_epoch
+            if place == 0:
+                count = len(self.images)
+                order = (
+                    torch.randperm(count, generator=order_generator) if self.shuffle else torch.arange(count)
+                )
+            chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+            pixels, labels = self.images.gather(chosen, self.device)  # (B, C, H, W), (B,)
+            if self.augment is not None:
+                pixels = self.augment(pixels, augment_generator)
+            x = self.images.normalise(pixels)
+            yield (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), labels
+
+
+def _permutation(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+
+
+def _reopen(opener: Callable[[], Images], rows: Tensor | None, fingerprint: str) -> Images:
+    return opener()._select(rows, fingerprint)
