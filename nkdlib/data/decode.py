@@ -89,23 +89,22 @@ def _cifar10_contents(path: Path) -> dict[str, bytes]:
         contents = {name: (path / name).read_bytes() for name in CIFAR10_MD5 if (path / name).exists()}
     else:
         with _opened(path) as archive:
-            contents = {
-                PurePosixPath(m.name).name: archive.extractfile(m).read() for m in archive if m.isfile()
-            }
+            files = (member for member in archive if member.isfile())
+            contents = {PurePosixPath(file.name).name: archive.extractfile(file).read() for file in files}
     for name, expected in CIFAR10_MD5.items():
         if name not in contents:
-            raise _damaged(path, f"no {name}")
+            raise _damaged(path, f"no {name} in it")
         check_md5(path / name, contents[name], expected)
     return contents
 
 
 def decode_image_tree(path: Path, allocate: Allocate, image_size: int | None = None) -> Decoded:
-    """Images in `<split>/<class>/<file>`, a folder or a tar archive of it; splits are train and test (or val).
+    """Images in `train/<class>/<file>` and `test/<class>/<file>` (or `val`), a folder or its tar archive.
 
-    path: the folder that contains `train`, or the archive; image_size: pixels, the shorter side is resized to it
-    and the centre cut out, so that all images become squares of one size. Everything is read as RGB, like
-    torchvision's ImageFolder, and sorted by name, so that a folder and an archive of it give the same.
-    Raises ValueError when images differ in size and no image_size is given, DataDamaged for an unreadable one.
+    image_size: pixels, the shorter side is resized to it and the center cut out, so that all become squares of
+    one size. Everything is read as RGB, like torchvision's ImageFolder, and sorted by name, so that a folder
+    and its archive give the same.
+    Raises ValueError when images differ in size and no image_size is given, DataDamaged for a broken one.
     """
     rows, labels, classes = _tree_index(path)
     pixels: dict[str, np.ndarray] = {}
@@ -133,8 +132,9 @@ def _tree_index(path: Path) -> tuple[dict[str, tuple[str, int]], dict[str, np.nd
     for split, accepted in (("train", ("train",)), ("test", ("test", "val"))):
         found = [folder for folder in folders if PurePosixPath(folder).name in accepted]
         if len(found) != 1:
+            wanted = " or ".join(accepted)
             raise ValueError(
-                f"{path} must have images in one folder {' or '.join(accepted)}/<class>/, found {found or 'none'}"
+                f"{path} must have images in one folder {wanted}/<class>/, found {found or 'none'}"
             )
         chosen[split] = folders[found[0]]
     classes = tuple(sorted({place.parent.name for places in chosen.values() for place in places}))
@@ -167,10 +167,8 @@ def _read_image(path: Path, name: str, content: bytes, image_size: int | None) -
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
         raise _damaged(path / name, f"no readable image ({error})") from error
     if image_size is not None:
-        scale = image_size / min(image.size)
-        image = image.resize(
-            [max(image_size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR
-        )
+        size = [round(side * image_size / min(image.size)) for side in image.size]
+        image = image.resize(size, Image.Resampling.BILINEAR)
         left, top = ((side - image_size) // 2 for side in image.size)
         image = image.crop((left, top, left + image_size, top + image_size))
     return np.asarray(image)  # (H, W, 3)
@@ -178,7 +176,7 @@ def _read_image(path: Path, name: str, content: bytes, image_size: int | None) -
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar archive to be read once, front to back; a truncated one is an error, where tarfile may just stop."""
+    """A tar archive to be read once, front to back; truncation is an error, where tarfile may just stop."""
     with open(path, "rb") as file:
         start = file.read(6)
     unpack = next((opener for magic, opener in UNPACK.items() if start.startswith(magic)), open)
@@ -193,9 +191,8 @@ def _opened(path: Path) -> Iterator[tarfile.TarFile]:
                 if file.read() != bytes(1024):
                     raise EOFError("the end-of-archive mark is missing")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise _damaged(
-            path, f"{path.stat().st_size:,} bytes that are no whole tar archive ({error})"
-        ) from error
+        found = f"{path.stat().st_size:,} bytes, not a whole tar archive ({error})"
+        raise _damaged(path, found) from error
 
 
 def check_md5(path: Path, content: bytes, expected: str) -> None:
@@ -205,6 +202,4 @@ def check_md5(path: Path, content: bytes, expected: str) -> None:
 
 
 def _damaged(path: Path, found: str) -> DataDamaged:
-    return DataDamaged(
-        f"{path} is damaged or another file: it has {found}; remove it and copy or fetch it again"
-    )
+    return DataDamaged(f"{path} is damaged or another file: found {found}; remove it and fetch it again")

@@ -1,4 +1,4 @@
-"""Fetch public data sets: from the mirrors that torchvision uses, Fashion-MNIST also from Debian's package."""
+"""Fetch public data sets from the mirrors that torchvision uses, or from Debian's package."""
 
 import hashlib
 import os

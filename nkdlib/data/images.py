@@ -7,7 +7,7 @@ one normalisation and, if asked for, one augmentation, on the device. The order 
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import cached_property
 
 import torch
@@ -19,11 +19,11 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 class Images:
     """Labelled images of one size; cheap to subset, and cheap to send to another process.
 
-    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W), memory-mapped when they come
-    from the decoded store; labels: int64 (M,); classes: names by label; mean, std: per channel, of the training
-    split, in units where white is 1; fingerprint: SHA-256 of all of this, computed when left out; rows: which
-    of the M images these are, all when left out; opener: opens the M images in another process, which spares
-    sending them there.
+    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W),
+    memory-mapped when they come from the store; labels: int64 (M,); classes: names by label; mean, std: per
+    channel, of the training split, white being 1; fingerprint: SHA-256 of it all, computed when left out;
+    rows: which of the M images these are, all when left out; opener: opens the M images again in another
+    process, which spares sending them there.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class Images:
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
-        return f"Images({self.name} {self.part}: {len(self):,} of {size}, {self.num_classes} classes, {self.fingerprint[:8]})"
+        what = f"{self.name} {self.part}: {len(self):,} of {size}, {self.num_classes} classes"
+        return f"Images({what}, {self.fingerprint[:8]})"
 
     def __reduce__(self):
         if self._opener is not None:
@@ -94,17 +95,16 @@ class Images:
     def subset(self, indices: int | Tensor | list[int], seed: int | None = None) -> "Images":
         """Some of the images, sharing memory with these.
 
-        indices: positions, or a number: the first so many, or with a seed so many drawn at random without
-        replacement (in their old order). Raises ValueError for a position or number out of range.
+        indices: positions, or a mask, or a number: the first so many, or with a seed so many drawn at random
+        without replacement (in their old order). Raises ValueError for a position or number out of range.
         """
         if isinstance(indices, int):
             if not 0 < indices <= len(self):
-                raise ValueError(
-                    f"indices (={indices}) must be between 1 and the {len(self):,} images of {self!r}"
-                )
+                raise ValueError(f"indices (={indices}) must be 1 to the number of {self!r}")
             chosen = torch.arange(len(self)) if seed is None else _permutation(len(self), seed)
             indices = chosen[:indices].sort().values
-        indices = torch.as_tensor(indices, dtype=torch.int64)
+        indices = torch.as_tensor(indices)
+        indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.long()
         if indices.dim() != 1 or not len(indices) or indices.min() < 0 or indices.max() >= len(self):
             raise ValueError(f"indices must be one row of positions from 0 to {len(self) - 1:,} of {self!r}")
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
@@ -121,13 +121,13 @@ class Images:
         """Divide at random into (the rest, `count` held-out images)."""
         if not 0 < count < len(self):
             raise ValueError(
-                f"count (={count}) must leave images on both sides; choose 1 to {len(self) - 1:,}"
+                f"count (={count}) must be 1 to {len(self) - 1:,}, to leave images on both sides"
             )
         order = _permutation(len(self), seed)
         return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32 with the training split's mean 0 and standard deviation 1 per channel."""
+        """uint8 (B, C, H, W) to float32, mean 0 and deviation 1 per channel over the training split."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device).view(-1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
         return torch.addcmul(shift.view(-1, 1, 1), pixels.float(), scale)
@@ -147,10 +147,10 @@ class Images:
     ) -> "Batches":
         """Batches of normalised images and labels; iterating again gives the same sequence again.
 
-        steps: this many batches, over as many epochs as it takes; epochs: or this many epochs (1 when neither is
-        given); seed: decides the order, anew for each epoch, and the augmentation; augment: changes a uint8
-        batch, see random_shift_flip; channels_last: memory format of x; drop_last: leave out an incomplete last
-        batch of an epoch, by default when shuffling.
+        steps: this many batches, over as many epochs as it takes; epochs: or this many epochs (1 when neither
+        is given); seed: decides the order, anew for each epoch, and the augmentation; augment: changes uint8
+        batches, see random_shift_flip; channels_last: memory format of x; drop_last: leave out an incomplete
+        last batch of an epoch, by default when shuffling.
         Raises ValueError for a combination that gives no batches or an undetermined order.
         """
         drop_last = shuffle if drop_last is None else drop_last
@@ -163,10 +163,10 @@ class Images:
                 f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}; "
                 "or pass drop_last=False for one smaller batch"
             )
-        device = torch.device(device)
-        return Batches(
-            self, batch_size, steps, epochs, seed, shuffle, augment, device, channels_last, drop_last
-        )
+        per_epoch = math.floor(len(self) / batch_size) if drop_last else math.ceil(len(self) / batch_size)
+        steps = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
+        where = torch.device(device), channels_last
+        return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, *where)
 
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
@@ -185,59 +185,41 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """What `Images.batches` returns: a re-iterable sequence of (x, y), x float32 (B, C, H, W), y int64 (B,)."""
+    """What `Images.batches` returns: (x, y) again and again, float32 (B, C, H, W) and int64 (B,)."""
 
     images: Images
     batch_size: int
-    steps: int | None
-    epochs: int | None
+    steps: int
+    steps_per_epoch: int
     seed: int | None
     shuffle: bool
     augment: Augmentation | None
     device: torch.device
     channels_last: bool
-    drop_last: bool
-
-    @property
-    def _per_epoch(self) -> int:
-        whole = len(self.images) / self.batch_size
-        return math.floor(whole) if self.drop_last else math.ceil(whole)
 
     def __len__(self) -> int:
-        return (
-            self._per_epoch * (1 if self.epochs is None else self.epochs)
-            if self.steps is None
-            else self.steps
-        )
+        return self.steps
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the batches."""
-        how = (
-            len(self),
-            self.batch_size,
-            self.seed,
-            self.shuffle,
-            self.augment,
-            self.device.type,
-            self.drop_last,
-        )
-        return hashlib.sha256(f"{self.images.fingerprint} {how}".encode()).hexdigest()
+        """SHA-256 of everything that determines the batches; `augment` must be a dataclass to have one."""
+        if self.augment is not None and not is_dataclass(self.augment):
+            raise TypeError(f"augment (={self.augment}) must be a dataclass, whose fields can be told apart")
+        order = (self.batch_size, self.steps, self.steps_per_epoch, self.seed, self.shuffle)
+        how = f"{self.images.fingerprint} {order} {self.augment} {self.device.type}"
+        return hashlib.sha256(how.encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order_generator, augment_generator = torch.Generator(), torch.Generator()
         if self.seed is not None:
             order_generator.manual_seed(self.seed)
-            augment_generator.manual_seed(
-                self.seed + 1_000_003
-            )  # apart, so augmenting leaves the order alone
-        for step in range(len(self)):
-            place = step % self._per_epoch
+            augment_generator.manual_seed(self.seed + 1_000_003)  # so that augmenting leaves the order alone
+        for step in range(self.steps):
+            place = step % self.steps_per_epoch
             if place == 0:
-                count = len(self.images)
-                order = (
-                    torch.randperm(count, generator=order_generator) if self.shuffle else torch.arange(count)
-                )
+                order = torch.arange(len(self.images))
+                if self.shuffle:
+                    order = torch.randperm(len(order), generator=order_generator)
             chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
             pixels, labels = self.images.gather(chosen, self.device)  # (B, C, H, W), (B,)
             if self.augment is not None:

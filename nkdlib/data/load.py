@@ -1,4 +1,4 @@
-"""Load a data set by name, or from one's own folder: NKD_DATA is searched, then what was fetched, then the net.
+"""Load a data set by name or from one's own folder: from NKD_DATA, else what was fetched, else the net.
 
 A data set that is not found is an error, never replaced by another.
 """
@@ -52,20 +52,19 @@ class Source:
         """Which files these are: a digest of their names, sizes and times."""
         files = [self.path / name for name in self.files or ()] or sorted(self.path.rglob("*")) or [self.path]
         stats = [(file.relative_to(self.path).as_posix(), file.stat()) for file in files]
-        listing = [(str(self.path.resolve()), self.decode.__name__)]
-        listing += [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        return hashlib.sha256(repr(listing).encode()).hexdigest()[:16]
+        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        return hashlib.sha256(repr((self.decode.__name__, listing)).encode()).hexdigest()[:16]
 
 
 def load(
-    name: str | Path, split: str = "train", root: Path | None = None, image_size: int | None = None
+    name: str | Path, split: str = "train", root: str | Path | None = None, image_size: int | None = None
 ) -> Images:
     """Load one split of a data set, decoding it once and fetching it if need be.
 
-    name: "digits" (scikit-learn's, 1,437 + 360 of 8x8), "fashion-mnist", "cifar10", or a folder or tar archive of
+    name: "digits" (scikit-learn's, 1,437 + 360 of 8x8), "fashion-mnist", "cifar10", or a folder or archive of
     images as `train/<class>/*` and `test/<class>/*` (or `val`), by its path or by its name in NKD_DATA;
-    split: "train" or "test"; root: the folder to search in place of NKD_DATA; image_size: pixels, for a folder of
-    images that differ in size: resize the shorter side and cut out the centre.
+    split: "train" or "test"; root: the folder to search in place of NKD_DATA; image_size: pixels, for
+    images that differ in size: resize the shorter side and cut out the center.
     Returns images whose pixels are memory-mapped. Raises DataNotFound, or DataDamaged for a file that is not
     what was published.
     """
@@ -88,7 +87,7 @@ def load(
     return open_or_decode(home, split, title, partial(decode, source.path))
 
 
-def _search_root(root: Path | None) -> Path | None:
+def _search_root(root: str | Path | None) -> Path | None:
     named = root if root is not None else os.environ.get("NKD_DATA")
     if not named:
         return None
@@ -118,10 +117,8 @@ def _find_or_fetch(name: str, search: Path | None) -> Source:
     if source := FINDERS[name](fetched):
         return source
     raise DataNotFound(
-        f"{name} was not found. Tried:\n  "
-        + "\n  ".join(tried)
-        + f"\nTo bring it yourself, put {BRING[name]} "
-        "into a folder and set NKD_DATA to that folder."
+        "\n  ".join([f"{name} was not found. Tried:", *tried])
+        + f"\nTo bring it yourself, put {BRING[name]} into a folder and set NKD_DATA to that folder."
     )
 
 

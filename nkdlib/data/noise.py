@@ -53,10 +53,8 @@ class GaussianImages:
         drawn = torch.empty(0, *self.shape)
         for start in range(0, self.count, self.batch_size):
             size = min(self.batch_size, self.count - start)
-            missing = -(-max(0, size - len(drawn)) // BLOCK)
-            drawn = torch.cat(
-                [drawn, *(torch.randn(BLOCK, *self.shape, generator=generator) for _ in range(missing))]
-            )
+            while len(drawn) < size:
+                drawn = torch.cat([drawn, torch.randn(BLOCK, *self.shape, generator=generator)])
             batch, drawn = drawn[:size], drawn[size:]
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             yield batch.to(self.device).contiguous(memory_format=layout)

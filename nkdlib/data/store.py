@@ -66,7 +66,7 @@ def open_or_decode(home: Path, split: str, name: str, decode: Callable[[Allocate
 def open_split(home: Path, split: str, check: bool = True) -> Images:
     """Images of a decoded split, memory-mapped.
 
-    check: compare with the digest, once per process. Raises OSError, ValueError or KeyError when it is damaged.
+    check: compare with the digest, once per process. Raises OSError, ValueError or KeyError when damaged.
     """
     about = json.loads((home / "about.json").read_text())
     pixels = torch.from_numpy(np.load(home / f"{split}-pixels.npy", mmap_mode="c"))  # (N, C, H, W)
