@@ -1,7 +1,8 @@
 """Artefacts: expensive results, kept under the SHA-256 of what determines them.
 
-An artefact is a directory with `tensors.safetensors` and a readable `info.json`. It is written beside its place
-and renamed into it, so it is there whole or not at all; its digests are checked when a process first opens it.
+An artefact is a directory with `tensors.safetensors` and a readable `info.json`. It is written beside its
+place and renamed into it, so it is there whole or not at all; its digests are checked when a process first
+opens it.
 """
 
 import errno
@@ -44,8 +45,8 @@ class ArtefactDamaged(UserWarning):
 class Task:
     """One call whose result is an artefact.
 
-    fn: called as `fn(**kwargs)`, returns a dict of tensors and a JSON-able dict. Torch, NumPy and `random` are
-    seeded from the task's key before the call. label: what progress and errors call it.
+    fn: called as `fn(**kwargs)`, returns a dict of tensors and a JSON-able dict. Torch, NumPy and `random`
+    are seeded from the task's key before the call. label: what progress and errors call it.
     """
 
     fn: Callable[..., tuple[dict[str, torch.Tensor], dict[str, object]]]
@@ -117,7 +118,7 @@ class Cache:
         self._swept: set[Path] = set()
 
     def key(self, task: Task) -> str:
-        """Return the SHA-256 of what determines the task's result; raises TypeError for an argument that cannot."""
+        """Return the SHA-256 of what determines the result; TypeError for an argument without a key."""
         return sha256(self._ingredients(task))
 
     def call(self, fn: Callable, **kwargs: object) -> Artefact:
@@ -290,8 +291,8 @@ def _write(place: Path, files: dict[str, bytes]) -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
                 error.errno,
-                f"{error.strerror}: {needed:,} bytes are needed for one artefact; make room, or set NKD_RUNS to a "
-                "larger disk, and run again",
+                f"{error.strerror}: {needed:,} bytes are needed for one artefact; make room, or set "
+                "NKD_RUNS to a larger disk, and run again",
                 str(place),
             ) from error
         raise

@@ -1,9 +1,8 @@
 """Fingerprint of the code that makes an artefact: what the task's function can reach, no more.
 
 Functions and classes of a notebook, a script or a test count one by one with the constants that they name;
-modules of nkdlib count whole, followed through their imports of nkdlib. Comments, formatting and docstrings do
-not count, nor do the modules in NEUTRAL, which carry results and never make them. Installed packages count by
-their version, in the key itself.
+modules of nkdlib count whole, followed through their imports of nkdlib. Comments, formatting and docstrings
+do not count, nor do the modules in NEUTRAL, which carry results and never make them, nor installed packages.
 """
 
 import ast
@@ -80,7 +79,7 @@ class _Reach:
         self.modules |= _imports(tree)
         names = _names_in_scope(value)
         for chain in _global_names(compile(tree, "<task>", "exec")):
-            if chain[0] not in names:
+            if chain[0] not in names or chain[0].startswith("__"):
                 continue
             reached, depth = names[chain[0]], 1
             installed = False
@@ -88,7 +87,7 @@ class _Reach:
                 installed = not _is_local(reached.__name__)
                 reached, depth = getattr(reached, chain[depth]), depth + 1
             if reached is not value and not installed:
-                self.add(reached, ".".join(chain[:depth]))
+                self.add(reached, f"{value.__module__}.{'.'.join(chain[:depth])}")
 
 
 def _names_in_scope(value: type | FunctionType) -> dict[str, object]:
@@ -103,7 +102,7 @@ def _names_in_scope(value: type | FunctionType) -> dict[str, object]:
 
 
 def _global_names(code: CodeType) -> Iterator[tuple[str, ...]]:
-    """Yield the names that `code` and the code inside it read from outside, with the attributes that follow."""
+    """Yield the names that `code` and what it holds read from outside, with the attributes that follow."""
     chain: tuple[str, ...] = ()
     for step in dis.get_instructions(code):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
@@ -173,8 +172,8 @@ def _module_hash(module: str) -> str:
     loaded, now = _LOADED.setdefault(path, path.read_bytes()), path.read_bytes()
     if now != loaded and _hash_source(now) != _hash_source(loaded):
         raise RuntimeError(
-            f"{path.relative_to(SOURCES)} was edited after this process loaded it, so its results would be kept as "
-            "the new code's; restart the kernel"
+            f"{path.relative_to(SOURCES)} was edited after this process loaded it, so its results "
+            "would be kept as the new code's; restart the kernel"
         )
     return _hash_source(loaded)
 

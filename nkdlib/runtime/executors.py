@@ -57,7 +57,7 @@ class InProcess:
 
 def _start_worker(threads: int, parent: int) -> None:
     torch.set_num_threads(threads)
-    # Loky replaces a worker that grew by 300 MB, taking it for a leak; kept boundaries and mapped data are none.
+    # Loky takes a worker that grew by 300 MB for a leak and replaces it; kept boundaries are none.
     process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
     def follow_parent() -> None:
@@ -76,7 +76,7 @@ class Processes:
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, fn: Callable, *args: object, **kwargs: object) -> Future:
-        """Hand `fn(*args, **kwargs)` to a worker and return its future; functions of a notebook's cells work."""
+        """Hand `fn(*args, **kwargs)`, which a notebook's cell may define, to a worker; return its future."""
         if self._pool is None or self._pool._flags.broken:
             self._pool = ProcessPoolExecutor(
                 self.jobs,
@@ -110,7 +110,7 @@ EXECUTORS: dict[str, Callable[[int, int], InProcess | Processes]] = {"local": _l
 def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InProcess | Processes:
     """Return an executor, to be used as a context manager.
 
-    kind: a name in EXECUTORS. jobs: number of workers; 1 runs in this process. threads: BLAS threads per worker.
+    kind: a name in EXECUTORS. jobs: number of workers; 1 runs in this process. threads: BLAS threads of each.
     Raises ValueError for an unknown kind or a count below one.
     """
     if kind not in EXECUTORS:

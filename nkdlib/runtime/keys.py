@@ -28,8 +28,8 @@ def qualified_name(value: object) -> str:
 def canonical(value: object, name: str, code: list) -> object:
     """Return `value` as plain JSON types.
 
-    name: what the value is called, for the error. code: functions and classes met on the way are appended to it,
-    because what they do is part of the value. Raises TypeError for a value that has no canonical form.
+    name: what the value is called, for the error. code: functions and classes met on the way are appended to
+    it, because what they do is part of the value. Raises TypeError for a value that has no canonical form.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value

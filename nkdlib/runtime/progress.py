@@ -77,10 +77,8 @@ class Progress:
             self._bar.close()
         elif not self._file and not os.environ.get("NKD_WORKER"):
             of = f"/{self.total}" if self.total is not None else ""
-            state = "done" if kind is None else "stopped"
-            print(
-                f"{self.title}: {self.done}{of} {self.unit}, {state} after {clock(time.monotonic() - self._started)}"
-            )
+            end = f"{'done' if kind is None else 'stopped'} after {clock(time.monotonic() - self._started)}"
+            print(f"{self.title}: {self.done}{of} {self.unit}, {end}")
 
 
 def progress(iterable: Iterable, title: str, total: int | None = None, unit: str = "it") -> Iterator:
