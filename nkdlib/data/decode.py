@@ -36,6 +36,7 @@ CIFAR10_MD5 = {
     "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
+CIFAR10_BATCH = 10_000
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 UNPACK = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}  # by the file's first bytes
@@ -74,11 +75,12 @@ def decode_cifar10(path: Path, allocate: Allocate) -> Decoded:
     """CIFAR-10 as published: the folder `cifar-10-batches-py`, or the archive that contains it."""
     labels, contents = {}, _cifar10_contents(path)
     for split, names in (("train", list(CIFAR10_MD5)[:5]), ("test", ["test_batch"])):
-        pixels = allocate(split, (10_000 * len(names), 3, 32, 32))
+        pixels = allocate(split, (CIFAR10_BATCH * len(names), 3, 32, 32))
         split_labels = []
         for place, name in enumerate(names):
             batch = pickle.loads(contents[name], encoding="latin1")  # safe: its checksum is the published one
-            pixels[place * 10_000 : (place + 1) * 10_000] = batch["data"].reshape(-1, 3, 32, 32)
+            start = place * CIFAR10_BATCH
+            pixels[start : start + CIFAR10_BATCH] = batch["data"].reshape(-1, 3, 32, 32)
             split_labels += batch["labels"]
         labels[split] = np.array(split_labels, np.int64)
     return labels, CIFAR10_CLASSES

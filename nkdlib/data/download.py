@@ -9,7 +9,6 @@ from http.client import HTTPException
 from pathlib import Path
 
 from nkdlib.data.decode import FASHION_MD5, DataDamaged, read_fashion_mnist
-from nkdlib.data.store import locked
 from nkdlib.runtime.progress import Progress, progress
 
 CONNECT_SECONDS = 20  # and between two pieces of a download
@@ -65,24 +64,23 @@ FETCHERS = {
 
 
 def fetch(name: str, folder: Path) -> list[str]:
-    """Bring a public data set into a folder; files are moved there whole and checked, or not at all.
+    """Bring a public data set into a locked folder; files are moved there whole and checked, or not at all.
 
     Returns what failed, one line for each place tried, up to the one that worked.
     """
     failures = []
-    with locked(folder):
-        for place, fetcher in FETCHERS[name].items():
-            scratch = folder / ".part"
-            shutil.rmtree(scratch, ignore_errors=True)  # of a fetch that was killed
-            scratch.mkdir()
-            try:
-                fetcher(folder, scratch)
-                return failures
-            except (OSError, HTTPException, subprocess.SubprocessError, DataDamaged) as error:
-                said = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip()
-                failures.append(f"{place}: {said.splitlines()[-1]}")
-            finally:
-                shutil.rmtree(scratch)
+    for place, fetcher in FETCHERS[name].items():
+        scratch = folder / ".part"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a fetch that was killed
+        scratch.mkdir()
+        try:
+            fetcher(folder, scratch)
+            return failures
+        except (OSError, HTTPException, subprocess.SubprocessError, DataDamaged) as error:
+            said = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip()
+            failures.append(f"{place}: {said.splitlines()[-1]}")
+        finally:
+            shutil.rmtree(scratch)
     return failures
 
 

@@ -25,7 +25,7 @@ from nkdlib.data.decode import (
 )
 from nkdlib.data.download import fetch
 from nkdlib.data.images import Images
-from nkdlib.data.store import cache_root, channel_statistics, open_or_decode
+from nkdlib.data.store import cache_root, channel_statistics, locked, open_or_decode
 
 NAMES = ("digits", "fashion-mnist", "cifar10")
 DIGITS_TEST, DIGITS_SEED = 360, 0  # a fifth of the 1,797, stratified by class
@@ -109,13 +109,14 @@ def _own_images(path: Path, search: Path | None) -> Path:
 def _find_or_fetch(name: str, search: Path | None) -> Source:
     fetched = cache_root() / name
     tried = []
-    for place in [search, fetched] if search else [fetched]:
-        if source := FINDERS[name](place):
+    with locked(fetched):  # whoever waits here finds what the other one fetched
+        for place in [search, fetched] if search else [fetched]:
+            if source := FINDERS[name](place):
+                return source
+            tried.append(f"{place}: not there")
+        tried += fetch(name, fetched)
+        if source := FINDERS[name](fetched):
             return source
-        tried.append(f"{place}: not there")
-    tried += fetch(name, fetched)
-    if source := FINDERS[name](fetched):
-        return source
     raise DataNotFound(
         "\n  ".join([f"{name} was not found. Tried:", *tried])
         + f"\nTo bring it yourself, put {BRING[name]} into a folder and set NKD_DATA to that folder."

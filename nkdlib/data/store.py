@@ -1,7 +1,9 @@
 """Decoded data sets on disk: each split one uint8 array, memory-mapped when opened, checked by its digest."""
 
+import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import warnings
@@ -85,7 +87,9 @@ def _write(folder: Path, name: str, decode: Callable[[Allocate], Decoded]) -> No
     arrays: dict[str, np.memmap] = {}
 
     def allocate(split: str, shape: tuple[int, ...]) -> np.ndarray:
-        file = folder / f"{split}-pixels.npy"
+        file, needed, free = folder / f"{split}-pixels.npy", math.prod(shape), shutil.disk_usage(folder).free
+        if needed > free:  # writing to a memory map on a full disk would end the process
+            raise OSError(errno.ENOSPC, f"{needed:,} bytes needed, {free:,} free", str(file))
         arrays[split] = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
         return arrays[split]
 

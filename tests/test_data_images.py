@@ -1,0 +1,190 @@
+"""Images and the batches drawn from them, augmentation, noise."""
+
+import pickle
+
+import pytest
+import torch
+
+from nkdlib.data import GaussianImages, Images, load, random_shift_flip
+
+
+def numbered(count: int = 10, channels: int = 1) -> Images:
+    """Images of 2x3 whose every pixel is the image's number, which is its label too."""
+    labels = torch.arange(count)
+    pixels = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(count, channels, 2, 3).contiguous()
+    classes = tuple(map(str, range(count)))
+    return Images("numbered", "train", pixels, labels, classes, (0.5,) * channels, (0.25,) * channels)
+
+
+def order(batches) -> list[int]:
+    return torch.cat([y for _, y in batches]).tolist()
+
+
+def test_normalise_by_hand():
+    images = numbered()
+    pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
+    expected = torch.tensor([-2.0, (0.2 - 0.5) / 0.25, 2.0]).view(3, 1, 1, 1)
+    torch.testing.assert_close(images.normalise(pixels), expected)
+
+
+def test_batches_pair_pixels_with_labels_and_repeat():
+    images = numbered(10, channels=3)
+    batches = images.batches(4, epochs=2, seed=1)
+    assert len(batches) == len(list(batches)) == 4
+    for x, y in batches:
+        assert x.shape == (4, 3, 2, 3) and x.dtype == torch.float32
+        torch.testing.assert_close(x[:, 2, 1, 2], (y / 255 - 0.5) / 0.25)
+    assert order(batches) == order(batches)
+    assert order(images.batches(4, epochs=2, seed=2)) != order(batches)
+
+
+def test_every_epoch_is_another_permutation():
+    batches = order(numbered().batches(5, steps=6, seed=0))
+    epochs = [batches[:10], batches[10:20], batches[20:]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({"seed": 0}, [4, 4]),
+        ({"seed": 0, "drop_last": False}, [4, 4, 2]),
+        ({"shuffle": False}, [4, 4, 2]),
+        ({"shuffle": False, "steps": 4}, [4, 4, 2, 4]),
+        ({"shuffle": False, "epochs": 2, "drop_last": True}, [4] * 4),
+    ],
+)
+def test_sizes_of_batches(options, sizes):
+    batches = numbered().batches(4, **options)
+    assert [len(y) for _, y in batches] == sizes
+    assert len(batches) == len(sizes)
+
+
+def test_unshuffled_order_is_the_images_own():
+    assert order(numbered().batches(3, shuffle=False)) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 1, "epochs": 1, "seed": 0}, "not both"),
+        ({}, "seed"),
+        ({"shuffle": False, "augment": random_shift_flip()}, "seed"),
+        ({"seed": 0, "batch_size": 11}, "drop_last=False"),
+        ({"seed": 0, "batch_size": 0}, "batch_size"),
+    ],
+)
+def test_batches_that_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        numbered().batches(**{"batch_size": 4} | options)
+
+
+def test_channels_last_is_another_layout_of_the_same():
+    images = numbered(8, channels=3)
+    (plain, _), (last, _) = (next(iter(images.batches(8, seed=0, channels_last=c))) for c in (False, True))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, plain, rtol=0, atol=0)
+
+
+def test_subset_of_a_subset():
+    images = numbered()
+    part = images.subset([7, 3, 5, 1]).subset([2, 0])
+    assert part.labels.tolist() == part.pixels[:, 0, 0, 0].tolist() == [5, 7]
+    assert order(part.batches(2, shuffle=False)) == [5, 7]
+    assert images.subset(images.labels > 7).labels.tolist() == [8, 9]
+    assert images.subset(3).labels.tolist() == [0, 1, 2]
+    drawn = images.subset(5, seed=0).labels.tolist()
+    assert drawn == sorted(set(drawn)) and drawn != images.subset(5, seed=1).labels.tolist()
+
+
+@pytest.mark.parametrize("indices", [0, 11, [10], [-1], [[1]], []])
+def test_subset_refuses_what_is_not_there(indices):
+    with pytest.raises(ValueError, match="indices"):
+        numbered().subset(indices)
+
+
+def test_split_divides():
+    rest, held_out = numbered().split(3, seed=0)
+    assert (len(rest), len(held_out)) == (7, 3)
+    assert sorted(rest.labels.tolist() + held_out.labels.tolist()) == list(range(10))
+    with pytest.raises(ValueError, match="count"):
+        numbered().split(10, seed=0)
+
+
+def test_fingerprint_follows_the_content():
+    images, same, other = numbered(), numbered(), numbered()
+    other.pixels[9, 0, 1, 2] += 1
+    changed = Images("numbered", "train", other.pixels, other.labels, other.classes, other.mean, other.std)
+    assert images.fingerprint == same.fingerprint != changed.fingerprint
+    assert images.subset([1, 2]).fingerprint == same.subset([1, 2]).fingerprint
+    assert len({images.fingerprint, *(images.subset(i).fingerprint for i in ([1, 2], [2, 1], 2))}) == 4
+
+
+def test_fingerprint_of_batches():
+    images = numbered()
+    one, same = (images.batches(2, seed=0, augment=random_shift_flip(1)) for _ in range(2))
+    others = [images.batches(2, seed=1, augment=random_shift_flip(1)), images.batches(2, seed=0)]
+    others += [images.batches(2, seed=0, augment=random_shift_flip(2)), images.batches(5, seed=0)]
+    assert one.fingerprint == same.fingerprint
+    assert len({one.fingerprint, *(batches.fingerprint for batches in others)}) == 5
+    with pytest.raises(TypeError, match="augment"):
+        _ = images.batches(2, seed=0, augment=lambda pixels, generator: pixels).fingerprint
+
+
+def test_pickled_images_are_the_same():
+    images = numbered().subset([4, 2])
+    again = pickle.loads(pickle.dumps(images))
+    assert again.fingerprint == images.fingerprint and again.labels.tolist() == [4, 2]
+    assert torch.equal(again.pixels, images.pixels)
+
+
+def test_shift_flip_against_a_loop():
+    pixels = torch.arange(1, 61, dtype=torch.uint8).view(5, 2, 2, 3)
+    changed = random_shift_flip(pad=2)(pixels, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    shifts = torch.randint(5, (2, 5), generator=generator)
+    mirrored = torch.randint(2, (5, 1, 1, 1), generator=generator, dtype=torch.bool).flatten()
+    assert 0 < mirrored.sum() < 5
+    for image, result, dy, dx, mirror in zip(pixels, changed, *shifts.tolist(), mirrored, strict=True):
+        expected = torch.zeros(2, 6, 7, dtype=torch.uint8)
+        expected[:, 2:4, 2:5] = image
+        expected = expected[:, dy : dy + 2, dx : dx + 3]
+        assert torch.equal(result, expected.flip(-1) if mirror else expected)
+
+
+def test_shift_flip_can_be_nothing_and_leaves_its_input():
+    pixels = torch.rand(4, 3, 5, 5)
+    kept = pixels.clone()
+    assert torch.equal(random_shift_flip(0, flip=False)(pixels, torch.Generator()), pixels)
+    random_shift_flip(3)(pixels, torch.Generator())
+    assert torch.equal(pixels, kept)
+    with pytest.raises(ValueError, match="pad"):
+        random_shift_flip(-1)
+
+
+def test_augmentation_leaves_the_order_alone():
+    images = numbered()
+    assert order(images.batches(5, seed=3, augment=random_shift_flip(1))) == order(images.batches(5, seed=3))
+
+
+def test_noise_does_not_depend_on_the_batch_size():
+    noise = GaussianImages((1, 4, 4), count=150, seed=0, batch_size=64)
+    assert [len(x) for x in noise] == [64, 64, 22] and len(noise) == 3
+    everything = torch.cat(list(noise))
+    assert torch.equal(torch.cat(list(noise.batches(7))), everything)
+    assert torch.equal(torch.cat(list(noise.batches(10, steps=3))), everything[:30])
+    assert abs(everything.mean()) < 0.1 and abs(everything.std() - 1) < 0.1
+    assert noise.fingerprint != GaussianImages((1, 4, 4), count=150, seed=1, batch_size=64).fingerprint
+    with pytest.raises(ValueError, match="count"):
+        GaussianImages((1, 4, 4), count=0, seed=0)
+
+
+def test_digits():
+    train, test = load("digits"), load("digits", "test")
+    assert (len(train), len(test), train.shape, train.num_classes) == (1437, 360, (1, 8, 8), 10)
+    assert train.labels.bincount().min() >= 139 and test.labels.bincount().min() >= 35
+    assert train.pixels.max() == 255 and (train.mean, train.std) == (test.mean, test.std)
+    x = train.normalise(train.pixels)
+    assert abs(x.mean()) < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
+    assert repr(train).startswith("Images(digits train: 1,437 of 1x8x8, 10 classes, ")

@@ -1,0 +1,287 @@
+"""Finding, fetching, checking, decoding and keeping data sets; everything tiny and made on the spot."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import subprocess
+import tarfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nkdlib.data import DataDamaged, DataNotFound, decode, download, load
+from nkdlib.data import fetch as fetch_command
+from nkdlib.data.load import FINDERS
+from nkdlib.runtime.cache import ArtefactDamaged
+
+REAL_DATA = Path(os.environ["NKD_DATA"]) if os.environ.get("NKD_DATA") else None
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache, no data, and no way to the net."""
+    monkeypatch.setenv("NKD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NKD_DATA", raising=False)
+    monkeypatch.setattr(download, "FETCHERS", {"fashion-mnist": {}, "cifar10": {}})
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def fashion(tmp_path, monkeypatch) -> Path:
+    """Four idx files like Fashion-MNIST's, of 12 + 4 images of 3x2, with their checksums as the published."""
+    folder = tmp_path / "data" / "fashion-mnist"
+    folder.mkdir(parents=True)
+    random, md5 = np.random.default_rng(0), {}
+    for prefix, count in (("train", 12), ("t10k", 4)):
+        for kind, shape in (("images-idx3", (count, 3, 2)), ("labels-idx1", (count,))):
+            values = random.integers(0, 256 if kind == "images-idx3" else 10, shape, dtype=np.uint8)
+            content = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes() + values.tobytes()
+            md5[f"{prefix}-{kind}-ubyte"] = hashlib.md5(content).hexdigest()
+            (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr(decode, "FASHION_MD5", md5)
+    return folder
+
+
+def draw_tree(root: Path, splits=("train", "test"), size=(4, 3), suffix="png") -> Path:
+    """Two images of each of two classes in each split, in colors that tell them apart."""
+    for split_place, split in enumerate(splits):
+        for kind_place, kind in enumerate(("cat", "dog")):
+            for number in range(2):
+                folder = root / split / kind
+                folder.mkdir(parents=True, exist_ok=True)
+                color = (100 * split_place, 100 * kind_place, 100 * number)
+                Image.new("RGB", size, color).save(folder / f"{number}.{suffix}")
+    return root
+
+
+def test_fashion_mnist_from_nkd_data(fashion, monkeypatch, cache):
+    monkeypatch.setenv("NKD_DATA", str(fashion.parent))
+    train, test = load("fashion-mnist"), load("fashion-mnist", "test")
+    assert (len(train), len(test), train.shape) == (12, 4, (1, 3, 2))
+    content = gzip.decompress((fashion / "train-images-idx3-ubyte.gz").read_bytes())
+    assert train.pixels.flatten().tolist() == list(content[16:])
+    values = train.pixels.double() / 255
+    assert train.mean[0] == pytest.approx(values.mean().item())
+    assert train.std[0] == pytest.approx(values.std(unbiased=False).item())
+    assert test.mean == train.mean
+    for file in fashion.iterdir():  # unpacked files are the same data set
+        (fashion / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    assert load("fashion-mnist").fingerprint == train.fingerprint
+
+
+def test_it_is_decoded_once_and_reopened_when_pickled(fashion, monkeypatch, cache):
+    images = load("fashion-mnist", root=fashion)
+    monkeypatch.setattr(decode, "read_fashion_mnist", None)
+    assert load("fashion-mnist", root=fashion).fingerprint == images.fingerprint
+    part = images.subset([5, 2])
+    sent = pickle.dumps(part)
+    again = pickle.loads(sent)
+    assert torch.equal(again.pixels, images.pixels[[5, 2]]) and again.fingerprint == part.fingerprint
+    assert images.pixels.numpy().tobytes() not in sent
+
+
+@pytest.mark.parametrize("file", ["train-pixels.npy", "train-labels.npy", "about.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_store_is_reported_and_made_again(fashion, cache, file, damage, monkeypatch):
+    before = load("fashion-mnist", root=fashion)
+    monkeypatch.setattr("nkdlib.data.store._checked", set())  # as in another process
+    [path] = cache.rglob(file)
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "flip":
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    elif damage == "truncate":
+        path.write_bytes(content[:-4])
+    with pytest.warns(ArtefactDamaged, match="is damaged .* made again"):
+        assert load("fashion-mnist", root=fashion).fingerprint == before.fingerprint
+    assert load("fashion-mnist", root=fashion).fingerprint == before.fingerprint
+
+
+def test_a_killed_decoding_leaves_nothing_in_the_way(fashion, cache, monkeypatch):
+    home = load("fashion-mnist", root=fashion)._opener.args[0]
+    home.rename(home.with_name(home.name + ".part"))
+    (home.with_name(home.name + ".part") / "about.json").unlink()
+    assert len(load("fashion-mnist", root=fashion)) == 12
+    assert [path.name for path in home.parent.glob("decoded*")] == [home.name]
+
+
+def test_a_full_disk_is_an_error_that_says_how_much(fashion, cache, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5))
+    with pytest.raises(OSError, match="72 bytes needed, 5 free"):
+        load("fashion-mnist", root=fashion)
+    assert not list(cache.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another file", "no gzip"])
+def test_a_damaged_source_is_an_error(fashion, damage):
+    file = fashion / "train-labels-idx1-ubyte.gz"
+    content = {"truncated": file.read_bytes()[:-9], "another file": gzip.compress(bytes(20)), "no gzip": b"x"}
+    file.write_bytes(content[damage])
+    with pytest.raises(
+        DataDamaged, match=r"train-labels-idx1-ubyte.gz is damaged or another file.*remove it"
+    ):
+        load("fashion-mnist", root=fashion)
+
+
+def test_places_are_tried_in_order(fashion, cache, monkeypatch):
+    calls = []
+
+    def fails(folder, scratch):
+        calls.append("first")
+        (scratch / "half").write_text("of a file")
+        raise subprocess.CalledProcessError(100, "apt-get", stderr="W: a warning\nE: no such package\n")
+
+    def works(folder, scratch):
+        calls.append("second")
+        for file in fashion.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+
+    monkeypatch.setitem(download.FETCHERS, "fashion-mnist", {"mirror": fails, "Debian": works, "never": None})
+    assert len(load("fashion-mnist")) == 12
+    assert calls == ["first", "second"] and not (cache / "fashion-mnist" / ".part").exists()
+    assert len(load("fashion-mnist", "test")) == 4
+    assert calls == ["first", "second"]  # found in the cache now
+
+
+def test_when_all_fails_the_error_says_what_was_tried(tmp_path, monkeypatch):
+    def fails(folder, scratch):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setitem(download.FETCHERS, "cifar10", {"https://mirror": fails})
+    monkeypatch.setenv("NKD_DATA", str(tmp_path))
+    with pytest.raises(DataNotFound) as caught:
+        load("cifar10")
+    for said in (f"{tmp_path}: not there", "https://mirror: timed out", "cifar-10-python.tar.gz", "NKD_DATA"):
+        assert said in str(caught.value)
+
+
+def test_a_download_is_checked_and_moved_whole(fashion, tmp_path, monkeypatch):
+    served = fashion.as_uri()
+    monkeypatch.setattr(download, "FASHION_MIRROR", served)
+    monkeypatch.setattr(download, "FASHION_MD5", decode.FASHION_MD5)
+    monkeypatch.setitem(download.FETCHERS, "fashion-mnist", {served: download.fashion_mnist_from_mirror})
+    last = fashion / "t10k-labels-idx1-ubyte.gz"
+    good = last.read_bytes()
+    last.write_bytes(good[:-9])
+    into = tmp_path / "into"
+    into.mkdir()
+    [failure] = download.fetch("fashion-mnist", into)
+    assert "t10k-labels-idx1-ubyte.gz is damaged" in failure
+    assert len(list(into.iterdir())) == 3  # kept for the next attempt
+    last.write_bytes(good)
+    assert download.fetch("fashion-mnist", into) == []
+    assert sorted(p.name for p in into.iterdir()) == sorted(p.name for p in fashion.iterdir())
+
+
+@pytest.mark.parametrize("packing", ["", ".gz", ".xz"])
+def test_a_folder_and_its_archive_are_the_same(tmp_path, packing):
+    tree = draw_tree(tmp_path / "pets", ("train", "val"))
+    folder = load(tree)
+    assert folder.classes == ("cat", "dog") and folder.labels.tolist() == [0, 0, 1, 1]
+    assert folder.shape == (3, 3, 4)
+    assert folder.pixels[:, :, 0, 0].tolist() == [[0, 0, 0], [0, 0, 100], [0, 100, 0], [0, 100, 100]]
+    assert load(tree, "test").pixels[0, :, 0, 0].tolist() == [100, 0, 0]
+    archive = tmp_path / f"pets.tar{packing}"
+    with tarfile.open(archive, f"w:{packing.removeprefix('.')}") as packed:
+        for file in sorted(tree.rglob("*.png"), reverse=True):
+            packed.add(file, f"./top/{file.relative_to(tree)}")
+    assert load(archive).fingerprint == folder.fingerprint
+    assert load("pets", root=tmp_path).fingerprint == folder.fingerprint
+    content = archive.read_bytes()
+    for kept in (len(content.rstrip(b"\0")) // 2, len(content.rstrip(b"\0")) - 4):
+        archive.write_bytes(content[:kept])
+        with pytest.raises(DataDamaged, match="not a whole tar archive"):
+            load(archive)
+
+
+def test_images_that_differ_in_size(tmp_path):
+    tree = draw_tree(tmp_path / "pets")
+    Image.new("L", (8, 20), 50).save(tree / "train" / "cat" / "0.png")
+    with pytest.raises(ValueError, match=r"train/cat/0.png \(20x8\) and train/cat/1.png \(3x4\).*image_size"):
+        load(tree)
+    images = load(tree, image_size=6)
+    assert images.shape == (3, 6, 6) and images.pixels[0].unique().tolist() == [50]
+    half = Image.new("RGB", (9, 3))
+    half.paste((255, 255, 255), (3, 0, 6, 3))  # the center third is white
+    half.save(tree / "train" / "cat" / "0.png")
+    assert load(tree, image_size=3).pixels[0].unique().tolist() == [255]
+
+
+def test_trees_that_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"test or val/<class>/, found none"):
+        load(draw_tree(tmp_path / "a", ["train"]))
+    with pytest.raises(ValueError, match=r"found \['test', 'val'\]"):
+        load(draw_tree(tmp_path / "b", ["train", "test", "val"]))
+    tree = draw_tree(tmp_path / "c")
+    (tree / "train" / "dog" / "1.png").write_bytes(b"no image")
+    with pytest.raises(DataDamaged, match=r"train/dog/1.png is damaged"):
+        load(tree)
+
+
+def test_names_that_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataNotFound, match="'cifar' is neither one of digits, fashion-mnist, cifar10 nor"):
+        load("cifar")
+    with pytest.raises(ValueError, match="split"):
+        load("digits", "val")
+    with pytest.raises(ValueError, match="image_size"):
+        load("digits", image_size=8)
+    monkeypatch.setenv("NKD_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"NKD_DATA .*nowhere"):
+        load("fashion-mnist")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar10_as_published(tmp_path, monkeypatch, packed):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    random, md5 = np.random.default_rng(0), {}
+    monkeypatch.setattr(decode, "CIFAR10_BATCH", 2)
+    for name in decode.CIFAR10_MD5:
+        batch = {"data": random.integers(0, 256, (2, 3072), dtype=np.uint8), "labels": [3, 9]}
+        (folder / name).write_bytes(pickle.dumps(batch))
+        md5[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    monkeypatch.setattr(decode, "CIFAR10_MD5", md5)
+    damaged = folder / "test_batch"
+    if packed:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+            archive.add(folder, folder.name)
+        folder.rename(tmp_path / "elsewhere")
+        damaged = tmp_path / "cifar-10-python.tar.gz"
+    train, test = load("cifar10", root=tmp_path), load("cifar10", "test", root=tmp_path)
+    assert (len(train), len(test), train.shape) == (10, 2, (3, 32, 32))
+    assert test.pixels.flatten().tolist() == batch["data"].flatten().tolist()
+    assert train.labels.tolist() == [3, 9] * 5 and train.classes[3] == "cat"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with pytest.raises(DataDamaged, match=damaged.name):
+        load("cifar10", root=tmp_path)
+
+
+def test_cifar10_as_images_must_be_whole(tmp_path):
+    draw_tree(tmp_path / "cifar10").joinpath("train", "airplane").mkdir()
+    with pytest.raises(
+        DataDamaged, match=r"50,000 \+ 10,000 images of 10 classes, found 4 \+ 4 of 2 classes"
+    ):
+        load("cifar10", root=tmp_path)
+
+
+def test_fetch_command(tmp_path, capsys):
+    tree = draw_tree(tmp_path / "pets")
+    fetch_command.main([str(tree), "digits"])
+    said = capsys.readouterr().out
+    assert "pets train: 4 images of 3x3x4, 2 classes" in said and load(tree).fingerprint in said
+    assert str(tmp_path / "cache" / "pets") in said and "digits test: 360 images" in said
+
+
+@pytest.mark.skipif(not (REAL_DATA and FINDERS["cifar10"](REAL_DATA)), reason="NKD_DATA has no CIFAR-10")
+def test_real_cifar10():
+    train, test = load("cifar10", root=REAL_DATA), load("cifar10", "test", root=REAL_DATA)
+    assert (len(train), len(test), train.shape) == (50_000, 10_000, (3, 32, 32))
+    assert train.labels.bincount().tolist() == [5_000] * 10
+    assert train.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-3)  # as published many times over
+    assert train.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=3e-3)  # JPEG smooths a little
