@@ -143,8 +143,8 @@ def test_shift_flip_against_a_loop():
     pixels = torch.arange(1, 61, dtype=torch.uint8).view(5, 2, 2, 3)
     changed = random_shift_flip(pad=2)(pixels, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
-    shifts = torch.randint(5, (2, 5), generator=generator)
-    mirrored = torch.randint(2, (5, 1, 1, 1), generator=generator, dtype=torch.bool).flatten()
+    shifts = torch.randint(5, (2, 5, 1), generator=generator).flatten(1)
+    mirrored = torch.randint(2, (5, 1), generator=generator, dtype=torch.bool)
     assert 0 < mirrored.sum() < 5
     for image, result, dy, dx, mirror in zip(pixels, changed, *shifts.tolist(), mirrored, strict=True):
         expected = torch.zeros(2, 6, 7, dtype=torch.uint8)

@@ -24,14 +24,16 @@ class ShiftFlip:
         pixels: (B, C, H, W), integers or floats with black at 0; generator: on the CPU, it alone decides.
         Returns a new tensor of the same shape and type.
         """
-        count, _, height, width = pixels.shape
-        shifts = torch.randint(2 * self.pad + 1, (2, count), generator=generator).to(pixels.device)
-        mirrored = torch.randint(2, (count, 1, 1, 1), generator=generator, dtype=torch.bool).to(pixels.device)
-        if self.pad:
-            padded = F.pad(pixels, [self.pad] * 4)
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, 2p+1, 2p+1, H, W), a view
-            pixels = windows[torch.arange(count, device=pixels.device), :, shifts[0], shifts[1]]
-        return torch.where(mirrored, pixels.flip(-1), pixels) if self.flip else pixels
+        count, channels, height, width = pixels.shape
+        down, right = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator)  # (B, 1) each
+        rows, columns = torch.arange(height), torch.arange(width)
+        if self.flip:
+            mirrored = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool)
+            columns = torch.where(mirrored, columns.flip(0), columns)  # (B, W)
+        padded = F.pad(pixels, [self.pad] * 4)
+        places = (down + rows)[:, :, None] * padded.shape[-1] + (right + columns)[:, None]  # (B, H, W)
+        places = places.view(count, 1, -1).to(pixels.device).expand(-1, channels, -1)
+        return padded.flatten(2).gather(2, places).view_as(pixels)
 
 
 def random_shift_flip(pad: int = 4, flip: bool = True) -> ShiftFlip:

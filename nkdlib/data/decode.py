@@ -103,10 +103,10 @@ def _cifar10_contents(path: Path) -> dict[str, bytes]:
 def decode_image_tree(path: Path, allocate: Allocate, image_size: int | None = None) -> Decoded:
     """Images in `train/<class>/<file>` and `test/<class>/<file>` (or `val`), a folder or its tar archive.
 
-    image_size: pixels, the shorter side is resized to it and the center cut out, so that all become squares of
-    one size. Everything is read as RGB, like torchvision's ImageFolder, and sorted by name, so that a folder
-    and its archive give the same.
-    Raises ValueError when images differ in size and no image_size is given, DataDamaged for a broken one.
+    image_size: pixels, the shorter side is resized to it and the center cut out, so that all become squares
+    of one size. Everything is read as RGB, like torchvision's ImageFolder, and sorted by name, so that a
+    folder and its archive give the same.
+    Raises ValueError when images differ in size and no image_size is given, DataDamaged for bad ones.
     """
     rows, labels, classes = _tree_index(path)
     pixels: dict[str, np.ndarray] = {}

@@ -130,7 +130,7 @@ class Images:
         """uint8 (B, C, H, W) to float32, mean 0 and deviation 1 per channel over the training split."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device).view(-1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
-        return torch.addcmul(shift.view(-1, 1, 1), pixels.float(), scale)
+        return (pixels * scale).add_(shift.view(-1, 1, 1))
 
     def batches(
         self,
