@@ -67,7 +67,8 @@ class Artefact:
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by name, on the CPU, read when first asked for; clone before changing one in place."""
-        return safetensors.torch.load_file(self.path / TENSORS)
+        data = (self.path / TENSORS).read_bytes()  # not mapped: a file that changes must not change a result
+        return safetensors.torch.load(data)
 
     @property
     def fingerprint(self) -> str:

@@ -93,12 +93,12 @@ class _Reach:
 def _names_in_scope(value: type | FunctionType) -> dict[str, object]:
     if isinstance(value, FunctionType):
         return {**value.__globals__, **inspect.getclosurevars(value).nonlocals}
-    names: dict[str, object] = {}
+    names = dict(vars(sys.modules[value.__module__]))
     for member in vars(value).values():
-        member = inspect.unwrap(getattr(member, "__func__", getattr(member, "fget", member)) or member)
+        member = getattr(member, "__func__", getattr(member, "fget", member))  # behind classmethod, property
         if isinstance(member, FunctionType):
-            names |= {**member.__globals__, **inspect.getclosurevars(member).nonlocals}
-    return names or vars(inspect.getmodule(value))
+            names |= inspect.getclosurevars(inspect.unwrap(member)).nonlocals
+    return names
 
 
 def _global_names(code: CodeType) -> Iterator[tuple[str, ...]]:

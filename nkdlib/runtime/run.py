@@ -91,7 +91,10 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
     for notebook in arguments.notebooks or sorted((checkout() or Path.cwd()).glob("notebooks/*.ipynb")):
         if not notebook.is_file():
             raise UsageError(f"there is no notebook {notebook}")
-        declared = papermill.inspect_notebook(str(notebook))
+        try:
+            declared = papermill.inspect_notebook(str(notebook))
+        except ValueError as error:  # not a notebook, or one that names no kernel
+            raise UsageError(f"{notebook} cannot be read: {error}") from error
         parameters = profile.for_notebook(notebook.stem, **named)
         parameters |= {name: _typed(text, declared.get(name)) for name, text in arguments.parameter}
         for name in parameters:

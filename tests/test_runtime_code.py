@@ -1,0 +1,170 @@
+"""The code fingerprint: what a function reaches counts, nothing else does."""
+
+import linecache
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from nkdlib.runtime import code
+from nkdlib.runtime.code import code_fingerprint, reached_code
+
+LIBRARY = {
+    "__init__.py": '"""Top."""\n',
+    "shapes/__init__.py": "from nkdlib.shapes.round import circle as disc\n"
+    "from nkdlib.shapes.square import side\n",
+    "shapes/round.py": "from nkdlib.numbers import PI\n\ndef circle(r):\n    return PI * r * r\n",
+    "shapes/square.py": "def side(a):\n    return a * a\n",
+    "numbers.py": "import nkdlib.runtime.cache\nPI = 3\n",
+    "runtime/__init__.py": "",
+    "runtime/cache.py": "import nkdlib.secret\n",
+    "secret.py": "",
+}
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A small library in nkdlib's place; returns a function that writes one of its files."""
+
+    def write(name, text):
+        path = tmp_path / "nkdlib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        monkeypatch.setattr(code, "_LOADED", {})
+
+    monkeypatch.setattr(code, "SOURCES", tmp_path)
+    for name, text in LIBRARY.items():
+        write(name, text)
+    return write
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """Return a function that runs source as a notebook's cell would be, and returns its names."""
+
+    def run(source):
+        filename = f"<cell-{len(linecache.cache)}>"
+        linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+        module = types.ModuleType("__main__")
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        exec(compile(source, filename, "exec"), vars(module))
+        return module
+
+    return run
+
+
+def area(r):
+    from nkdlib.shapes import disc
+
+    return disc(r)
+
+
+def test_imports_are_followed_through_re_exports_to_the_modules_that_define(library):
+    assert set(reached_code(area)) == {f"{__name__}.area", "nkdlib.shapes.round", "nkdlib.numbers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "counts"),
+    [
+        ("numbers.py", "import nkdlib.runtime.cache\nPI = 4\n", True),
+        ("numbers.py", '"""Numbers."""\nimport nkdlib.runtime.cache  # why\n\nPI = (3)\n', False),
+        (
+            "shapes/round.py",
+            LIBRARY["shapes/round.py"].replace("    return", '    """Area."""\n    return'),
+            False,
+        ),
+        ("shapes/round.py", LIBRARY["shapes/round.py"].replace("r * r", "r**2"), True),
+        ("shapes/square.py", "def side(a):\n    return a\n", False),
+        ("secret.py", "changed = True\n", False),
+    ],
+)
+def test_only_reached_code_counts(library, name, text, counts):
+    before = code_fingerprint(area)
+    library(name, text)
+    assert (code_fingerprint(area) != before) == counts
+
+
+def test_code_edited_after_it_was_loaded_is_an_error(library, tmp_path):
+    reached_code(area)
+    (tmp_path / "nkdlib" / "numbers.py").write_text("PI = 5\n")
+    with pytest.raises(RuntimeError, match=r"numbers.py was edited .* restart"):
+        reached_code(area)
+
+
+CELL = """
+import math
+import torch
+from dataclasses import dataclass
+FACTOR = 2
+UNUSED = 3
+
+class Base(torch.nn.Module):
+    def forward(self, x):
+        return x * FACTOR
+
+class Net(Base):
+    pass
+
+@dataclass(frozen=True)
+class Recipe:
+    steps: int = 1
+
+def scale(x):
+    return Net()(x) * math.pi * torch.ones(1)
+
+def task(x, recipe=Recipe()):
+    # a comment
+    return scale(x), math.inf
+"""
+
+
+def test_functions_classes_and_constants_of_a_notebook_count_where_they_are_named(cell):
+    names = {f"__main__.{name}" for name in ("FACTOR", "Base", "Net", "Recipe", "scale", "task")}
+    assert set(reached_code(cell(CELL).task)) == names
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("FACTOR = 2", "FACTOR = 4", True),
+        ("UNUSED = 3", "UNUSED = 4", False),
+        ("x * FACTOR", "FACTOR * x", True),
+        ("steps: int = 1", "steps: int = 2", True),
+        ("# a comment", '"""A docstring."""', False),
+        ("Net()(x)", "Base()(x)", True),
+    ],
+)
+def test_a_change_in_a_notebook_counts_where_it_is_reached(cell, old, new, counts):
+    before = code_fingerprint(cell(CELL).task)
+    assert (code_fingerprint(cell(CELL.replace(old, new)).task) != before) == counts
+
+
+def test_a_hidden_input_is_named(cell):
+    source = "import torch\nteacher = torch.nn.Linear(1, 1)\n\ndef task(x):\n    return teacher(x)\n"
+    with pytest.raises(
+        TypeError, match=r"the global `__main__.teacher` that a task names \(a torch.*Linear\)"
+    ):
+        reached_code(cell(source).task)
+
+
+def test_a_closure_counts():
+    def make(factor):
+        def task(x):
+            return x * factor
+
+        return task
+
+    assert code_fingerprint(make(1)) == code_fingerprint(make(1)) != code_fingerprint(make(2))
+
+
+def test_the_users_own_modules_count(cell, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_networks.py").write_text("WIDTH = 2\n\n\ndef build():\n    return WIDTH\n")
+    task = cell("import own_networks\n\ndef task():\n    return own_networks.build()\n").task
+    assert set(reached_code(task)) == {"__main__.task", "own_networks.build", "own_networks.WIDTH"}
+    del sys.modules["own_networks"]
+
+
+def test_everything_that_is_loaded_is_known():
+    assert Path(code.__file__) in code._LOADED

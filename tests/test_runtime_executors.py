@@ -1,0 +1,86 @@
+"""Executors: equal threads everywhere, failures in futures, no worker left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+
+from nkdlib.runtime.executors import InProcess, make_executor
+
+ORPHANS = """
+import os, time
+from nkdlib.runtime.executors import make_executor
+def nap():
+    time.sleep(60)
+if __name__ == "__main__":
+    executor = make_executor(jobs=2)
+    pids = [executor.submit(os.getpid).result()]
+    futures = [executor.submit(nap) for _ in range(4)]
+    print(os.getpid(), *executor._pool._processes, flush=True)
+    with executor:
+        futures[0].result()
+"""
+
+
+def threads():
+    """Return what a task sees."""
+    return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], os.getpid()
+
+
+def test_one_job_runs_in_this_process_under_its_own_threads():
+    torch.set_num_threads(2)
+    try:
+        with make_executor(jobs=1) as executor:
+            assert isinstance(executor, InProcess)
+            future = executor.submit(threads)
+            assert future.done() and future.result()[::2] == (1, os.getpid())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_more_jobs_run_elsewhere_under_the_same_threads():
+    with make_executor(jobs=2, threads=1) as executor:
+        found = [executor.submit(threads).result() for _ in range(2)]
+    assert {item[:2] for item in found} == {(1, "1")} and os.getpid() not in {item[2] for item in found}
+
+
+def test_a_failure_is_in_the_future():
+    with make_executor() as executor:
+        future = executor.submit(int, "x")
+        assert isinstance(future.exception(), ValueError)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "cluster"}, {"jobs": 0}, {"threads": 0}])
+def test_what_cannot_be_is_named(wrong):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
+        make_executor(**wrong)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_worker_outlives_its_parent(tmp_path, number):
+    script = tmp_path / "orphans.py"
+    script.write_text(ORPHANS)
+    parent = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 3
+    parent.send_signal(number)
+    parent.communicate(timeout=20)
+    until = time.monotonic() + 5
+    while any(map(_running, pids)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(_running, pids))
+
+
+def _running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,82 @@
+"""Profiles, measures, progress and provenance."""
+
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+from nkdlib.runtime.measure import Stopwatch, peak_memory_mb
+from nkdlib.runtime.profiles import PROFILES, Profile, available_cores
+from nkdlib.runtime.progress import clock, progress
+from nkdlib.runtime.provenance import provenance
+
+
+def test_profiles_are_the_four_budgets_and_smoke_judges_nothing():
+    assert list(PROFILES) == ["smoke", "cpu", "gpu", "paper"]
+    assert not PROFILES["smoke"].judged
+    assert all(PROFILES[name].judged and PROFILES[name].seeds >= 5 for name in ("cpu", "gpu", "paper"))
+
+
+def test_parameters_go_from_common_to_the_notebooks_to_the_users():
+    profile = Profile("p", "digits", "cpu", 2, False, {"01_x": {"steps": 3, "data": "own"}})
+    common = {"profile": "p", "seeds": 2, "jobs": available_cores(), "device": "cpu", "executor": "local"}
+    assert profile.for_notebook("02_y") == common | {"data": "digits"}
+    assert profile.for_notebook("01_x", seeds=None, jobs=7) == common | {"data": "own", "steps": 3, "jobs": 7}
+
+
+def test_a_stopwatch_reads_wall_cpu_and_device_seconds():
+    with Stopwatch() as watch:
+        total = sum(range(300_000))
+        inside = watch.wall_s
+    assert total and 0 < inside <= watch.wall_s == watch.wall_s
+    assert watch.device_s == watch.cpu_s > 0
+    with pytest.raises(RuntimeError, match="never started"):
+        _ = Stopwatch().wall_s
+
+
+def test_memory_is_in_mebibytes():
+    assert 50 < peak_memory_mb() < 50_000
+
+
+def test_progress_says_one_line_in_a_log(capsys):
+    assert list(progress(range(3), "counting")) == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):
+        for _ in progress(iter("ab"), "dividing", unit="letter"):
+            1 / 0  # noqa: B018
+    assert capsys.readouterr().out.splitlines() == [
+        "counting: 3/3 it, done after 00:00",
+        "dividing: 0 letter, stopped after 00:00",
+    ]
+
+
+def test_progress_reports_its_latest_step_to_the_runner(tmp_path, monkeypatch, capsys):
+    report = tmp_path / "progress.json"
+    monkeypatch.setenv("NKD_PROGRESS", str(report))
+    monkeypatch.setattr(sys.modules["nkdlib.runtime.progress"], "REPORT_EVERY_S", 0)
+    steps = progress(["a", "b", "c"], "spelling")
+    assert next(steps) == "a" and json.loads(report.read_text())["left_s"] is None
+    assert next(steps) == "b"
+    step = json.loads(report.read_text())
+    assert (step["title"], step["done"], step["total"]) == ("spelling", 1, 3) and step["left_s"] >= 0
+    steps.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_seconds_read_as_a_clock():
+    assert [clock(seconds) for seconds in (0, 59.6, 130, 3_725)] == ["00:00", "01:00", "02:10", "1:02:05"]
+
+
+def test_provenance_names_code_data_packages_and_hardware_and_no_one():
+    record = provenance(
+        {"seeds": 5, "data": f"{os.sep}home{os.sep}someone{os.sep}photos"}, "d1", {"wall": 1.23456}
+    )
+    text = json.dumps(record)
+    assert record["parameters"] == {"seeds": 5, "data": "photos"}
+    assert record["seeds"] == 5 and record["data"] == "d1" and record["seconds"] == {"wall": 1.235}
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert record["hardware"]["cores"] == available_cores() and record["python"] in sys.version
+    assert len(record["commit"]) == 40 and isinstance(record["dirty"], bool)
+    for private in (os.uname().nodename, os.path.expanduser("~") + os.sep, "someone"):
+        assert private not in text

@@ -1,0 +1,206 @@
+"""The notebook runner, on a small notebook in a folder with a space in its name."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from nkdlib.runtime import run
+
+PARAMETERS = """
+profile: str = "cpu"  # the budget
+data: str = "none"  # the data set
+seeds: int = 1  # repeats
+jobs: int = 1  # workers
+device: str = "cpu"  # where
+executor: str = "local"  # how
+steps: int = 1  # unused
+end: str = "well"  # how it ends
+"""
+WORK = """
+import os, time
+from pathlib import Path
+import torch
+from nkdlib.runtime import Cache, Task, make_executor
+
+def task(seed, log):
+    while seed > 0 and Path(log).with_name("hold").exists():
+        time.sleep(0.05)
+    with open(log, "a") as file:
+        file.write(f"{seed}\\n")
+    return {"drawn": torch.randn(3)}, {"seed": seed}
+
+log = str(Path(os.environ["NKD_RUNS"]) / "log")
+with make_executor(executor, jobs=jobs) as pool:
+    tasks = [Task(task, {"seed": seed, "log": log}, f"nap {seed}") for seed in range(seeds)]
+    made = Cache().run(tasks, pool, "napping")
+"""
+END = """
+figures = Path(os.environ["NKD_FIGURES"]) / profile / "00_nap"
+figures.mkdir(parents=True, exist_ok=True)
+(figures / "sum.csv").write_text(str(sum(float(item.tensors["drawn"].sum()) for item in made)))
+if end == "error":
+    raise ValueError("as asked")
+if end == "death":
+    os.kill(os.getpid(), 9)
+print(Path.cwd().name, os.environ["OMP_NUM_THREADS"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def another_kernel(tmp_path, monkeypatch):
+    """A user's kernel of the same name, which must not be taken."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    spec = {"argv": ["false"], "display_name": "another", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    """A notebook that computes, records and can fail."""
+    cells = [
+        new_markdown_cell("# Nap"),
+        new_code_cell(PARAMETERS.strip(), metadata={"tags": ["parameters"]}),
+        new_code_cell(WORK.strip()),
+        new_code_cell(END.strip()),
+    ]
+    path = tmp_path / "note books" / "00_nap.ipynb"
+    path.parent.mkdir()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), path)
+    return path
+
+
+@pytest.fixture
+def command(notebook, tmp_path):
+    """Return a function that gives the command line of a run."""
+    return lambda *options: [str(notebook), "--profile", "smoke", "--out", str(tmp_path / "out"), *options]
+
+
+def log(tmp_path):
+    """Return the seeds that were computed, in order."""
+    path = tmp_path / "out" / "runs" / "log"
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def test_a_notebook_runs_once_and_again_only_after_a_change(notebook, command, tmp_path, capsys):
+    figure = tmp_path / "out" / "figures" / "smoke" / "00_nap" / "sum.csv"
+    assert run.main(command()) == 0
+    executed = nbformat.read(tmp_path / "out" / "runs" / "smoke" / "00_nap.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text == "note books 1\n"
+    assert log(tmp_path) == [0, 1] and figure.exists()
+    assert run.main(command()) == 0
+    assert "00_nap: up to date" in capsys.readouterr().out
+
+    figure.unlink()
+    assert run.main(command()) == 0 and figure.exists()
+    assert "up to date" not in capsys.readouterr().out.splitlines()[1]
+    assert run.main(command("--seeds", "3")) == 0
+    text = nbformat.read(notebook, as_version=4)
+    text.cells[0].source = "# A nap"
+    nbformat.write(text, notebook)
+    assert not run.up_to_date(run.plan(run.parser().parse_args(command("--seeds", "3")))[0])
+    assert log(tmp_path) == [0, 1, 2]  # the artefacts were kept all along
+
+
+def test_results_of_other_notebooks_that_a_notebook_reads_count(notebook, command, tmp_path):
+    text = nbformat.read(notebook, as_version=4)
+    text.metadata["nkdlib"] = {"reads": ["*/observations.json"]}
+    nbformat.write(text, notebook)
+    other = tmp_path / "out" / "figures" / "smoke" / "01_other" / "observations.json"
+    other.parent.mkdir(parents=True)
+    other.write_text("[]")
+    job = run.plan(run.parser().parse_args(command()))[0]
+    before = run.state(job)
+    assert run.state(job) == before
+    other.write_text("[1]")
+    assert run.state(job) != before
+
+
+def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(command, tmp_path, capsys):
+    assert run.main(command("-p", "step", "1")) == 2
+    error = capsys.readouterr().err
+    assert "00_nap.ipynb declares no parameter `step`" in error and "the nearest it has: steps" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
+def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert run.main(command(*options)) == 2
+    assert "GPU" in capsys.readouterr().err
+
+
+def test_a_failing_cell_is_shown_last_and_the_notebook_kept(command, tmp_path, capsys):
+    assert run.main(command("-p", "end", "error")) == 1
+    out, error = capsys.readouterr()
+    assert error.rstrip().endswith("ValueError: as asked") and "\x1b" not in error
+    kept = tmp_path / "out" / "runs" / "smoke" / "00_nap.failed.ipynb"
+    assert str(kept) in out and kept.exists() and not kept.with_name("00_nap.ipynb").exists()
+    assert run.main(command()) == 0
+    assert not kept.exists()
+    assert log(tmp_path) == [0, 1]
+
+
+def test_a_kernel_that_dies_is_explained(command, capsys):
+    assert run.main(command("-p", "end", "death")) == 1
+    assert "the kernel died in cell 4 of 4: most often memory ran out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path, number):
+    options = command("--seeds", "4", "--jobs", "2")
+    hold = tmp_path / "out" / "runs" / "hold"  # keeps every task but the first from ending
+    hold.parent.mkdir(parents=True)
+    hold.touch()
+    started = subprocess.Popen(
+        [sys.executable, "-m", "nkdlib.runtime.run", *options], stderr=subprocess.DEVNULL
+    )
+    cache = hold.parent / "cache" / "task"
+    _wait(lambda: any(not path.name.startswith(".") for path in cache.glob("*")))
+    family = psutil.Process(started.pid).children(recursive=True)
+    assert len(family) >= 3  # the kernel and its workers
+    started.send_signal(number)
+    assert started.wait(20) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    _wait(lambda: not any(member.is_running() and member.status() != "zombie" for member in family))
+    assert log(tmp_path) == [0]
+    hold.unlink()
+    assert run.main(options) == 0
+    assert log(tmp_path)[0] == 0 and sorted(log(tmp_path)) == [0, 1, 2, 3]
+
+
+def test_two_runs_at_once_do_the_work_once(command, tmp_path):
+    line = [sys.executable, "-m", "nkdlib.runtime.run", *command()]
+    with run.one_at_a_time(tmp_path / "out" / "runs"):
+        both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        for process in both:
+            assert process.stdout.readline() == "another run is at work here; waiting for it\n"
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert log(tmp_path) == [0, 1]
+    assert sum("up to date\n" in text for text in said) == 1
+
+
+def test_the_live_line_says_where_a_notebook_is(command, tmp_path):
+    job = run.plan(run.parser().parse_args(command()))[0]
+    monitor = run.Monitor(job, tmp_path / "report")
+    monitor.next_cell()
+    assert monitor.line() == "00_nap [cell 1/4]"
+    step = {"title": "distilling", "done": 37, "total": 90, "left_s": 130.4, "time": time.time()}
+    (tmp_path / "report").write_text(json.dumps(step))
+    assert monitor.line() == "00_nap [cell 1/4] distilling 37/90, 02:10 left"
+
+
+def _wait(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
