@@ -1,0 +1,59 @@
+"""Every notebook at smoke, through the runner that `make reproduce` uses."""
+
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from nkdlib.runtime import run
+from nkdlib.runtime.profiles import PROFILES
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """One folder for all notebooks, since the later ones read what the earlier ones left."""
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_kept_as_it_is_read(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    first, second = notebook.cells[:2]
+    assert first.cell_type == "markdown" and first.source.startswith("# ")
+    assert "parameters" in second.metadata.get("tags", [])
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None
+            assert not any(sign in cell.source for sign in ("sys.path", "%pip", "!pip", "papermill"))
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_parameters_are_typed_commented_and_known_to_every_profile(path):
+    declared = papermill.inspect_notebook(str(path))
+    for name, parameter in declared.items():
+        assert parameter["inferred_type_name"] != "None", f"{name} has no type"
+        assert parameter["help"], f"{name} has no comment"
+    for profile in PROFILES.values():
+        assert set(profile.for_notebook(path.stem)) <= set(declared)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, out, capfd):
+    command = [str(path), "--profile", "smoke", "--out", str(out)]
+    assert run.main(command) == 0, capfd.readouterr().err
+    executed = nbformat.read(out / "runs" / "smoke" / path.name, as_version=4)
+    for cell in executed.cells:
+        for output in cell.get("outputs", []):
+            assert not (output.output_type == "stream" and "Warning" in output.text), output.text
+    assert run.main(command) == 0
+    assert f"{path.stem}: up to date" in capfd.readouterr().out
+
+
+def test_every_profile_names_only_notebooks_that_exist():
+    named = {stem for profile in PROFILES.values() for stem in profile.parameters}
+    assert named <= {path.stem for path in NOTEBOOKS}
