@@ -54,6 +54,13 @@ def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, out, capfd):
     assert f"{path.stem}: up to date" in capfd.readouterr().out
 
 
+def test_the_claims_follow_every_observation():
+    for path in NOTEBOOKS:
+        if path.stem == "07_claims":
+            notebook = nbformat.read(path, as_version=4)
+            assert notebook.metadata.get("nkdlib", {}).get("reads") == ["*/observations.json"]
+
+
 def test_every_profile_names_only_notebooks_that_exist():
     named = {stem for profile in PROFILES.values() for stem in profile.parameters}
     assert named <= {path.stem for path in NOTEBOOKS}

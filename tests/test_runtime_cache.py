@@ -208,11 +208,12 @@ def test_what_a_killed_writer_left_is_swept(runs):
     assert mine.exists() and not left.exists()
 
 
-def test_the_first_failure_is_raised_with_its_label(runs):
+def test_the_first_failure_is_raised_with_its_label(runs, capsys):
     with pytest.raises(ValueError, match="no good") as caught:
         Cache().run(tasks(fail, [1, 2, 3]))
     assert "in task 'fail 2'" in caught.value.__notes__
     assert len(list((runs / "cache" / "fail").iterdir())) == 1  # 1 is kept, 3 was not begun
+    assert "fail 1: 1/3 task, stopped" in capsys.readouterr().out
 
 
 def test_a_result_of_another_form_is_an_error():

@@ -154,7 +154,7 @@ class Cache:
                 for key, index in missing.items():
                     place = self._place(tasks[index], key)
                     future = executor.submit(_make, tasks[index], key, ingredients[index], place)
-                    future.add_done_callback(lambda future: future.cancelled() or progress.advance())
+                    future.add_done_callback(lambda done: _succeeded(done) and progress.advance())
                     futures[future] = key
                     if future.done() and future.exception():
                         break
@@ -208,6 +208,10 @@ class Cache:
             self._swept.add(place.parent)
             _sweep(place.parent)
         return _open_or_discard(place)
+
+
+def _succeeded(future: Future) -> bool:
+    return not future.cancelled() and future.exception() is None
 
 
 def _open_or_discard(place: Path) -> Artefact | None:

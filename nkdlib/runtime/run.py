@@ -250,6 +250,8 @@ def execute(job: Job) -> str | None:
             "NKD_PROGRESS": str(report),
             "IPYTHONDIR": str(private / "ipython"),  # the user's start-up files stay out
             **dict.fromkeys(THREAD_VARIABLES, "1"),
+            "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
         }
         stack.enter_context(_environment(**settings))
         monitor = stack.enter_context(Monitor(job, report))
