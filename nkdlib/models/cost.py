@@ -1,0 +1,49 @@
+"""Parameters and multiply-accumulates, counted by torch's own operator counter.
+
+One MAC is one fused multiply-add, counted once. torch's FlopCounterMode counts two operations for it in
+convolutions, matrix products and attention, and nothing for normalization, activations, biases and pooling,
+which is how torchvision publishes its models' operation counts (called GFLOPS there).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs: learnable parameters, and MACs of one example's forward pass."""
+
+    params: int
+    macs: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.params + other.params, self.macs + other.macs)
+
+
+def count_params(model: nn.Module) -> int:
+    """Learnable numbers of a module, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def cost(model: nn.Module, example: Tensor) -> Cost:
+    """Parameters, and MACs per example.
+
+    Args:
+        model: any module that takes one tensor; its mode is put back.
+        example: (B, ...), of which only the shape, type and device matter.
+
+    >>> cost(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10))
+    Cost(params=224, macs=21600)
+    """
+    training = {module: module.training for module in model.modules()}
+    counter = FlopCounterMode(display=False)
+    try:
+        with torch.no_grad(), counter:
+            model.eval()(example)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    return Cost(count_params(model), counter.get_total_flops() // 2 // len(example))

@@ -1,0 +1,130 @@
+"""Residual networks for small images, with an inner width of their own in every block.
+
+He et al. 2015 (arXiv 1512.03385), section 4.2: a 3x3 stem, three stages of basic blocks, global average
+pooling, one linear layer. Two things differ: a projection shortcut (1x1 convolution) where the shape changes,
+and an inner width (the channels between a block's two convolutions) that may differ from the outer one, which
+is what students of a block differ in.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x)))))).
+
+    Args:
+        inputs: channels of the input, (B, inputs, H, W).
+        outputs: channels of the output, (B, outputs, H / stride, W / stride).
+        inner: channels between the two convolutions; `outputs` in the original.
+        stride: of the first convolution and of the shortcut.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, inner: int | None = None, stride: int = 1):
+        super().__init__()
+        inner = outputs if inner is None else inner
+        if inner < 1:
+            raise ValueError(f"inner (={inner}) must be at least 1 channel; choose a larger width")
+        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.shortcut(x) + self.bn2(self.conv2(y)))
+
+
+class ResNet(nn.Module):
+    """A residual network of basic blocks whose parts are called stem, layer1.0, ..., head.
+
+    Args:
+        num_classes: outputs of the last layer.
+        in_channels: channels of the images, (B, in_channels, H, W).
+        blocks: how many blocks each stage has; (n, n, n) is a ResNet of 6n + 2 layers.
+        widths: outer channels of each stage; every stage but the first halves height and width.
+        inner: inner channels of each block, over all stages in order; the outer ones where omitted.
+        stem_stride: 2 halves the resolution at the start, for images that bear it.
+
+    Returns (from forward):
+        Logits, (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        blocks: Sequence[int] = (2, 2, 2),
+        widths: Sequence[int] = (16, 32, 64),
+        inner: Sequence[int] | None = None,
+        stem_stride: int = 1,
+    ):
+        super().__init__()
+        if len(blocks) != len(widths):
+            raise ValueError(f"blocks (={tuple(blocks)}) and widths (={tuple(widths)}) must be equally long")
+        outer = [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
+        inner = outer if inner is None else list(inner)
+        if len(inner) != len(outer):
+            raise ValueError(f"inner (={inner}) must name one width for each of the {len(outer)} blocks")
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
+        )
+        inner_of, channels = iter(inner), widths[0]
+        self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
+        for stage, (name, count, width) in enumerate(zip(self.stages, blocks, widths, strict=True)):
+            layers = nn.Sequential()
+            for block in range(count):
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(channels, width, inner=next(inner_of), stride=stride))
+                channels = width
+            self.add_module(name, layers)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes)
+        )  # (B, C, H, W) -> (B, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return self.head(x)
+
+    @property
+    def block_names(self) -> list[str]:
+        """Submodule paths of the residual blocks, front to back: the natural neighbourhoods."""
+        return [f"{stage}.{i}" for stage in self.stages for i in range(len(self.get_submodule(stage)))]
+
+
+def resnet(depth: int, num_classes: int, *, seed: int | None = None, **options: object) -> ResNet:
+    """A ResNet of 6n + 2 layers, its weights drawn from `seed` without touching the global generator.
+
+    Args:
+        depth: 8, 14, 20, 32, 44, 56, ...
+        num_classes: outputs of the last layer.
+        seed: of the initial weights; None uses torch's global generator.
+        options: what `ResNet` takes.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth (={depth}) must be 6n + 2; choose 8, 14, 20, 32, 44 or 56")
+    options = {"blocks": ((depth - 2) // 6,) * 3, **options}
+    if seed is None:
+        return ResNet(num_classes, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ResNet(num_classes, **options)

@@ -1,0 +1,21 @@
+"""End-to-end training, and the end-to-end distillation that Neighbourhood Distillation is compared with."""
+
+from nkdlib.training.batchnorm import reestimate_batchnorm
+from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, train
+from nkdlib.training.evaluate import accuracy, agreement, predict
+from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.store import Store, images_of
+
+__all__ = [
+    "EndToEnd",
+    "Schedule",
+    "Store",
+    "accuracy",
+    "agreement",
+    "distill_end_to_end",
+    "images_of",
+    "minimize",
+    "predict",
+    "reestimate_batchnorm",
+    "train",
+]

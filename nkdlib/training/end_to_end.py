@@ -1,0 +1,119 @@
+"""Training from labels, and distillation of a whole network at once, the rival of distilling its parts.
+
+Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): Kullback-Leibler divergence between softened class distributions,
+times the squared temperature. The teacher's logits are computed once and kept, as the boundaries are for
+Neighbourhood Distillation.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nkdlib.runtime.measure import Stopwatch
+from nkdlib.training.evaluate import device_of
+from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.store import Store, images_of
+
+
+@dataclass
+class EndToEnd:
+    """A network distilled as a whole, and what that cost."""
+
+    module: nn.Module
+    losses: list[float]  # of every step
+    teacher_s: float  # device-seconds of the teacher's one pass
+    train_s: float  # device-seconds of the student's steps
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds in all."""
+        return self.teacher_s + self.train_s
+
+
+def train(model: nn.Module, batches: Iterable, schedule: Schedule) -> list[float]:
+    """Train in place with cross-entropy on batches of (images, labels); returns the loss of every step."""
+    device = device_of(model)
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(model(images.to(device)), labels.to(device))
+
+    return minimize(model, batches, loss, schedule)
+
+
+def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al., section 2).
+
+    Args:
+        student: logits, (B, classes).
+        teacher: logits, (B, classes).
+        temperature: T > 0; higher weighs the wrong classes more.
+    """
+    wanted = F.log_softmax(teacher / temperature, 1)
+    got = F.log_softmax(student / temperature, 1)
+    return temperature**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
+    """Images, the teacher's logits and, where given, labels of every batch of one pass over `inputs`."""
+    device = device_of(teacher)
+    teacher.eval()
+
+    def rows() -> Iterable[dict[str, Tensor]]:
+        for batch in inputs:
+            images = images_of(batch).to(device)
+            labels = {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
+            yield {"images": images, "logits": teacher(images), **labels}
+
+    return Store.collect(rows())
+
+
+def distill_end_to_end(
+    teacher: nn.Module,
+    student: nn.Module,
+    inputs: Iterable,
+    schedule: Schedule,
+    *,
+    temperature: float = 4.0,  # our choice, Hinton et al. use 1 to 20
+    label_weight: float = 0.0,
+    seed: int = 0,
+) -> EndToEnd:
+    """Distill a whole network: the student learns the teacher's softened predictions.
+
+    Args:
+        teacher: takes (B, C, H, W), returns logits (B, classes); not changed.
+        student: likewise; trained in place.
+        inputs: batches of images, with labels where `label_weight` is positive; gone through once.
+        schedule: steps, batch size and rates.
+        temperature: of both distributions.
+        label_weight: share of the cross-entropy with true labels in the loss, 0 to 1.
+        seed: of the order in which examples are drawn.
+
+    Raises:
+        ValueError: `label_weight` outside 0 to 1, or positive where `inputs` has no labels.
+        FloatingPointError: a loss that is not finite.
+    """
+    if not 0 <= label_weight <= 1:
+        raise ValueError(f"label_weight (={label_weight}) is a share; choose 0 to 1")
+    device = device_of(teacher)
+    with Stopwatch(device) as teacher_watch:
+        store = capture_logits(teacher, inputs)
+    if label_weight and "labels" not in store.tensors:
+        raise ValueError(f"label_weight (={label_weight}) needs labels; give inputs as (images, labels)")
+    student.to(device)
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        logits = student(batch["images"])
+        value = soft_targets(logits, batch["logits"], temperature)
+        if label_weight:
+            value = (1 - label_weight) * value + label_weight * F.cross_entropy(logits, batch["labels"])
+        return value
+
+    with Stopwatch(device) as watch:
+        batches = store.batches(schedule.batch_size, steps=schedule.steps, seed=seed)
+        losses = minimize(student, batches, loss, schedule, "student")
+    return EndToEnd(student, losses, teacher_watch.device_s, watch.device_s)

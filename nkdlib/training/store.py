@@ -1,0 +1,110 @@
+"""Tensors of many examples that belong together, drawn in batches: images with logits, inputs with outputs."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Batch = Tensor | tuple | list
+
+
+def images_of(batch: Batch) -> Tensor:
+    """The images of a batch that may carry labels: the tensor itself or the first of a tuple."""
+    images = batch[0] if isinstance(batch, tuple | list) else batch
+    if not isinstance(images, Tensor):
+        raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")
+    return images
+
+
+@dataclass
+class Store:
+    """Named tensors of the same N examples, kept in memory.
+
+    Images and feature maps are kept with channels last, so that a drawn batch needs no copy to be in the layout
+    that convolutions are fastest in.
+
+    >>> store = Store.of({"x": torch.arange(6.0).reshape(3, 2)})
+    >>> [batch["x"].shape[0] for batch in store.batches(2, steps=2, seed=0)]
+    [2, 2]
+    """
+
+    tensors: dict[str, Tensor]  # (N, ...), four-dimensional ones as (N, H, W, C)
+    images: frozenset[str]  # names of the four-dimensional ones
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "Store":
+        """A store of tensors (N, ...); feature maps come as (N, C, H, W)."""
+        maps = frozenset(name for name, value in tensors.items() if value.dim() == 4)
+        return cls(
+            {n: v.permute(0, 2, 3, 1).contiguous() if n in maps else v for n, v in tensors.items()}, maps
+        )
+
+    @classmethod
+    def collect(cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> "Store":
+        """Put batches of named tensors together, floating-point ones as `dtype`."""
+        parts: dict[str, list[Tensor]] = {}
+        maps = set()
+        for row in rows:
+            for name, value in row.items():
+                if value.dim() == 4:
+                    maps.add(name)
+                    value = value.permute(0, 2, 3, 1)
+                kept = dtype if dtype is not None and value.is_floating_point() else value.dtype
+                parts.setdefault(name, []).append(
+                    value.detach().to(kept, copy=True, memory_format=torch.contiguous_format)
+                )
+        if not parts:
+            raise ValueError("inputs holds no batch; give at least one")
+        return cls({name: torch.cat(parts.pop(name)) for name in list(parts)}, frozenset(maps))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of names, types, shapes and contents."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def select(self, names: Iterable[str]) -> "Store":
+        """The store of some of the tensors."""
+        names = list(names)
+        return Store({name: self.tensors[name] for name in names}, self.images & set(names))
+
+    def __getitem__(self, rows: slice) -> "Store":
+        return Store({name: tensor[rows] for name, tensor in self.tensors.items()}, self.images)
+
+    def take(self, index: Tensor | slice) -> dict[str, Tensor]:
+        """The rows `index` as float32, feature maps as (B, C, H, W) in channels-last layout."""
+        rows = {}
+        for name, tensor in self.tensors.items():
+            value = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
+            value = value.float() if value.is_floating_point() else value
+            rows[name] = value.permute(0, 3, 1, 2) if name in self.images else value
+        return rows
+
+    def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
+        """`steps` random batches; every epoch visits each example at most once, in an order drawn from `seed`."""
+        device = next(iter(self.tensors.values())).device
+        generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, len(self))
+        order = torch.empty(0, dtype=torch.int64)
+        for _ in range(steps):
+            if len(order) < batch_size:
+                order = torch.randperm(len(self), generator=generator)
+            index, order = order[:batch_size], order[batch_size:]
+            yield self.take(index.to(device))
+
+    def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
+        """All examples in order, `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
