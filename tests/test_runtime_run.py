@@ -12,6 +12,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nkdlib.runtime import run
+from nkdlib.runtime.monitor import Monitor
 
 PARAMETERS = """
 profile: str = "cpu"  # the budget
@@ -189,9 +190,8 @@ def test_two_runs_at_once_do_the_work_once(command, tmp_path):
     assert sum("up to date\n" in text for text in said) == 1
 
 
-def test_the_live_line_says_where_a_notebook_is(command, tmp_path):
-    job = run.plan(run.parser().parse_args(command()))[0]
-    monitor = run.Monitor(job, tmp_path / "report")
+def test_the_live_line_says_where_a_notebook_is(notebook, tmp_path):
+    monitor = Monitor(notebook, tmp_path / "report")
     monitor.next_cell()
     assert monitor.line() == "00_nap [cell 1/4]"
     step = {"title": "distilling", "done": 37, "total": 90, "left_s": 130.4, "time": time.time()}

@@ -15,17 +15,14 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import nbformat
 import papermill
-import psutil
 import torch
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -33,6 +30,7 @@ from nbclient.exceptions import DeadKernelError
 
 from nkdlib.runtime.code import SOURCES
 from nkdlib.runtime.executors import THREAD_VARIABLES
+from nkdlib.runtime.monitor import Monitor
 from nkdlib.runtime.places import checkout, figures_root, runs_root
 from nkdlib.runtime.profiles import PROFILES
 from nkdlib.runtime.progress import clock
@@ -169,55 +167,6 @@ def one_at_a_time(runs: Path) -> Iterator[None]:
         yield
 
 
-class Monitor:
-    """Show where a notebook is on one line of a terminal, and watch the memory of its processes."""
-
-    def __init__(self, job: Job, report: Path):
-        cells = nbformat.read(job.notebook, as_version=4).cells
-        self.cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells) + 1
-        self.cell, self.peak_mb = 0, 0.0
-        self._job, self._report, self._live = job, report, sys.stderr.isatty()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def next_cell(self, **_: object) -> None:
-        """Count one more cell."""
-        self.cell += 1
-        self._report.unlink(missing_ok=True)
-
-    def line(self) -> str:
-        """Return where the notebook is: its name, its cell, the step and the time left."""
-        text = f"{self._job.stem} [cell {self.cell}/{self.cells}]"
-        with suppress(OSError, ValueError):
-            step = json.loads(self._report.read_text())
-            text += f" {step['title']} {step['done']}" + (f"/{step['total']}" if step["total"] else "")
-            if step["left_s"] is not None:
-                text += f", {clock(max(0, step['left_s'] - (time.time() - step['time'])))} left"
-        return text
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.5):
-            memory = 0
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    memory += process.memory_info().rss
-            self.peak_mb = max(self.peak_mb, memory / 2**20)
-            if self._live:
-                width = os.get_terminal_size(sys.stderr.fileno()).columns
-                sys.stderr.write(f"\r\033[K{self.line()[: width - 1]}")
-                sys.stderr.flush()
-
-    def __enter__(self) -> "Monitor":
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self._live:
-            sys.stderr.write("\r\033[K")
-
-
 @contextmanager
 def _environment(**variables: str) -> Iterator[None]:
     before = dict(os.environ)
@@ -254,7 +203,7 @@ def execute(job: Job) -> str | None:
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
         }
         stack.enter_context(_environment(**settings))
-        monitor = stack.enter_context(Monitor(job, report))
+        monitor = stack.enter_context(Monitor(job.notebook, report))
         try:
             papermill.execute_notebook(
                 str(job.notebook),
