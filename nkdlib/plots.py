@@ -44,8 +44,8 @@ method_colours: dict[str, str] = {
 
 _STATES = {  # outcome of a criterion -> colour and marker, so that colour is never the only sign
     "full": (_GREEN, "o", "holds"),
-    "partly": (_YELLOW, "D", "holds in part"),
-    "does not hold": (_RED, "X", "does not hold"),
+    "partly": (_ORANGE, "D", "holds in part"),
+    "does not hold": ("#a8123e", "X", "does not hold"),
     "not judged": (_GREY, "s", "not judged"),
 }
 
@@ -153,7 +153,7 @@ def forest(judgements: Sequence) -> Figure:
     """One row per observed criterion: its seeds, mean and interval against the bound and the published value.
 
     Arguments: `judgements`, as `nkdlib.claims.judge` returns them. Metrics differ in unit, so every row has
-    an axis of its own; the shaded side of the bound is the one that the claim asks for.
+    an axis of its own; the shaded side of the bound is the one that the claim asks for; ticks are seeds.
     """
     rows = [
         (j.claim, a) for j in judgements for a in j.assessments if a.interval and a.interval.mean is not None
@@ -173,9 +173,9 @@ def forest(judgements: Sequence) -> Figure:
         )
         for s in shown
     ]
-    handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle="-", label="bound"))
+    handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle="-", label="bound (asked: grey side)"))
     if any(assessment.criterion.reaches is not None for _, assessment in rows):
-        handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle=":", label="in full"))
+        handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle=":", label="in full from here"))
     fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     return fig
 
@@ -204,7 +204,8 @@ def _forest_row(ax: Axes, claim_id: str, assessment) -> None:
             [interval.low, interval.high], [0.15, 0.15], color=color, linewidth=2.4, solid_capstyle="butt"
         )
     ax.plot(interval.mean, 0.15, marker, color=color, markersize=7, markeredgecolor="white")
-    name = f"{claim_id}  {criterion.metric.replace('_', ' ')} ({criterion.unit})"
+    metric = criterion.metric.removesuffix(f"_{criterion.unit}").replace("_", " ")
+    name = f"{claim_id}  {metric} ({criterion.unit})"
     ax.set_title(name, fontsize=8, pad=2)
     ax.grid(False)
     ax.spines["left"].set_visible(False)

@@ -155,9 +155,7 @@ class Verdicts(list[Judgement]):
                     a.interval or "-",
                     seeds,
                 )
-                rows.append(
-                    "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>"
-                )
+                rows.append("<tr>" + "".join(map(_td, cells)) + "</tr>")
         header = "<tr><th>metric</th><th>criterion</th><th>mean [95 % interval]</th><th>seeds</th></tr>"
         return f"<table><thead>{header}</thead><tbody>{''.join(rows)}</tbody></table>"
 
@@ -213,6 +211,10 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if value != value else short(value)
     return "-" if value is None else str(value)
+
+
+def _td(cell: object) -> str:
+    return f'<td style="text-align: left">{html.escape(str(cell))}</td>'
 
 
 def _conditioned(observation: Observation) -> dict[str, object]:

@@ -1,0 +1,85 @@
+"""The claims table as Markdown; `python -m nkdlib.claims.table --update README.md` puts it into a file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nkdlib.claims.catalogue import CLAIMS, Claim
+from nkdlib.claims.criteria import Criterion, Interval
+from nkdlib.claims.observations import markdown
+from nkdlib.claims.verify import read_reference
+from nkdlib.plots import write_atomically
+
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+COLUMNS = ("claim", "published", "here: mean [95 % interval]", "verdict", "evidence")
+UPDATE = "python -m nkdlib.claims.table --update README.md"
+
+
+def claims_table(reference: dict | None, notebooks: Path) -> str:
+    """The papers' claims, then the extensions, as the reference judges them.
+
+    Arguments: `reference`, of one profile, None: nothing was attempted yet; `notebooks`, their folder, to
+    link those that exist.
+    """
+    judged = (reference or {}).get("claims", {})
+    rows = {
+        kind: [_row(c, judged.get(c.id), notebooks) for c in CLAIMS if c.extension is kind]
+        for kind in (False, True)
+    }
+    where = f"profile `{reference['profile']}`" if reference else "no reference run is committed yet"
+    return (
+        f"The papers' claims ({where}):\n\n{markdown(COLUMNS, rows[False])}\n"
+        f"Extensions, which never fill a claim's row:\n\n{markdown(COLUMNS, rows[True])}"
+    )
+
+
+def updated(text: str, table: str) -> str:
+    """`text` with the table between its marks. Raises `ValueError` where a mark is missing."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the text has no {BEGIN} followed by {END}; put both lines where the table belongs")
+    return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, or put it into a file."""
+    parser = argparse.ArgumentParser("python -m nkdlib.claims.table", description=__doc__)
+    parser.add_argument("--profile", default="cpu")
+    parser.add_argument("--update", type=Path, metavar="FILE", help=f"a file with {BEGIN} and {END}")
+    options = parser.parse_args(arguments)
+    notebooks = (options.update.parent if options.update else Path()) / "notebooks"
+    table = claims_table(read_reference(options.profile), notebooks)
+    if options.update is None:
+        print(table)
+        return 0
+    try:
+        write_atomically(options.update, updated(options.update.read_text(), table).encode())
+    except (OSError, ValueError) as error:
+        print(f"error: {options.update}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _row(claim: Claim, judged: dict | None, notebooks: Path) -> tuple[str, ...]:
+    name = f"**{claim.id}** {claim.title}"
+    if claim.notebook and (notebooks / f"{claim.notebook}.ipynb").exists():
+        name += f" ([{claim.notebook}](notebooks/{claim.notebook}.ipynb))"
+    published = claim.published if claim.extension else f"{claim.published} ({claim.source})"
+    if judged is None:
+        return name, published, "", "not attempted", ""
+    observed = [(c, judged["metrics"][c.metric]) for c in claim.criteria if c.metric in judged["metrics"]]
+    here = "<br>".join(_observed(criterion, found) for criterion, found in observed)
+    reason = "" if judged["verdict"] == "reproduced" else f": {judged['reason']}"
+    return name, published, here, f"**{judged['verdict']}**{reason}", judged["evidence"]
+
+
+def _observed(criterion: Criterion, found: dict) -> str:
+    values = {int(seed): value for seed, value in found["values"].items()}
+    interval = Interval(found["mean"], found["low"], found["high"], values)
+    return f"{criterion.metric} {interval} ({criterion.unit}; asked: {criterion})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

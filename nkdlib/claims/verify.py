@@ -1,0 +1,150 @@
+"""`make verify`: judge every claim of a profile, and compare with the committed reference.
+
+A claim that the reference honestly reports as partly or not reproduced is no failure; a verdict or a mean
+that differs from the reference beyond the criterion's tolerance is.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from nkdlib.claims.catalogue import CLAIMS, claim_by_id
+from nkdlib.claims.criteria import short
+from nkdlib.claims.judge import Judgement, judge
+from nkdlib.claims.observations import OBSERVATIONS, PROVENANCE, Verdicts, dumps, read_observations
+from nkdlib.plots import write_atomically
+from nkdlib.runtime.places import figures_root
+from nkdlib.runtime.profiles import PROFILES
+
+REFERENCE = "reference.json"
+INDIFFERENT = {"jobs", "executor"}  # parameters that must not change a result
+
+
+def judge_all(profile: str, figures: str | Path | None = None) -> Verdicts:
+    """Judge every claim of the catalogue on what the profile's notebooks observed."""
+    observations = read_observations(profile, figures)
+    return Verdicts(judge(claim, observations, profile) for claim in CLAIMS)
+
+
+def as_reference(judgements: Sequence[Judgement], profile: str, figures: str | Path | None = None) -> dict:
+    """What is committed for a profile: verdicts, means and every seed, with the notebooks' provenance."""
+    return {
+        "profile": profile,
+        "claims": {j.claim.id: _summary(j) for j in judgements},
+        "provenance": _origins(Path(figures or figures_root()) / profile),
+    }
+
+
+def read_reference(profile: str, figures: str | Path | None = None) -> dict | None:
+    """The committed reference of a profile, None where there is none."""
+    path = Path(figures or figures_root()) / profile / REFERENCE
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def differences(reference: dict, here: dict) -> list[str]:
+    """What differs between two references beyond the criteria's tolerances, one sentence each."""
+    found = []
+    nothing = {"verdict": "not attempted", "reason": "", "metrics": {}}
+    for claim in sorted({*reference["claims"], *here["claims"]}):
+        if claim not in here["claims"]:
+            found.append(f"{claim} is in the reference and no longer in the catalogue")
+            continue
+        then, now = reference["claims"].get(claim, nothing), here["claims"][claim]
+        if then["verdict"] != now["verdict"]:
+            found.append(f"{claim}: {now['verdict']} ({now['reason']}); the reference: {then['verdict']}")
+        for metric in sorted({*then["metrics"], *now["metrics"]}):
+            if metric not in now["metrics"] or metric not in then["metrics"]:
+                where = "the reference" if metric in then["metrics"] else "this run"
+                found.append(f"{claim} {metric} was observed only in {where}")
+                continue
+            criterion = claim_by_id(claim).criterion(metric)
+            was, is_now = then["metrics"][metric]["mean"], now["metrics"][metric]["mean"]
+            if not criterion.within(is_now, was):
+                allowed = "" if was is None else f", tolerance {short(criterion.allowance(was))}"
+                values = f"{short(is_now)}; the reference: {short(was)}"
+                found.append(f"{claim} {metric}: {values} {criterion.unit}{allowed}")
+    return found
+
+
+def other_parameters(reference: dict, here: dict) -> list[str]:
+    """Which notebooks ran with other parameters than the reference's: the first thing to look at."""
+    notes = []
+    for notebook in sorted({*reference["provenance"]} & {*here["provenance"]}):
+        then, now = (side["provenance"][notebook].get("parameters", {}) for side in (reference, here))
+        for name in sorted(({*then} | {*now}) - INDIFFERENT):
+            if then.get(name) != now.get(name):
+                notes.append(
+                    f"{notebook} ran with {name}={now.get(name)}, the reference with {then.get(name)}"
+                )
+    return notes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print verdicts and differences; 0: as the reference, 1: not, 2: the observations cannot be read."""
+    parser = argparse.ArgumentParser("python -m nkdlib.claims.verify", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--profile", choices=list(PROFILES), default="cpu")
+    parser.add_argument("--write-reference", action="store_true", help="make this run the reference")
+    options = parser.parse_args(arguments)
+    profile = options.profile
+    try:
+        judgements = judge_all(profile)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(judgements)
+    counts = {verdict: sum(j.verdict == verdict for j in judgements) for verdict in _verdicts(judgements)}
+    print(f"\nprofile {profile}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+    if not PROFILES[profile].judged:
+        print(f"{profile} is a first look and judges nothing; PROFILE=cpu does")
+        return 0
+    here = as_reference(judgements, profile)
+    path = figures_root() / profile / REFERENCE
+    if options.write_reference:
+        if not here["provenance"]:
+            print(f"error: nothing was observed; run make reproduce PROFILE={profile} first", file=sys.stderr)
+            return 2
+        print(f"written: {write_atomically(path, dumps(here))}")
+        return 0
+    reference = read_reference(profile)
+    if reference is None:
+        print(f"no reference is committed for {profile}: nothing to compare with")
+        return 0
+    for note in other_parameters(reference, here):
+        print(f"note: {note}")
+    found = differences(reference, here)
+    print("\n".join(f"DIFFERS: {difference}" for difference in found) or "as in the committed reference")
+    return 1 if found else 0
+
+
+def _verdicts(judgements: Sequence[Judgement]) -> list[str]:
+    return list(dict.fromkeys(j.verdict for j in judgements))
+
+
+def _summary(judgement: Judgement) -> dict:
+    observed = [a for a in judgement.assessments if a.interval is not None]
+    return {
+        "verdict": judgement.verdict,
+        "reason": judgement.reason,
+        "evidence": judgement.evidence,
+        "metrics": {
+            a.criterion.metric: {
+                "mean": a.interval.mean,
+                "low": a.interval.low,
+                "high": a.interval.high,
+                "outcome": a.outcome,
+                "values": {str(seed): value for seed, value in a.interval.values.items()},
+            }
+            for a in observed
+        },
+    }
+
+
+def _origins(folder: Path) -> dict[str, dict]:
+    found = (path.with_name(PROVENANCE) for path in sorted(folder.glob(f"*/{OBSERVATIONS}")))
+    return {path.parent.name: json.loads(path.read_text()) for path in found if path.exists()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Figures: the same bytes for the same figure, intervals as scipy's, words for those who do not see them."""
+
+import matplotlib.pyplot as plt
+import pytest
+from PIL import Image
+from scipy import stats
+
+from nkdlib import plots
+from nkdlib.claims import CLAIMS, Observation, judge
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    plots.theme()
+    yield
+    plt.close("all")
+
+
+def drawn():
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [0, 1], label="ND")
+    ax.legend()
+    return fig
+
+
+def test_a_figure_is_saved_with_its_words(tmp_path):
+    svg, png, alt = plots.save(drawn(), tmp_path / "v1.5 line", "A line\n  that rises <fast>.")
+    assert [path.name for path in (svg, png, alt)] == ["v1.5 line.svg", "v1.5 line.png", "v1.5 line.alt.txt"]
+    assert alt.read_text() == "A line that rises <fast>.\n"
+    assert "A line that rises &lt;fast&gt;." in svg.read_text()
+    with Image.open(png) as image:
+        assert image.info["Description"] == "A line that rises <fast>."
+        assert 900 < image.width < 1300
+    with pytest.raises(ValueError, match="alt is empty"):
+        plots.save(drawn(), tmp_path / "line", " ")
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+    first, second = (plots.save(drawn(), tmp_path / name / "line", "A line.") for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_smoke_is_marked(tmp_path):
+    plain, marked = drawn(), drawn()
+    plots.save(plain, tmp_path / "plain", "A line.")
+    plots.save(marked, tmp_path / "marked", "A line.", watermark=True)
+    assert not plain.texts and [text.get_text() for text in marked.texts] == ["smoke: not a result"]
+
+
+def test_the_band_is_the_t_interval():
+    _, ax = plt.subplots()
+    values = {0: [1.0, 5.0], 1: [2.0, 5.5], 2: [4.0, 6.5]}
+    plots.line_with_interval(ax, [10, 20], values, "ND")
+    low, high = stats.ttest_1samp([1.0, 2.0, 4.0], 0).confidence_interval(0.95)
+    corners = ax.collections[0].get_paths()[0].vertices
+    at_ten = corners[corners[:, 0] == 10][:, 1]
+    assert (at_ten.min(), at_ten.max()) == pytest.approx((low, high))
+    assert ax.lines[0].get_ydata()[0] == pytest.approx(7 / 3)
+    assert ax.lines[0].get_color() == plots.method_colours["ND"]
+    assert len(ax.lines) == 4 and ax.get_legend_handles_labels()[1] == ["ND"]
+
+
+def test_one_seed_has_no_band_and_unequal_seeds_are_refused():
+    _, ax = plt.subplots()
+    plots.line_with_interval(ax, [1, 2], {0: [1.0, 2.0]}, "anything")
+    assert not ax.collections
+    with pytest.raises(ValueError, match=r"values_by_seed\[1\] has 1 values for 2 points"):
+        plots.line_with_interval(ax, [1, 2], {0: [1.0, 2.0], 1: [1.0]}, "ND")
+
+
+def test_forest_draws_what_was_observed_and_says_when_nothing_was():
+    observed = [
+        Observation("ND-1", "speedup_critical_path", s, v, "cpu") for s, v in enumerate([2, 3, 4, 3, 2])
+    ]
+    missed = [Observation("ND-1e", "speedup_solved", s, None, "cpu") for s in range(5)]
+    fig = plots.forest([judge(claim, observed + missed, "cpu") for claim in CLAIMS])
+    (ax,) = fig.axes
+    assert ax.get_title(loc="left").startswith("ND-1  speedup")
+    left, right = ax.get_xlim()
+    assert left < 1.0 and right > 4.6  # bound and published value are on the axis
+    assert plots.forest([judge(claim, [], "cpu") for claim in CLAIMS]).axes[0].texts
+
+
+def test_colours_of_rivals_differ():
+    families = [
+        (
+            "ND",
+            "ND, solved",
+            "ND, copied",
+            "end to end",
+            "end to end, solved",
+            "end to end, copied",
+            "teacher",
+        ),
+        ("exact", "greedy", "random", "uniform", "local search", "teacher"),
+        ("FiGS", "uniform", "random", "original", "magnitude"),
+        ("FiGS", "MobileNetV3", "MnasNet"),
+    ]
+    for family in families:
+        colours = [plots.method_colours[name] for name in family]
+        assert len(set(colours)) == len(colours)
+
+
+def test_writing_leaves_whole_files_only(tmp_path, monkeypatch):
+    path = plots.write_atomically(tmp_path / "new" / "a.txt", b"old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        plots.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
