@@ -98,7 +98,7 @@ class Results:
             html.escape(text.read_text().strip()),
         )
         source = f'<img alt="{described}" style="max-width: 100%" src="data:image/png;base64,{encoded}">'
-        display(HTML(source, metadata={"text/html": {"isolated": False}}))
+        display(HTML(source))
 
     def verdict(self, *claim_ids: str) -> "Verdicts":
         """Judge the claims from what was observed so far."""
