@@ -22,7 +22,14 @@ CARRIERS = (
 )
 CARRYING = {
     *("relu", "relu_", "relu6", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "dropout"),
-    *("adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "boolean_dispatch", "stochastic_depth", "contiguous"),
+    *(
+        "adaptive_avg_pool2d",
+        "avg_pool2d",
+        "max_pool2d",
+        "boolean_dispatch",
+        "stochastic_depth",
+        "contiguous",
+    ),
 }
 TYING = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
 
@@ -126,10 +133,7 @@ def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
     for node in graph.graph.nodes:
         shape = _shape(node)
         sources = [n for n in node.all_input_nodes if n in groups.of]
-        if node.op == "output":
-            for source in sources:
-                groups.at(source).inner = False
-        elif shape is None or len(shape) < 2:
+        if node.op == "output" or shape is None or len(shape) < 2:
             for source in sources:
                 groups.at(source).inner = False
         else:
@@ -194,7 +198,9 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
     slim = copy.deepcopy(module)
     for name, index in keep.items():
         if name not in known:
-            raise ValueError(f"keep names {name!r}, which is no inner channel group; choose from {list(known)}")
+            raise ValueError(
+                f"keep names {name!r}, which is no inner channel group; choose from {list(known)}"
+            )
         if len(index) == 0:
             raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
         group = known[name]

@@ -26,7 +26,9 @@ class Schedule:
         if self.steps < 0:
             raise ValueError(f"steps (={self.steps}) must not be negative")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images")
+            raise ValueError(
+                f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images"
+            )
         if not self.lr > 0:
             raise ValueError(f"lr (={self.lr}) must be positive")
         if not 0 <= self.warmup <= 1:
@@ -55,9 +57,7 @@ class Descent:
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
         self.optimizer = (
-            torch.optim.AdamW(
-                self.parameters, schedule.lr, weight_decay=schedule.weight_decay, foreach=True
-            )
+            torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=schedule.weight_decay, foreach=True)
             if self.parameters
             else None
         )

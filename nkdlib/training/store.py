@@ -14,7 +14,9 @@ def images_of(batch: Batch) -> Tensor:
     """The images of a batch that may carry labels: the tensor itself or the first of a tuple."""
     images = batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(images, Tensor):
-        raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")
+        raise TypeError(
+            f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)"
+        )
     return images
 
 

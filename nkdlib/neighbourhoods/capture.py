@@ -1,0 +1,179 @@
+"""What flows between a teacher's neighbourhoods, captured in one forward pass for all of them.
+
+Boundaries are kept in memory when they fit and computed again from the images when not; the teacher's front part is
+never run once per neighbourhood.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.neighbourhoods.split import Neighbourhoods
+from nkdlib.training.evaluate import device_of
+from nkdlib.training.store import Store, images_of
+
+
+class _Seen(Exception):
+    """The last boundary has been captured; the rest of the teacher need not run."""
+
+
+@contextmanager
+def taps(model: nn.Module, neighbourhoods: Neighbourhoods) -> Iterator[dict[str, Tensor]]:
+    """Within it, every forward pass fills the dict with `NAME:x` and `NAME:y`, the inputs and outputs.
+
+    Tensors are copies: a layer that works in place cannot change them later. An input that is the output of the
+    neighbourhood before it is not copied again.
+    """
+    row: dict[str, Tensor] = {}
+
+    def keep(name: str, tensor: Tensor) -> None:
+        row[name] = tensor.detach().clone()
+
+    handles = []
+    for before, here in zip((None, *neighbourhoods), neighbourhoods, strict=False):
+        first, last = (model.get_submodule(path) for path in (here.paths[0], here.paths[-1]))
+        if not here.chained or before is None:
+            handles.append(
+                first.register_forward_pre_hook(
+                    lambda _, inputs, name=here.name: keep(f"{name}:x", inputs[0])
+                )
+            )
+        final = here is neighbourhoods[-1]
+
+        def after(
+            _: nn.Module, __: tuple, output: Tensor, name: str = here.name, final: bool = final
+        ) -> None:
+            keep(f"{name}:y", output)
+            if final:
+                raise _Seen
+
+        handles.append(last.register_forward_hook(after))
+    try:
+        yield row
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def boundary_rows(
+    model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable
+) -> Iterator[dict[str, Tensor]]:
+    """Run the model over batches of images; for each, the boundaries by name, (B, ...) on the model's device."""
+    model, device = model.eval(), device_of(model)
+    with taps(model, neighbourhoods) as row:
+        for batch in inputs:
+            row.clear()
+            try:
+                model(images_of(batch).to(device))
+            except _Seen:
+                yield dict(row)
+            else:
+                raise ValueError(
+                    f"neighbourhood {neighbourhoods[-1].name!r} was not run for a batch of shape "
+                    f"{tuple(images_of(batch).shape)}; split the model with inputs like those it is used with"
+                )
+
+
+@dataclass
+class Boundaries:
+    """Inputs and outputs of every neighbourhood for the same images, in memory as far as they fit."""
+
+    teacher: nn.Module = field(repr=False)
+    neighbourhoods: Neighbourhoods = field(repr=False)
+    inputs: Iterable = field(repr=False)
+    store: Store = field(repr=False)  # all images, or the first ones where they are streamed
+    complete: bool  # all boundaries are in memory
+    bytes_per_image: float
+
+    def of(self, name: str) -> Store:
+        """Inputs x and outputs y of one neighbourhood, for the images in memory."""
+        index = self.neighbourhoods.names.index(name)
+        here = self.neighbourhoods[index]
+        x = f"{self.neighbourhoods[index - 1].name}:y" if here.chained else f"{name}:x"
+        tensors = {"x": self.store.tensors[x], "y": self.store.tensors[f"{name}:y"]}
+        maps = {short for short, long in (("x", x), ("y", f"{name}:y")) if long in self.store.images}
+        return Store(tensors, frozenset(maps))
+
+    def rows(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+        """One pass of the teacher over the inputs: for each batch, (x, y) by neighbourhood."""
+        for row in boundary_rows(self.teacher, self.neighbourhoods, self.inputs):
+            pairs, before = {}, None
+            for here in self.neighbourhoods:
+                x = row[f"{before}:y"] if here.chained else row[f"{here.name}:x"]
+                pairs[here.name] = (x, row[f"{here.name}:y"])
+                before = here.name
+            yield pairs
+
+    def __repr__(self) -> str:
+        size = f"{self.store.bytes / 1e9:.2f} GB"
+        if self.complete:
+            return f"boundaries of {len(self.store):,} images kept in memory, {size}"
+        return (
+            f"boundaries streamed, {self.bytes_per_image / 1e6:.2f} MB an image computed anew in every pass; "
+            f"the first {len(self.store):,} images kept in memory, {size}"
+        )
+
+
+def capture(
+    teacher: nn.Module,
+    neighbourhoods: Neighbourhoods,
+    inputs: Iterable,
+    *,
+    images: int | None = None,
+    keep: int = 2304,
+    memory_limit_gb: float = 4.0,
+    dtype: torch.dtype = torch.float16,
+) -> Boundaries:
+    """Run the teacher once over `inputs` and keep what passes between its neighbourhoods.
+
+    Args:
+        teacher: put into evaluation mode.
+        neighbourhoods: from `split`.
+        inputs: batches of images, with or without labels.
+        images: stop after this many; None takes all.
+        keep: images that stay in memory also where the whole does not fit.
+        memory_limit_gb: above it the boundaries are streamed.
+        dtype: that they are kept in; float16 holds activations up to 65,504.
+
+    Raises:
+        ValueError: no batch in `inputs`.
+        OverflowError: an activation that is not finite in `dtype`.
+    """
+    count = 0
+
+    def rows() -> Iterator[dict[str, Tensor]]:
+        nonlocal count, dropped
+        taken = _first(inputs, images) if images is not None else inputs
+        for row in boundary_rows(teacher, neighbourhoods, taken):
+            size = len(next(iter(row.values())))
+            per_image = sum(t.numel() * dtype.itemsize for t in row.values()) / size
+            if (count + size) * per_image > memory_limit_gb * 1e9 and count >= min(keep, images or keep):
+                dropped = True
+                return
+            count += size
+            yield row
+
+    dropped = False
+    store = Store.collect(rows(), dtype)
+    for name, tensor in store.tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise OverflowError(
+                f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
+            )
+    return Boundaries(teacher, neighbourhoods, inputs, store, not dropped, store.bytes / max(len(store), 1))
+
+
+def _first(inputs: Iterable, images: int) -> Iterator[Tensor]:
+    """The first `images` images, batch by batch."""
+    left = images
+    for batch in inputs:
+        x = images_of(batch)[:left]
+        left -= len(x)
+        if len(x):
+            yield x
+        if left <= 0:
+            return

@@ -1,0 +1,306 @@
+"""A student neighbourhood solved instead of trained: which channels to keep, and the weights that read them.
+
+Every neighbourhood ends in a linear layer, perhaps followed by BatchNorm, a residual sum and an activation. Given the
+features z that the layer reads and the value t that the teacher has before its last activation, the best weights
+solve a ridge regression, W = (Z'Z + r)^-1 Z'T, and the error that a channel's removal adds is known exactly,
+tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r, so channels are dropped one at a time, the cheapest first, with G^-1
+downdated. (Our extension; the paper trains by gradient steps only. Layer-wise reconstruction as in He, Zhang and Sun
+2017, arXiv 1707.06168; backward elimination on the Gram matrix as in optimal brain surgeon, Hassibi and Stork 1993.)
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from nkdlib.models.channels import TYING, ChannelGroup, channel_groups, cut, trace
+from nkdlib.neighbourhoods.students import inner_groups, width_of
+
+Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How a neighbourhood ends: output = activation(norm(linear(z)) + other)."""
+
+    linear: fx.Node
+    norm: fx.Node | None
+    other: fx.Node | None
+    pre: fx.Node  # the value before the activation
+    activation: type | None
+
+
+def find_tail(graph: fx.GraphModule) -> Tail:
+    """The last linear layer of a traced module and what follows it.
+
+    Raises:
+        ValueError: the module does not end in a linear layer, BatchNorm, a sum and an activation, in this order.
+    """
+    node = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    activation = norm = other = None
+    if isinstance(_layer(graph, node), ACTIVATIONS):
+        activation, node = type(_layer(graph, node)), node.args[0]
+    pre = node
+    if node.op == "call_function" and node.target in TYING and "add" in node.target.__name__:
+        deep, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
+        node = deep
+    while (
+        isinstance(_layer(graph, node), nn.Identity)
+        or getattr(node.target, "__name__", "") == "stochastic_depth"
+    ):
+        node = node.args[0]
+    if isinstance(_layer(graph, node), nn.BatchNorm2d):
+        norm, node = node, node.args[0]
+    layer = _layer(graph, node)
+    if not isinstance(layer, nn.Conv2d | nn.Linear) or getattr(layer, "groups", 1) != 1:
+        raise ValueError(
+            f"a neighbourhood that ends in {type(layer).__name__} ({node.format_node()}) cannot be solved; it must "
+            "end in a convolution or linear layer, then BatchNorm, a residual sum and an activation, each optional. "
+            "Use start='given', 'random' or 'copied'"
+        )
+    return Tail(node, norm, other, pre, activation)
+
+
+def _layer(graph: fx.GraphModule, node: object) -> nn.Module | None:
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return graph.get_submodule(node.target)
+    return None
+
+
+def _depth(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, int]) -> int:
+    """How many layers with weights lie on the longest way to a node."""
+    if node not in known:
+        here = isinstance(_layer(graph, node), nn.Conv2d | nn.Linear)
+        known[node] = here + max((_depth(graph, n, known) for n in node.all_input_nodes), default=0)
+    return known[node]
+
+
+class _Reader(fx.Interpreter):
+    """Runs a traced module and returns the values of some of its nodes."""
+
+    def __init__(self, graph: fx.GraphModule, wanted: list[fx.Node]):
+        super().__init__(graph.eval())
+        self.wanted, self.seen = wanted, {}
+
+    def run_node(self, node: fx.Node) -> object:
+        value = super().run_node(node)
+        if node in self.wanted:
+            # The next layer may work in place on it.
+            self.seen[node] = value.clone() if isinstance(value, Tensor) else value
+        return value
+
+    def read(self, x: Tensor) -> list[Tensor]:
+        self.seen.clear()
+        self.run(x)
+        return [self.seen[node] for node in self.wanted]
+
+
+@dataclass
+class Normal:
+    """The normal equations of a least-squares problem, sums over all positions and examples, float64."""
+
+    gram: Tensor  # (F, F), the last feature a constant 1 where there is an intercept
+    cross: Tensor  # (F, O)
+    target_sum: Tensor  # (O,)
+    count: int
+    channel_features: int  # features of one channel: kernel height x width
+    intercept: bool
+
+    def regularized(self, ridge: float) -> Tensor:
+        """The Gram matrix plus `ridge` times its mean diagonal; the intercept is not shrunk."""
+        features = len(self.gram) - self.intercept
+        diagonal = self.gram.diagonal()[:features]
+        strength = torch.zeros_like(self.gram.diagonal())
+        strength[:features] = ridge * diagonal.mean().clamp_min(1e-12)
+        return self.gram + torch.diag(strength)
+
+    def rows_of(self, channels: Tensor) -> Tensor:
+        """Positions of these channels' features, and of the intercept."""
+        k = self.channel_features
+        rows = (channels[:, None] * k + torch.arange(k, device=channels.device)).flatten()
+        if self.intercept:
+            rows = torch.cat([rows, rows.new_tensor([len(self.gram) - 1])])
+        return rows
+
+    def solve(self, ridge: float, channels: Tensor | None = None) -> Tensor:
+        """Weights (features of the channels [+ 1], O) that read only these channels."""
+        gram, cross = self.regularized(ridge), self.cross
+        if channels is not None:
+            rows = self.rows_of(channels.to(gram.device))
+            gram, cross = gram[rows][:, rows], cross[rows]
+        return torch.linalg.solve(gram, cross)
+
+
+@torch.no_grad()
+def normal_equations(pairs: Iterable[tuple[Tensor, Tensor]], layer: nn.Module, intercept: bool) -> Normal:
+    """Accumulate the normal equations of a layer from (features that it reads, values that it should give)."""
+    gram = cross = target_sum = None
+    count, k = 0, layer.weight[0, 0].numel()
+    for features, target in pairs:
+        z, t = _columns(features, layer), target.transpose(0, 1).flatten(1)  # (F, n), (O, n)
+        if intercept:
+            z = torch.cat([z, z.new_ones(1, z.shape[1])])
+        parts = (z @ z.T).double(), (z @ t.T).double(), t.sum(1).double()
+        if gram is None:
+            gram, cross, target_sum = parts
+        else:
+            gram, cross, target_sum = gram + parts[0], cross + parts[1], target_sum + parts[2]
+        count += z.shape[1]
+    return Normal(gram, cross, target_sum, count, k, intercept)
+
+
+def _columns(features: Tensor, layer: nn.Module) -> Tensor:
+    """What a layer multiplies its weights with, one column a position: (C k k, B L)."""
+    if isinstance(layer, nn.Linear):
+        return features.flatten(0, -2).T
+    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
+        return features.transpose(0, 1).flatten(1)
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise ValueError(
+            f"a convolution with padding (={layer.padding}, {layer.padding_mode}) cannot be solved"
+        )
+    z = F.unfold(features, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return z.transpose(0, 1).flatten(1)
+
+
+def elimination_order(normal: Normal, ridge: float) -> Tensor:
+    """The order in which backward elimination drops channels, (C,): the first is the cheapest to lose.
+
+    Greedy and exact at each step: the channel whose removal raises the regularized least-squares error least goes,
+    then the inverse Gram matrix is downdated. A network of n channels keeps the last n.
+    """
+    k = normal.channel_features
+    channels = (len(normal.gram) - normal.intercept) // k
+    inverse = torch.linalg.inv(normal.regularized(ridge))
+    weights = inverse @ normal.cross
+    alive, order = torch.ones(channels, dtype=torch.bool), []
+    for _ in range(channels):
+        blocks = inverse[: channels * k, : channels * k].reshape(channels, k, channels, k)
+        blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (C, k, k), [G^-1]_cc
+        w = weights[: channels * k].reshape(channels, k, -1)  # (C, k, O)
+        safe = torch.where(alive[:, None, None], blocks, torch.eye(k, dtype=blocks.dtype))
+        raised = (w * torch.linalg.solve(safe, w)).sum((1, 2))
+        raised[~alive] = torch.inf
+        drop = int(raised.argmin())
+        rows = slice(drop * k, drop * k + k)
+        gain = torch.linalg.solve(inverse[rows, rows], inverse[rows])  # (k, F)
+        weights = weights - gain.T @ weights[rows]
+        inverse = inverse - inverse[:, rows] @ gain
+        alive[drop] = False
+        order.append(drop)
+    return torch.tensor(order)
+
+
+@torch.no_grad()
+def solve_neighbourhood(
+    piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float
+) -> nn.Module:
+    """Solve one student neighbourhood.
+
+    Args:
+        piece: the teacher's neighbourhood.
+        student: a module, whose last linear layer is solved on its own features, in place; or a width, for the
+            teacher's own layers with fewer inner channels, each group chosen by elimination and the layer that
+            reads it solved.
+        pairs: gives, each time it is called, batches (the teacher's input, the student's input); the two differ
+            when students are solved front to back.
+        ridge: strength relative to the features' mean energy.
+
+    Returns:
+        The student, in evaluation mode.
+
+    Raises:
+        ValueError: a neighbourhood that cannot be traced or does not end in a linear layer.
+    """
+    example = next(iter(pairs()))[0][:1]
+    if isinstance(student, nn.Module):
+        _solve_layer(piece, student, pairs, ridge, example, None, 1.0)
+        return student.eval()
+    width, student = student, piece
+    for name in [group.name for group in inner_groups(piece, example)]:
+        group = next(g for g in channel_groups(student, example) if g.name == name)
+        student = _solve_layer(piece, student, pairs, ridge, example, group, width)
+    return student.eval()
+
+
+def _solve_layer(
+    piece: nn.Module,
+    student: nn.Module,
+    pairs: Pairs,
+    ridge: float,
+    example: Tensor,
+    group: ChannelGroup | None,
+    width: float,
+) -> nn.Module:
+    """Choose the channels of `group` that stay and solve the layer that reads them last (None: the last layer)."""
+    theirs, ours = trace(piece, example), trace(student, example)
+    their_tail, tail = find_tail(theirs), find_tail(ours)
+    path = tail.linear.target if group is None else group.consumers[-1]
+    layer, is_tail = student.get_submodule(path), path == tail.linear.target
+    node = _node(ours, path)
+    wanted = [node.args[0], *([tail.other] if is_tail and tail.other is not None else [])]
+    reader = _Reader(ours, wanted)
+    if is_tail:
+        same = their_tail.activation == tail.activation
+        target = their_tail.pre if same else next(n for n in theirs.graph.nodes if n.op == "output").args[0]
+    else:
+        target = _node(theirs, path)
+    oracle = _Reader(theirs, [target])
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        for x_teacher, x_student in pairs():
+            features, *other = reader.read(x_student)
+            (wanted_value,) = oracle.read(x_teacher)
+            yield features, wanted_value - other[0] if other else wanted_value
+
+    intercept = layer.bias is not None or (is_tail and tail.norm is not None)
+    normal = normal_equations(rows(), layer, intercept)
+    channels = None
+    if group is not None:
+        kept = width_of(group, width)
+        channels = elimination_order(normal, ridge)[-kept:].sort().values
+        student = cut(student, [group], {group.name: channels})
+        layer = student.get_submodule(path)
+    weights = normal.solve(ridge, channels)
+    _set_weights(
+        student, path, tail.norm.target if is_tail and tail.norm else None, weights, normal, channels
+    )
+    return student
+
+
+def _node(graph: fx.GraphModule, path: str) -> fx.Node:
+    return next(n for n in graph.graph.nodes if n.op == "call_module" and n.target == path)
+
+
+def _set_weights(
+    student: nn.Module,
+    path: str,
+    norm_path: str | None,
+    weights: Tensor,
+    normal: Normal,
+    channels: Tensor | None,
+) -> None:
+    """Write solved weights into a layer; a BatchNorm behind it is set to pass them on, in both of its modes."""
+    layer = student.get_submodule(path)
+    linear = weights[: len(weights) - normal.intercept]
+    layer.weight.copy_(linear.T.reshape(layer.weight.shape))
+    if not normal.intercept:
+        return
+    bias = weights[-1]
+    if norm_path is None:
+        layer.bias.copy_(bias)
+        return
+    norm = student.get_submodule(norm_path)
+    rows = normal.rows_of(channels.to(normal.gram.device)) if channels is not None else slice(None)
+    gram = normal.gram[rows][:, rows] / normal.count
+    mean = gram[-1, :-1] @ linear
+    spread = ((gram[:-1, :-1] @ linear) * linear).sum(0) - mean.square()
+    if layer.bias is not None:
+        layer.bias.zero_()
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(spread.clamp_min(0))
+    norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
+    norm.bias.copy_(mean + bias)

@@ -1,0 +1,344 @@
+"""Neighbourhood Distillation: one teacher pass, then every student neighbourhood by itself.
+
+Shao et al., arXiv 2010.01189, section 3.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import as_completed
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nkdlib.models.cost import Cost, cost
+from nkdlib.neighbourhoods.capture import Boundaries, capture
+from nkdlib.neighbourhoods.local import LocalTraining, Recipe, local_error, train_local
+from nkdlib.neighbourhoods.recompose import recompose
+from nkdlib.neighbourhoods.split import split
+from nkdlib.neighbourhoods.starts import Student, seed_of, start_students
+from nkdlib.runtime.cache import Cache, Task
+from nkdlib.runtime.executors import InProcess, Processes
+from nkdlib.runtime.measure import Stopwatch
+from nkdlib.runtime.progress import Progress
+from nkdlib.training.store import Store, images_of
+
+Executor = InProcess | Processes
+Students = Mapping[str, Student | Mapping[str, Student]]
+
+
+@dataclass
+class Distilled:
+    """One student neighbourhood, how well it imitates its teacher's part, and what it cost."""
+
+    name: str  # of the neighbourhood
+    label: str  # of the candidate, "" where there is one
+    module: nn.Module = field(repr=False)
+    local_error: float  # on held-out inputs, see `local_error`
+    cost: Cost
+    device_s: float  # of its own gradient steps
+    wall_s: float
+    losses: list[float] = field(default_factory=list, repr=False)  # of every step
+
+
+@dataclass
+class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
+    """What `distill` returns: by neighbourhood, a `Distilled`, or several by label where candidates were given."""
+
+    students: dict[str, Distilled | dict[str, Distilled]]
+    teacher_s: float  # device-seconds of the teacher's one pass
+    start_s: dict[str, float]  # device-seconds of each neighbourhood's start (the closed form, mostly)
+    sequential_start: bool  # starts waited for each other (front to back)
+    boundaries: str  # whether and how they were kept, in words
+
+    def __getitem__(self, name: str) -> Distilled | dict[str, Distilled]:
+        return self.students[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.students)
+
+    def __len__(self) -> int:
+        return len(self.students)
+
+    def every(self) -> Iterator[Distilled]:
+        """All students, front to back."""
+        for value in self.students.values():
+            yield from value.values() if isinstance(value, dict) else (value,)
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds on one worker: the teacher's pass, the starts and every student's steps."""
+        return self.teacher_s + sum(self.start_s.values()) + sum(d.device_s for d in self.every())
+
+    def critical_path_s(self, workers: int | None = None) -> float:
+        """Seconds until the last student is done with one worker for each neighbourhood, computed from measured ones.
+
+        Args:
+            workers: that share the teacher's pass, each on its part of the images; the number of neighbourhoods
+                where omitted, 1 for a pass that one worker does alone.
+
+        Boundaries travel in no time (our assumption: they are read while the first steps run).
+        """
+        workers = len(self) if workers is None else workers
+        steps = {name: sum(d.device_s for d in self.every() if d.name == name) for name in self}
+        if self.sequential_start:
+            longest = sum(self.start_s.values()) + max(steps.values())
+        else:
+            longest = max(self.start_s[name] + steps[name] for name in self)
+        return self.teacher_s / workers + longest
+
+    def recompose(self, teacher: nn.Module, **chosen: str) -> nn.Module:
+        """The teacher with these students in place, see `recompose`; where there are candidates, `name=label`."""
+        return recompose(
+            teacher,
+            {n: (v[chosen[n]] if isinstance(v, dict) else v).module for n, v in self.students.items()},
+        )
+
+    def table(self) -> pd.DataFrame:
+        """Local errors and costs, a row a student."""
+        return pd.DataFrame(
+            [
+                {
+                    "neighbourhood": d.name,
+                    **({"candidate": d.label} if d.label else {}),
+                    "local error": d.local_error,
+                    "params": d.cost.params,
+                    "MACs": d.cost.macs,
+                    "start [s]": self.start_s[d.name],
+                    "steps [s]": d.device_s,
+                }
+                for d in self.every()
+            ]
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.table().to_string(index=False, formatters=_FORMATS)}\n{self.boundaries}"
+
+    def _repr_html_(self) -> str:
+        caption = f"{self.boundaries}; teacher's pass {self.teacher_s:.2f} device-seconds"
+        return self.table().style.hide(axis="index").format(_FORMATS).set_caption(caption).to_html()
+
+
+_FORMATS = {
+    "local error": "{:.4f}".format,
+    "params": "{:,}".format,
+    "MACs": "{:,}".format,
+    "start [s]": "{:.2f}".format,
+    "steps [s]": "{:.2f}".format,
+}
+
+
+@dataclass
+class Portable:
+    """A module on its way to a worker; its fingerprint covers structure and weights."""
+
+    module: nn.Module
+
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(repr(self.module).encode())
+        for name, value in self.module.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def distill(
+    teacher: nn.Module,
+    students: Students,
+    inputs: Iterable,
+    recipe: Recipe | None = None,
+    executor: Executor | None = None,
+    cache: Cache | None = None,
+) -> Distillation:
+    """Distill neighbourhoods of a teacher, each by itself, from one pass of the teacher.
+
+    Args:
+        teacher: any network; not changed.
+        students: by neighbourhood name (a submodule path, or first:last for a run of children), what to put there:
+            a module with the same input and output shapes, or a width (0.5, or a number of channels) for the
+            teacher's own layers with fewer inner channels, or a dict of such candidates by label.
+        inputs: batches of images, with or without labels; labels are not used.
+        recipe: start, steps, rates; `Recipe()` where omitted.
+        executor: where students are trained; this process where omitted. Boundaries that do not fit in memory are
+            streamed and trained in this process whatever the executor, since every worker would need a teacher.
+        cache: keeps each trained student as an artefact, so that an interrupted call goes on where it was.
+
+    Returns:
+        The students by name, with local errors on held-out inputs and seconds.
+
+    Raises:
+        ValueError: names or shapes that do not fit, too few images.
+        FloatingPointError: a loss that is not finite.
+
+    >>> from nkdlib.models import resnet
+    >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
+    >>> result = distill(teacher, {"layer1.0": 0.5}, images, Recipe(steps=2, batch_size=16, holdout=16))
+    >>> result["layer1.0"].module.conv1.out_channels
+    8
+    """
+    recipe = recipe or Recipe()
+    inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+    candidates = {n: dict(s) if isinstance(s, Mapping) else {"": s} for n, s in students.items()}
+    first = images_of(next(iter(inputs))) if iter(inputs) is not inputs else None
+    if first is None:
+        inputs = list(inputs)
+        first = images_of(inputs[0])
+    example = first[:2].to(next(iter(teacher.parameters())).device)
+    neighbourhoods = split(teacher, list(candidates), example)
+    wanted = recipe.holdout + max(
+        recipe.steps * recipe.batch_size, recipe.solve_images if recipe.start == "solved" else 2
+    )
+    with Stopwatch(example.device) as teacher_watch:
+        boundaries = capture(
+            teacher,
+            neighbourhoods,
+            inputs,
+            images=wanted,
+            keep=recipe.holdout + recipe.solve_images,
+            memory_limit_gb=recipe.memory_limit_gb,
+            dtype=recipe.dtype,
+        )
+    if len(boundaries.store) < recipe.holdout + 2:
+        raise ValueError(
+            f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 "
+            "to learn from; give more images or a smaller holdout"
+        )
+    started, start_s = start_students(boundaries, candidates, recipe)
+    if recipe.steps == 0:
+        infos = {key: _measured(boundaries, *key, started) for key in _keys(started)}
+    elif boundaries.complete:
+        infos = _train_apart(boundaries, started, recipe, executor, cache)
+    else:
+        infos = _train_streaming(boundaries, started, recipe)
+    results: dict[str, dict[str, Distilled]] = {}
+    for (name, label), info in infos.items():
+        module = started[name][label].eval()
+        results.setdefault(name, {})[label] = Distilled(
+            name, label, module, cost=cost(module, neighbourhoods[name].example), **info
+        )
+    return Distillation(
+        {n: r if isinstance(students[n], Mapping) else r[""] for n, r in results.items()},
+        teacher_watch.device_s,
+        start_s,
+        sequential_start=recipe.start == "solved" and recipe.front_to_back,
+        boundaries=repr(boundaries),
+    )
+
+
+def solve(
+    teacher: nn.Module, students: Students, inputs: Iterable, recipe: Recipe | None = None
+) -> Distillation:
+    """Students in closed form alone, without a gradient step; arguments and result as for `distill`."""
+    recipe = recipe or Recipe()
+    return distill(teacher, students, inputs, dataclasses.replace(recipe, start="solved", steps=0))
+
+
+def _keys(started: Mapping[str, Mapping[str, nn.Module]]) -> list[tuple[str, str]]:
+    return [(name, label) for name, mine in started.items() for label in mine]
+
+
+def _measured(
+    boundaries: Boundaries, name: str, label: str, started: Mapping[str, Mapping[str, nn.Module]]
+) -> dict[str, object]:
+    """A student that takes no step: its local error only."""
+    held_out = boundaries.of(name)[:256]
+    return {"local_error": local_error(started[name][label], held_out), "device_s": 0.0, "wall_s": 0.0}
+
+
+def _train_apart(
+    boundaries: Boundaries,
+    started: dict[str, dict[str, nn.Module]],
+    recipe: Recipe,
+    executor: Executor | None,
+    cache: Cache | None,
+) -> dict[tuple[str, str], dict[str, object]]:
+    """One task a student, from boundaries in memory; the longest first, so that no worker waits for it at the end."""
+    stores = {name: boundaries.of(name) for name in started}
+    costs = {n.name: n.cost.macs for n in boundaries.neighbourhoods}
+    keys = sorted(_keys(started), key=lambda key: -costs[key[0]])
+    title = f"distilling {len(keys)} neighbourhoods ({boundaries})"
+    infos = {}
+    if cache is not None:
+        tasks = [
+            Task(train_portable, _task(key, stores, started, recipe), f"{key[0]} {key[1]}".strip())
+            for key in keys
+        ]
+        for (name, label), artefact in zip(keys, cache.run(tasks, executor, title), strict=True):
+            started[name][label].load_state_dict(artefact.tensors)
+            infos[name, label] = artefact.info
+    else:
+        with Progress(title, len(keys), "students") as steps:
+            if executor is None:
+                done = ((key, train_portable(**_task(key, stores, started, recipe))) for key in keys)
+            else:
+                futures = {
+                    executor.submit(train_portable, **_task(key, stores, started, recipe)): key
+                    for key in keys
+                }
+                done = ((futures[future], future.result()) for future in as_completed(futures))
+            for (name, label), (state, info) in done:
+                started[name][label].load_state_dict(state)
+                infos[name, label] = info
+                steps.advance()
+    return {key: infos[key] for key in _keys(started)}
+
+
+def _task(
+    key: tuple[str, str], stores: dict[str, Store], started: dict[str, dict[str, nn.Module]], recipe: Recipe
+) -> dict[str, object]:
+    name, label = key
+    return {
+        "name": name,
+        "student": Portable(started[name][label]),
+        "store": stores[name],
+        "recipe": recipe,
+        "seed": seed_of(recipe.seed, name, label, "order"),
+    }
+
+
+def train_portable(
+    name: str, student: Portable, store: Store, recipe: Recipe, seed: int
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """`train_local` for a student that came from another process."""
+    return train_local(name, student.module, store, recipe, seed)
+
+
+def _train_streaming(
+    boundaries: Boundaries, started: dict[str, dict[str, nn.Module]], recipe: Recipe
+) -> dict[tuple[str, str], dict[str, object]]:
+    """All students side by side on one stream of boundaries; the first images of a pass stay held out."""
+    keys = _keys(started)
+    held_out = {name: boundaries.of(name)[: recipe.holdout] for name in started}
+    runs = {(n, c): LocalTraining(n, started[n][c], held_out[n], recipe) for n, c in keys}
+    watches = dict.fromkeys(keys, 0.0)
+    step, device = 0, boundaries.neighbourhoods[0].example.device
+    with Progress(f"distilling {len(keys)} neighbourhoods ({boundaries})", recipe.steps, "steps") as progress:
+        while step < recipe.steps:
+            seen, before = 0, step
+            for pairs in boundaries.rows():
+                size = len(next(iter(pairs.values()))[0])
+                skip = min(max(recipe.holdout - seen, 0), size)
+                seen += size
+                if size - skip < 2 or step == recipe.steps:
+                    continue
+                for name, label in keys:
+                    x, y = (value[skip:] for value in pairs[name])
+                    with Stopwatch(device) as watch:
+                        # A copy, since a student may begin by working in place.
+                        runs[name, label].step(x.clone() if len(started[name]) > 1 else x, y)
+                    watches[name, label] += watch.device_s
+                step += 1
+                progress.advance()
+            if step == before:
+                raise ValueError(
+                    f"inputs gave no batch beyond the first recipe.holdout (={recipe.holdout}) images; give more"
+                )
+    infos = {}
+    for name, label in keys:
+        x = boundaries.of(name)[recipe.holdout :].select(["x"])
+        info = runs[name, label].finish(lambda x=x: (rows["x"] for rows in x.chunks(256)))
+        infos[name, label] = {**info, "device_s": watches[name, label], "wall_s": watches[name, label]}
+    return infos

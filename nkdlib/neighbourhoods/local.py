@@ -1,0 +1,116 @@
+"""Training one student neighbourhood against its teacher's part, on nothing but its own input and output.
+
+Neighbourhood Distillation, section 3: S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network. The loss is the
+mean squared error over the variance of h_i, so that one learning rate serves every neighbourhood (the normalization
+is our choice).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.runtime.measure import Stopwatch
+from nkdlib.training.batchnorm import reestimate_batchnorm
+from nkdlib.training.evaluate import device_of
+from nkdlib.training.loop import Descent, Schedule
+from nkdlib.training.store import Store
+
+STARTS = ("given", "random", "copied", "solved")
+
+
+@dataclass(frozen=True)
+class Recipe(Schedule):
+    """How student neighbourhoods are made. All values are our choice; the paper's abstract gives none."""
+
+    steps: int = 100  # gradient steps of each neighbourhood; 0 leaves the start as it is
+    lr: float = 2e-3  # right for copied and solved weights; about 1.5e-2 from random ones
+    start: str = "solved"  # given: as they come; random; copied from the teacher; solved in closed form
+    seed: int = 0  # of random weights and of the order of examples
+    holdout: int = 256  # first images, never trained on, that local errors are measured on
+    solve_images: int = 2048  # images that the closed form sees
+    ridge: float = 1e-3  # of the closed form, relative to the features' mean energy
+    front_to_back: bool = True  # solve on what the students before produce, where each has one candidate
+    bn_images: int = 1024  # images that a trained student's BatchNorm is re-estimated on; 0 leaves it
+    memory_limit_gb: float = 4.0  # above it boundaries are streamed
+    dtype: torch.dtype = torch.float16  # that boundaries are kept in
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start not in STARTS:
+            raise ValueError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}")
+        for name in ("holdout", "solve_images"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} (={getattr(self, name)}) must be at least 2 images")
+
+
+def variance(store: Store) -> float:
+    """E|y - mean(y)|^2 per element: the energy of the target around its mean over examples."""
+    total, squares, count = 0.0, 0.0, 0
+    for rows in store.chunks():
+        y = rows["y"].double() if rows["y"].device.type == "cpu" else rows["y"].float()
+        total, squares, count = total + y.sum(0), squares + y.square().sum(0), count + len(y)
+    return ((squares / count) - (total / count).square()).mean().clamp_min(1e-12).item()
+
+
+@torch.no_grad()
+def local_error(student: nn.Module, store: Store) -> float:
+    """E|S(x) - y|^2 / E|y - mean(y)|^2 over a store's examples, the student in evaluation mode.
+
+    0 is a perfect student, 1 one that always says the mean.
+
+    >>> x = torch.randn(64, 2, 3, 3)
+    >>> local_error(nn.Identity(), Store.of({"x": x, "y": x}))
+    0.0
+    """
+    student.eval()
+    error = count = 0.0
+    for rows in store.chunks():
+        error += (student(rows["x"]) - rows["y"]).square().sum().item()
+        count += rows["y"].numel()
+    return error / count / variance(store)
+
+
+class LocalTraining:
+    """One student on its way: steps on batches (x, y), then an end that measures it.
+
+    Args:
+        name: what errors call it.
+        student: trained in place.
+        held_out: examples that it is not trained on.
+        recipe: see `Recipe`.
+    """
+
+    def __init__(self, name: str, student: nn.Module, held_out: Store, recipe: Recipe):
+        self.student, self.held_out, self.recipe = student, held_out, recipe
+        self.scale = 1 / variance(held_out)
+        self.descent = Descent(student, recipe, name)
+
+    def step(self, x: Tensor, y: Tensor) -> None:
+        """One gradient step on a batch, (B, ...) each."""
+        self.descent.step(lambda: (self.student(x) - y).square().mean() * self.scale)
+
+    def finish(self, examples: Callable[[], Iterator[Tensor]]) -> dict[str, object]:
+        """Re-estimate BatchNorm on `examples()`, batches of x, and measure the local error."""
+        losses = self.descent.finish()
+        if self.recipe.steps and self.recipe.bn_images:
+            reestimate_batchnorm(self.student, examples(), self.recipe.bn_images)
+        return {"local_error": local_error(self.student, self.held_out), "losses": losses}
+
+
+def train_local(
+    name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Train one student on boundaries in memory; a task of its own for any executor.
+
+    Returns:
+        Its state, and local_error, losses, device_s and wall_s.
+    """
+    with Stopwatch(device_of(student)) as watch:
+        training = LocalTraining(name, student, store[: recipe.holdout], recipe)
+        rest = store[recipe.holdout :]
+        for rows in rest.batches(recipe.batch_size, steps=recipe.steps, seed=seed):
+            training.step(rows["x"], rows["y"])
+        info = training.finish(lambda: (rows["x"] for rows in rest.select(["x"]).chunks(256)))
+    return student.state_dict(), {**info, "device_s": watch.device_s, "wall_s": watch.wall_s}

@@ -1,0 +1,226 @@
+"""Cut a network into neighbourhoods by the names of its submodules, without a change to its code.
+
+Neighbourhood Distillation, section 3: T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a
+run of consecutive children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays
+the teacher's.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nkdlib.models.cost import Cost, cost
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """One part of a teacher, which takes one tensor and returns one."""
+
+    name: str  # as given: a submodule path, or first:last
+    paths: tuple[str, ...]  # the submodules that it consists of, in the order in which they run
+    module: nn.Module = field(repr=False)  # the teacher's own part, weights shared with it
+    input_shape: tuple[int, ...]  # without the batch
+    output_shape: tuple[int, ...]
+    cost: Cost
+    chained: bool  # its input is the output of the neighbourhood before it, with nothing between
+
+    @property
+    def example(self) -> Tensor:
+        """An input of the right shape, (1, *input_shape), zeros on the teacher's device."""
+        for tensor in (*self.module.parameters(), *self.module.buffers()):
+            return torch.zeros(1, *self.input_shape, device=tensor.device)
+        return torch.zeros(1, *self.input_shape)
+
+
+class Neighbourhoods(Sequence[Neighbourhood]):
+    """Neighbourhoods in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
+
+    def __init__(self, members: Sequence[Neighbourhood], total: Cost):
+        self.members, self.total = tuple(members), total
+
+    @property
+    def names(self) -> list[str]:
+        """Their names, front to back."""
+        return [member.name for member in self.members]
+
+    def __getitem__(self, key: int | str) -> Neighbourhood:
+        if isinstance(key, str):
+            if key not in self.names:
+                raise KeyError(f"{key!r} is no neighbourhood here; choose from {self.names}")
+            return self.members[self.names.index(key)]
+        return self.members[key]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __iter__(self) -> Iterator[Neighbourhood]:
+        return iter(self.members)
+
+    def table(self) -> pd.DataFrame:
+        """Names, shapes, parameters, MACs and their share of the whole network's."""
+        return pd.DataFrame(
+            {
+                "neighbourhood": self.names,
+                "input": ["x".join(map(str, n.input_shape)) for n in self],
+                "output": ["x".join(map(str, n.output_shape)) for n in self],
+                "params": [n.cost.params for n in self],
+                "MACs": [n.cost.macs for n in self],
+                "share of MACs": [n.cost.macs / max(self.total.macs, 1) for n in self],
+            }
+        )
+
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False, formatters=_FORMATS)
+
+    def _repr_html_(self) -> str:
+        return self.table().style.hide(axis="index").format(_FORMATS).to_html()
+
+
+_FORMATS = {"params": "{:,}".format, "MACs": "{:,}".format, "share of MACs": "{:.1%}".format}
+
+
+def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The submodule paths that each name stands for.
+
+    Raises:
+        ValueError: a name that does not exist, a run that is none, or names that overlap.
+    """
+    known, paths = dict(model.named_modules()), {}
+    if isinstance(names, str) or not names:
+        raise ValueError(f"names (={names!r}) must be a list of at least one submodule path")
+    for name in names:
+        ends = name.split(":")
+        for end in ends:
+            if end not in known or not end:
+                near = _nearest(end, known)
+                raise ValueError(f"names holds {name!r}, but the model has no submodule {end!r}; {near}")
+        if len(ends) == 1:
+            paths[name] = (name,)
+            continue
+        parents = {end.rpartition(".")[0] for end in ends}
+        if len(ends) != 2 or len(parents) != 1:
+            raise ValueError(f"names holds {name!r}; a run is 'first:last' of two children of one module")
+        parent = parents.pop()
+        children = [f"{parent}.{c}" if parent else c for c, _ in known[parent].named_children()]
+        first, last = (children.index(end) for end in ends)
+        if first >= last:
+            raise ValueError(f"names holds {name!r}; {ends[0]!r} must stand before {ends[1]!r} in {children}")
+        paths[name] = tuple(children[first : last + 1])
+    owners: dict[str, str] = {}
+    for name, members in paths.items():
+        for path in members:
+            for other, owner in owners.items():
+                if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+                    raise ValueError(
+                        f"names overlap: {name!r} and {owner!r} share {max(path, other, key=len)!r}; "
+                        "each part of the model can belong to one neighbourhood only"
+                    )
+        owners.update(dict.fromkeys(members, name))
+    if len(paths) != len(names):
+        raise ValueError(f"names (={list(names)}) names a neighbourhood twice; name each once")
+    return paths
+
+
+def _nearest(name: str, known: dict[str, nn.Module]) -> str:
+    near = difflib.get_close_matches(name, [n for n in known if n], n=3, cutoff=0.4)
+    return f"did you mean {', '.join(near)}?" if near else "see model.named_modules()"
+
+
+@dataclass
+class _Call:
+    """What was seen of one submodule in the traced pass; tensors are held so that identity means something."""
+
+    order: int
+    inputs: tuple
+    kwargs: dict
+    output: object
+
+
+def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Neighbourhoods:
+    """Find neighbourhoods in any network, by submodule names.
+
+    Args:
+        model: the teacher; run once in evaluation mode, otherwise left alone.
+        names: submodule paths (`layer2.0`) and runs of consecutive children (`features.3:features.5`).
+        example_inputs: images of the right shape, (B, C, H, W), B at least 1.
+
+    Returns:
+        The neighbourhoods with shapes, parameters and MACs, in the order in which they run.
+
+    Raises:
+        ValueError: a name that does not exist, overlaps another, or is not run exactly once in a forward pass on
+            one tensor that gives one tensor.
+
+    >>> from nkdlib.models import resnet
+    >>> split(resnet(8, 10, seed=0), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 32, 32)).names
+    ['layer1.0', 'layer2.0']
+    """
+    paths = resolve(model, names)
+    calls = _observe(model, [p for members in paths.values() for p in members], example_inputs)
+    order = sorted(paths, key=lambda name: calls[paths[name][0]].order)
+    members, previous = [], None
+    for name in order:
+        first, last = calls[paths[name][0]], calls[paths[name][-1]]
+        for a, b in zip(paths[name], paths[name][1:], strict=False):
+            if calls[b].inputs[0] is not calls[a].output:
+                raise ValueError(
+                    f"names holds {name!r}, but {b!r} does not take what {a!r} returns and nothing else; "
+                    "name the parts one by one"
+                )
+        parts = [model.get_submodule(path) for path in paths[name]]
+        module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+        h_in, h_out = first.inputs[0], last.output
+        members.append(
+            Neighbourhood(
+                name,
+                paths[name],
+                module,
+                tuple(h_in.shape[1:]),
+                tuple(h_out.shape[1:]),
+                cost(module, torch.zeros_like(h_in[:1])),
+                chained=previous is not None and h_in is previous,
+            )
+        )
+        previous = h_out
+    return Neighbourhoods(members, cost(model, example_inputs[:1]))
+
+
+@torch.no_grad()
+def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict[str, _Call]:
+    """Run the model once and note how each path was called."""
+    calls: dict[str, list[_Call]] = {path: [] for path in paths}
+
+    def note(path: str):
+        def hook(_: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
+            calls[path].append(_Call(sum(map(len, calls.values())), inputs, kwargs, output))
+
+        return hook
+
+    handles = [model.get_submodule(p).register_forward_hook(note(p), with_kwargs=True) for p in paths]
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()(example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    for path, seen in calls.items():
+        if len(seen) != 1:
+            raise ValueError(
+                f"names holds {path!r}, which is run {len(seen)} times in one forward pass; "
+                "a neighbourhood must be run exactly once: name a part that is"
+            )
+        call = seen[0]
+        single = len(call.inputs) == 1 and not call.kwargs
+        if not (single and isinstance(call.inputs[0], Tensor) and isinstance(call.output, Tensor)):
+            raise ValueError(
+                f"names holds {path!r}, which takes {len(call.inputs)} arguments and {len(call.kwargs)} "
+                f"keywords and returns {type(call.output).__name__}; a neighbourhood must take one tensor and "
+                "return one: name a larger or smaller part"
+            )
+    return {path: seen[0] for path, seen in calls.items()}

@@ -1,0 +1,75 @@
+"""Students made from a teacher's own neighbourhood: the same layers with fewer channels inside."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.models.channels import ChannelGroup, channel_groups, cut
+
+
+def width_of(group: ChannelGroup, width: float) -> int:
+    """How many channels of a group a width leaves: a share where it is at most 1, else a number of channels."""
+    if not width > 0:
+        raise ValueError(f"width (={width}) must be positive: a share up to 1, or a number of channels")
+    channels = round(group.size * width) if width <= 1 else int(width)
+    return min(max(channels, 1), group.size)
+
+
+def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
+    """How much each channel of a group weighs, (size,): its scale times the norm of the weights that read it.
+
+    The scale is |gamma| of the last BatchNorm that carries it, else the norm of the weights that make it.
+    """
+    score = sum(
+        module.get_submodule(path).weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
+        for path in group.consumers
+    )
+    norms = [
+        m for m in map(module.get_submodule, group.carriers) if isinstance(m, nn.BatchNorm2d) and m.affine
+    ]
+    if norms:
+        return score * norms[-1].weight.detach().abs()
+    return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)
+
+
+def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
+    """A student with the layers of a teacher's neighbourhood and its most important inner channels, copied.
+
+    Args:
+        piece: the teacher's neighbourhood; not changed.
+        example: an input of the right shape, (B, C, H, W).
+        width: of every inner channel group, a share (0 to 1] or a number of channels.
+
+    Raises:
+        ValueError: a width that is not positive, or a neighbourhood without inner channels.
+
+    >>> from nkdlib.models import BasicBlock
+    >>> narrow(BasicBlock(8, 8), torch.zeros(1, 8, 4, 4), 0.5).conv1.out_channels
+    4
+    """
+    groups = inner_groups(piece, example)
+    keep = {g.name: importance(piece, g).topk(width_of(g, width)).indices for g in groups}
+    return cut(piece, groups, keep)
+
+
+def inner_groups(piece: nn.Module, example: Tensor) -> list[ChannelGroup]:
+    """The inner channel groups of a neighbourhood; ValueError where it has none."""
+    groups = channel_groups(piece, example)
+    if not groups:
+        raise ValueError(
+            f"width was given for a neighbourhood ({type(piece).__name__}) that has no inner channels to leave "
+            "out; give a student module instead"
+        )
+    return groups
+
+
+def reset(module: nn.Module, seed: int) -> nn.Module:
+    """A copy with new random weights, by each layer's own `reset_parameters`; the global generator is left alone."""
+    fresh = copy.deepcopy(module)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in fresh.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    return fresh
