@@ -144,9 +144,7 @@ def line_with_interval(
         ax.plot(x, row, color=line.get_color(), alpha=0.25, linewidth=0.6, zorder=2)
     if len(rows) > 1:
         half = stats.t.ppf(0.975, len(rows) - 1) * rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
-        ax.fill_between(
-            x, mean - half, mean + half, color=line.get_color(), alpha=0.18, linewidth=0, zorder=1
-        )
+        ax.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.18, linewidth=0, zorder=1)
 
 
 def forest(judgements: Sequence) -> Figure:
@@ -155,9 +153,7 @@ def forest(judgements: Sequence) -> Figure:
     Arguments: `judgements`, as `nkdlib.claims.judge` returns them. Metrics differ in unit, so every row has
     an axis of its own; the shaded side of the bound is the one that the claim asks for; ticks are seeds.
     """
-    rows = [
-        (j.claim, a) for j in judgements for a in j.assessments if a.interval and a.interval.mean is not None
-    ]
+    rows = [(j.claim, a) for j in judgements for a in j.assessments if a.interval and a.interval.mean is not None]
     if not rows:
         fig, ax = plt.subplots(figsize=(PAGE_WIDTH, 1.0))
         ax.text(0.5, 0.5, "no claim has been observed at this profile yet", ha="center", va="center")
@@ -168,9 +164,7 @@ def forest(judgements: Sequence) -> Figure:
         _forest_row(ax, claim.id, assessment)
     shown = dict.fromkeys(assessment.outcome for _, assessment in rows)
     handles = [
-        mpl.lines.Line2D(
-            [], [], color=_STATES[s][0], marker=_STATES[s][1], linestyle="-", label=_STATES[s][2]
-        )
+        mpl.lines.Line2D([], [], color=_STATES[s][0], marker=_STATES[s][1], linestyle="-", label=_STATES[s][2])
         for s in shown
     ]
     handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle="-", label="bound (asked: grey side)"))
@@ -184,25 +178,17 @@ def _forest_row(ax: Axes, claim_id: str, assessment) -> None:
     criterion, interval = assessment.criterion, assessment.interval
     color, marker, _ = _STATES[assessment.outcome]
     marks = [criterion.bound] + ([] if criterion.reaches is None else [criterion.reaches])
-    ends = [
-        value
-        for value in (interval.low, interval.high, *interval.values.values(), *marks)
-        if value is not None
-    ]
+    ends = [value for value in (interval.low, interval.high, *interval.values.values(), *marks) if value is not None]
     margin = 0.08 * (max(ends) - min(ends) or 1.0)
     left, right = min(ends) - margin, max(ends) + margin
     ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
-    ax.axvspan(
-        *((criterion.bound, right) if criterion.sense == "above" else (left, criterion.bound)), color="0.94"
-    )
+    ax.axvspan(*((criterion.bound, right) if criterion.sense == "above" else (left, criterion.bound)), color="0.94")
     ax.axvline(criterion.bound, color="0.2", linewidth=1.2)
     if criterion.reaches is not None:
         ax.axvline(criterion.reaches, color="0.2", linewidth=1.2, linestyle=":")
     ax.plot(list(interval.values.values()), [-0.45] * interval.n, "|", color="0.35", markersize=5)
     if interval.low is not None:
-        ax.plot(
-            [interval.low, interval.high], [0.15, 0.15], color=color, linewidth=2.4, solid_capstyle="butt"
-        )
+        ax.plot([interval.low, interval.high], [0.15, 0.15], color=color, linewidth=2.4, solid_capstyle="butt")
     ax.plot(interval.mean, 0.15, marker, color=color, markersize=7, markeredgecolor="white")
     metric = criterion.metric.removesuffix(f"_{criterion.unit}").replace("_", " ")
     name = f"{claim_id}  {metric} ({criterion.unit})"

@@ -55,9 +55,7 @@ def test_wrong_observations_are_refused_at_once(figures):
 def test_a_damaged_file_is_named(figures):
     path = speed().write() / "observations.json"
     path.write_text(path.read_text()[:50])
-    with pytest.raises(
-        ValueError, match=r"02_distillation_speed.observations.json.*make reproduce PROFILE=cpu"
-    ):
+    with pytest.raises(ValueError, match=r"02_distillation_speed.observations.json.*make reproduce PROFILE=cpu"):
         read_observations("cpu")
 
 
@@ -68,9 +66,7 @@ def test_verdict_prints_itself(figures):
     text, page = repr(verdicts), verdicts._repr_html_()
     assert "PARTLY, scaled" in text and "2.54 [2.4, 2.68], n=5" in text
     assert "seeds 2.5, 2.6, 2.7, 2.4, 2.5" in text and "1 of 5 seeds" in text
-    assert (
-        "up to 4.6x" in page and "not attempted" in page and page.count("<tr>") == 5
-    )  # header, claims, criteria
+    assert "up to 4.6x" in page and "not attempted" in page and page.count("<tr>") == 5  # header, claims, criteria
     assert "judges nothing" in repr(speed(profile="smoke").verdict("ND-1"))
 
 

@@ -119,9 +119,7 @@ def test_the_table_is_put_between_its_marks(figures, tmp_path, capsys):
     page.write_text("before\n<!-- claims:begin -->\nold\n<!-- claims:end -->\nafter\n")
     assert table(["--update", str(page)]) == 0
     text = page.read_text()
-    assert text.startswith("before\n<!-- claims:begin -->\n") and text.endswith(
-        "<!-- claims:end -->\nafter\n"
-    )
+    assert text.startswith("before\n<!-- claims:begin -->\n") and text.endswith("<!-- claims:end -->\nafter\n")
     assert "old" not in text and "**FG-3**" in text
     page.write_text("no marks")
     assert table(["--update", str(page)]) == 2

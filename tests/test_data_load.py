@@ -123,9 +123,7 @@ def test_a_damaged_source_is_an_error(fashion, damage):
     file = fashion / "train-labels-idx1-ubyte.gz"
     content = {"truncated": file.read_bytes()[:-9], "another file": gzip.compress(bytes(20)), "no gzip": b"x"}
     file.write_bytes(content[damage])
-    with pytest.raises(
-        DataDamaged, match=r"train-labels-idx1-ubyte.gz is damaged or another file.*remove it"
-    ):
+    with pytest.raises(DataDamaged, match=r"train-labels-idx1-ubyte.gz is damaged or another file.*remove it"):
         load("fashion-mnist", root=fashion)
 
 
@@ -264,9 +262,7 @@ def test_cifar10_as_published(tmp_path, monkeypatch, packed):
 
 def test_cifar10_as_images_must_be_whole(tmp_path):
     draw_tree(tmp_path / "cifar10").joinpath("train", "airplane").mkdir()
-    with pytest.raises(
-        DataDamaged, match=r"50,000 \+ 10,000 images of 10 classes, found 4 \+ 4 of 2 classes"
-    ):
+    with pytest.raises(DataDamaged, match=r"50,000 \+ 10,000 images of 10 classes, found 4 \+ 4 of 2 classes"):
         load("cifar10", root=tmp_path)
 
 

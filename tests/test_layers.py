@@ -16,9 +16,7 @@ LAYERS = [  # from the top; a package may import from itself and from the layers
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 MODULES = sorted((ROOT / "nkdlib").rglob("*.py"))
-SOURCES = sorted(
-    path for folder in ("nkdlib", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
-)
+SOURCES = sorted(path for folder in ("nkdlib", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 
 def name(path):

@@ -69,9 +69,7 @@ def test_one_seed_has_no_band_and_unequal_seeds_are_refused():
 
 
 def test_forest_draws_what_was_observed_and_says_when_nothing_was():
-    observed = [
-        Observation("ND-1", "speedup_critical_path", s, v, "cpu") for s, v in enumerate([2, 3, 4, 3, 2])
-    ]
+    observed = [Observation("ND-1", "speedup_critical_path", s, v, "cpu") for s, v in enumerate([2, 3, 4, 3, 2])]
     missed = [Observation("ND-1e", "speedup_solved", s, None, "cpu") for s in range(5)]
     fig = plots.forest([judge(claim, observed + missed, "cpu") for claim in CLAIMS])
     (ax,) = fig.axes

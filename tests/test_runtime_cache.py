@@ -236,9 +236,7 @@ def test_workers_give_the_same_bits_and_a_killed_one_loses_only_its_own(runs):
         there = Cache(runs / "there").run(tasks(matrix, range(4)), executor)
         for a, b in zip(here, there, strict=True):
             assert a.key == b.key and a.info == b.info
-            assert (a.path / "tensors.safetensors").read_bytes() == (
-                b.path / "tensors.safetensors"
-            ).read_bytes()
+            assert (a.path / "tensors.safetensors").read_bytes() == (b.path / "tensors.safetensors").read_bytes()
         with pytest.raises(RuntimeError, match="memory ran out; use fewer jobs"):
             Cache(runs).run(tasks(die, [0, 1]), executor)
         with pytest.raises(ValueError, match="no good") as caught:  # the pool starts again

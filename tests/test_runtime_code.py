@@ -12,8 +12,7 @@ from nkdlib.runtime.code import code_fingerprint, reached_code
 
 LIBRARY = {
     "__init__.py": '"""Top."""\n',
-    "shapes/__init__.py": "from nkdlib.shapes.round import circle as disc\n"
-    "from nkdlib.shapes.square import side\n",
+    "shapes/__init__.py": "from nkdlib.shapes.round import circle as disc\nfrom nkdlib.shapes.square import side\n",
     "shapes/round.py": "from nkdlib.numbers import PI\n\ndef circle(r):\n    return PI * r * r\n",
     "shapes/square.py": "def side(a):\n    return a * a\n",
     "numbers.py": "import nkdlib.runtime.cache\nPI = 3\n",
@@ -142,9 +141,7 @@ def test_a_change_in_a_notebook_counts_where_it_is_reached(cell, old, new, count
 
 def test_a_hidden_input_is_named(cell):
     source = "import torch\nteacher = torch.nn.Linear(1, 1)\n\ndef task(x):\n    return teacher(x)\n"
-    with pytest.raises(
-        TypeError, match=r"the global `__main__.teacher` that a task names \(a torch.*Linear\)"
-    ):
+    with pytest.raises(TypeError, match=r"the global `__main__.teacher` that a task names \(a torch.*Linear\)"):
         reached_code(cell(source).task)
 
 

@@ -66,9 +66,7 @@ def test_what_cannot_be_is_named(wrong):
 def test_no_worker_outlives_its_parent(tmp_path, number):
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)
-    parent = subprocess.Popen(
-        [sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 3
     parent.send_signal(number)

@@ -69,9 +69,7 @@ def test_seconds_read_as_a_clock():
 
 
 def test_provenance_names_code_data_packages_and_hardware_and_no_one():
-    record = provenance(
-        {"seeds": 5, "data": f"{os.sep}home{os.sep}someone{os.sep}photos"}, "d1", {"wall": 1.23456}
-    )
+    record = provenance({"seeds": 5, "data": f"{os.sep}home{os.sep}someone{os.sep}photos"}, "d1", {"wall": 1.23456})
     text = json.dumps(record)
     assert record["parameters"] == {"seeds": 5, "data": "photos"}
     assert record["seeds"] == 5 and record["data"] == "d1" and record["seconds"] == {"wall": 1.235}

@@ -162,9 +162,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path, number):
     hold = tmp_path / "out" / "runs" / "hold"  # keeps every task but the first from ending
     hold.parent.mkdir(parents=True)
     hold.touch()
-    started = subprocess.Popen(
-        [sys.executable, "-m", "nkdlib.runtime.run", *options], stderr=subprocess.DEVNULL
-    )
+    started = subprocess.Popen([sys.executable, "-m", "nkdlib.runtime.run", *options], stderr=subprocess.DEVNULL)
     cache = hold.parent / "cache" / "task"
     _wait(lambda: any(not path.name.startswith(".") for path in cache.glob("*")))
     family = psutil.Process(started.pid).children(recursive=True)

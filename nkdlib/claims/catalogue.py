@@ -54,15 +54,11 @@ def claim_by_id(claim_id: str) -> Claim:
     raise ValueError(f"claim_id (={claim_id!r}) is not in the catalogue: {', '.join(c.id for c in CLAIMS)}")
 
 
-def _above(
-    metric: str, bound: float, words: str, unit: str, reaches: float | None = None, **more
-) -> Criterion:
+def _above(metric: str, bound: float, words: str, unit: str, reaches: float | None = None, **more) -> Criterion:
     return Criterion(metric, "above", bound, reaches, words=words, unit=unit, **more)
 
 
-def _below(
-    metric: str, bound: float, words: str, unit: str, reaches: float | None = None, **more
-) -> Criterion:
+def _below(metric: str, bound: float, words: str, unit: str, reaches: float | None = None, **more) -> Criterion:
     return Criterion(metric, "below", bound, reaches, words=words, unit=unit, **more)
 
 

@@ -58,9 +58,7 @@ class Results:
         """Whether this profile's numbers may fill a row of the claims table."""
         return PROFILES[self.profile].judged
 
-    def observe(
-        self, claim_id: str, metric: str, seed: int, value: float | None, **condition: object
-    ) -> None:
+    def observe(self, claim_id: str, metric: str, seed: int, value: float | None, **condition: object) -> None:
         """Note one metric of one claim under one seed; `value` None: the seed did not reach what was asked.
 
         Arguments: `condition`, what held while it was measured, for the reader. Raises `ValueError` for an

@@ -24,8 +24,7 @@ def claims_table(reference: dict | None, notebooks: Path) -> str:
     """
     judged = (reference or {}).get("claims", {})
     rows = {
-        kind: [_row(c, judged.get(c.id), notebooks) for c in CLAIMS if c.extension is kind]
-        for kind in (False, True)
+        kind: [_row(c, judged.get(c.id), notebooks) for c in CLAIMS if c.extension is kind] for kind in (False, True)
     }
     where = f"profile `{reference['profile']}`" if reference else "no reference run is committed yet"
     return (

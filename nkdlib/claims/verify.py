@@ -75,9 +75,7 @@ def other_parameters(reference: dict, here: dict) -> list[str]:
         then, now = (side["provenance"][notebook].get("parameters", {}) for side in (reference, here))
         for name in sorted(({*then} | {*now}) - INDIFFERENT):
             if then.get(name) != now.get(name):
-                notes.append(
-                    f"{notebook} ran with {name}={now.get(name)}, the reference with {then.get(name)}"
-                )
+                notes.append(f"{notebook} ran with {name}={now.get(name)}, the reference with {then.get(name)}")
     return notes
 
 

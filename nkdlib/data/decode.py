@@ -135,9 +135,7 @@ def _tree_index(path: Path) -> tuple[dict[str, tuple[str, int]], dict[str, np.nd
         found = [folder for folder in folders if PurePosixPath(folder).name in accepted]
         if len(found) != 1:
             wanted = " or ".join(accepted)
-            raise ValueError(
-                f"{path} must have images in one folder {wanted}/<class>/, found {found or 'none'}"
-            )
+            raise ValueError(f"{path} must have images in one folder {wanted}/<class>/, found {found or 'none'}")
         chosen[split] = folders[found[0]]
     classes = tuple(sorted({place.parent.name for places in chosen.values() for place in places}))
     numbers = {name: number for number, name in enumerate(classes)}

@@ -120,9 +120,7 @@ class Images:
     def split(self, count: int, seed: int) -> tuple["Images", "Images"]:
         """Divide at random into (the rest, `count` held-out images)."""
         if not 0 < count < len(self):
-            raise ValueError(
-                f"count (={count}) must be 1 to {len(self) - 1:,}, to leave images on both sides"
-            )
+            raise ValueError(f"count (={count}) must be 1 to {len(self) - 1:,}, to leave images on both sides")
         order = _permutation(len(self), seed)
         return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 

@@ -50,9 +50,7 @@ def open_or_decode(home: Path, split: str, name: str, decode: Callable[[Allocate
             except (OSError, ValueError, KeyError) as error:
                 warnings.warn(f"{home} is damaged ({error}) and is made again", ArtefactDamaged, stacklevel=3)
                 shutil.rmtree(home)
-        scratch = home.with_name(
-            home.name + ".part"
-        )  # left over only if a process was ended while it decoded
+        scratch = home.with_name(home.name + ".part")  # left over only if a process was ended while it decoded
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:

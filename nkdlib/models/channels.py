@@ -198,9 +198,7 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
     slim = copy.deepcopy(module)
     for name, index in keep.items():
         if name not in known:
-            raise ValueError(
-                f"keep names {name!r}, which is no inner channel group; choose from {list(known)}"
-            )
+            raise ValueError(f"keep names {name!r}, which is no inner channel group; choose from {list(known)}")
         if len(index) == 0:
             raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
         group = known[name]

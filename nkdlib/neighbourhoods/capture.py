@@ -37,15 +37,11 @@ def taps(model: nn.Module, neighbourhoods: Neighbourhoods) -> Iterator[dict[str,
         first, last = (model.get_submodule(path) for path in (here.paths[0], here.paths[-1]))
         if not here.chained or before is None:
             handles.append(
-                first.register_forward_pre_hook(
-                    lambda _, inputs, name=here.name: keep(f"{name}:x", inputs[0])
-                )
+                first.register_forward_pre_hook(lambda _, inputs, name=here.name: keep(f"{name}:x", inputs[0]))
             )
         final = here is neighbourhoods[-1]
 
-        def after(
-            _: nn.Module, __: tuple, output: Tensor, name: str = here.name, final: bool = final
-        ) -> None:
+        def after(_: nn.Module, __: tuple, output: Tensor, name: str = here.name, final: bool = final) -> None:
             keep(f"{name}:y", output)
             if final:
                 raise _Seen
@@ -59,9 +55,7 @@ def taps(model: nn.Module, neighbourhoods: Neighbourhoods) -> Iterator[dict[str,
 
 
 @torch.no_grad()
-def boundary_rows(
-    model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable
-) -> Iterator[dict[str, Tensor]]:
+def boundary_rows(model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable) -> Iterator[dict[str, Tensor]]:
     """Run the model over batches of images; for each, the boundaries by name, (B, ...) on the model's device."""
     model, device = model.eval(), device_of(model)
     with taps(model, neighbourhoods) as row:

@@ -47,10 +47,7 @@ def find_tail(graph: fx.GraphModule) -> Tail:
     if node.op == "call_function" and node.target in TYING and "add" in node.target.__name__:
         deep, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
         node = deep
-    while (
-        isinstance(_layer(graph, node), nn.Identity)
-        or getattr(node.target, "__name__", "") == "stochastic_depth"
-    ):
+    while isinstance(_layer(graph, node), nn.Identity) or getattr(node.target, "__name__", "") == "stochastic_depth":
         node = node.args[0]
     if isinstance(_layer(graph, node), nn.BatchNorm2d):
         norm, node = node, node.args[0]
@@ -159,9 +156,7 @@ def _columns(features: Tensor, layer: nn.Module) -> Tensor:
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
         return features.transpose(0, 1).flatten(1)
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise ValueError(
-            f"a convolution with padding (={layer.padding}, {layer.padding_mode}) cannot be solved"
-        )
+        raise ValueError(f"a convolution with padding (={layer.padding}, {layer.padding_mode}) cannot be solved")
     z = F.unfold(features, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return z.transpose(0, 1).flatten(1)
 
@@ -195,9 +190,7 @@ def elimination_order(normal: Normal, ridge: float) -> Tensor:
 
 
 @torch.no_grad()
-def solve_neighbourhood(
-    piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float
-) -> nn.Module:
+def solve_neighbourhood(piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float) -> nn.Module:
     """Solve one student neighbourhood.
 
     Args:
@@ -265,9 +258,7 @@ def _solve_layer(
         student = cut(student, [group], {group.name: channels})
         layer = student.get_submodule(path)
     weights = normal.solve(ridge, channels)
-    _set_weights(
-        student, path, tail.norm.target if is_tail and tail.norm else None, weights, normal, channels
-    )
+    _set_weights(student, path, tail.norm.target if is_tail and tail.norm else None, weights, normal, channels)
     return student
 
 

@@ -228,9 +228,7 @@ def distill(
     )
 
 
-def solve(
-    teacher: nn.Module, students: Students, inputs: Iterable, recipe: Recipe | None = None
-) -> Distillation:
+def solve(teacher: nn.Module, students: Students, inputs: Iterable, recipe: Recipe | None = None) -> Distillation:
     """Students in closed form alone, without a gradient step; arguments and result as for `distill`."""
     recipe = recipe or Recipe()
     return distill(teacher, students, inputs, dataclasses.replace(recipe, start="solved", steps=0))
@@ -263,8 +261,7 @@ def _train_apart(
     infos = {}
     if cache is not None:
         tasks = [
-            Task(train_portable, _task(key, stores, started, recipe), f"{key[0]} {key[1]}".strip())
-            for key in keys
+            Task(train_portable, _task(key, stores, started, recipe), f"{key[0]} {key[1]}".strip()) for key in keys
         ]
         for (name, label), artefact in zip(keys, cache.run(tasks, executor, title), strict=True):
             started[name][label].load_state_dict(artefact.tensors)
@@ -274,10 +271,7 @@ def _train_apart(
             if executor is None:
                 done = ((key, train_portable(**_task(key, stores, started, recipe))) for key in keys)
             else:
-                futures = {
-                    executor.submit(train_portable, **_task(key, stores, started, recipe)): key
-                    for key in keys
-                }
+                futures = {executor.submit(train_portable, **_task(key, stores, started, recipe)): key for key in keys}
                 done = ((futures[future], future.result()) for future in as_completed(futures))
             for (name, label), (state, info) in done:
                 started[name][label].load_state_dict(state)

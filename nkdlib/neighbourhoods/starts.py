@@ -55,9 +55,7 @@ def start_students(
     return started, seconds
 
 
-def _start(
-    here: Neighbourhood, student: Student, label: str, recipe: Recipe, drift: "Drift | None"
-) -> nn.Module:
+def _start(here: Neighbourhood, student: Student, label: str, recipe: Recipe, drift: "Drift | None") -> nn.Module:
     if isinstance(student, nn.Module):
         student = copy.deepcopy(student).to(here.example.device)
         if recipe.start == "copied":

@@ -22,12 +22,9 @@ def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
     The scale is |gamma| of the last BatchNorm that carries it, else the norm of the weights that make it.
     """
     score = sum(
-        module.get_submodule(path).weight.detach().transpose(0, 1).flatten(1).norm(dim=1)
-        for path in group.consumers
+        module.get_submodule(path).weight.detach().transpose(0, 1).flatten(1).norm(dim=1) for path in group.consumers
     )
-    norms = [
-        m for m in map(module.get_submodule, group.carriers) if isinstance(m, nn.BatchNorm2d) and m.affine
-    ]
+    norms = [m for m in map(module.get_submodule, group.carriers) if isinstance(m, nn.BatchNorm2d) and m.affine]
     if norms:
         return score * norms[-1].weight.detach().abs()
     return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)

@@ -195,9 +195,7 @@ class Cache:
         }
         if "device" in task.kwargs:
             device = torch.device(task.kwargs["device"])
-            ingredients["device"] = (
-                torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            )
+            ingredients["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return ingredients
 
     def _place(self, task: Task, key: str) -> Path:
@@ -243,19 +241,12 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
             random.setstate(python_state)
             np.random.set_state(numpy_state)
     match made:
-        case dict() as tensors, dict() as info if all(
-            isinstance(value, torch.Tensor) for value in tensors.values()
-        ):
+        case dict() as tensors, dict() as info if all(isinstance(value, torch.Tensor) for value in tensors.values()):
             pass
         case _:
-            raise TypeError(
-                f"{qualified_name(task.fn)} must return a dict of tensors and a dict of plain values"
-            )
+            raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and a dict of plain values")
     data = safetensors.torch.save(
-        {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in tensors.items()
-        }
+        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     )
     content = {
         "key": key,

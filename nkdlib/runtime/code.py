@@ -137,9 +137,7 @@ def _definition(value: type | FunctionType) -> ast.Module:
                     for node in ast.walk(ast.parse(text)):
                         if isinstance(node, ast.ClassDef) and node.name == value.__name__:
                             return ast.Module([node], [])
-    raise TypeError(
-        f"the source of {qualified_name(value)} cannot be found; define it in a file or a notebook's cell"
-    )
+    raise TypeError(f"the source of {qualified_name(value)} cannot be found; define it in a file or a notebook's cell")
 
 
 def _hash(tree: ast.AST) -> str:

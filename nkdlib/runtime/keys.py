@@ -50,11 +50,5 @@ def canonical(value: object, name: str, code: list) -> object:
     if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
         code.append(type(value))
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {
-            qualified_name(type(value)): {
-                key: canonical(v, f"{name}.{key}", code) for key, v in fields.items()
-            }
-        }
-    raise TypeError(
-        f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key; allowed are {ALLOWED}"
-    )
+        return {qualified_name(type(value)): {key: canonical(v, f"{name}.{key}", code) for key, v in fields.items()}}
+    raise TypeError(f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key; allowed are {ALLOWED}")

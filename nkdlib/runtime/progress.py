@@ -60,9 +60,7 @@ class Progress:
         if not self._file or os.environ.get("NKD_WORKER") or now - self._reported < REPORT_EVERY_S:
             return
         self._reported = now
-        left = (
-            (now - self._started) / self.done * (self.total - self.done) if self.total and self.done else None
-        )
+        left = (now - self._started) / self.done * (self.total - self.done) if self.total and self.done else None
         step = {
             "title": self.title,
             "done": self.done,

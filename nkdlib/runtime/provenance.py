@@ -55,9 +55,7 @@ def provenance(
     parameters: what the notebook ran with; of an absolute path only the last part is kept.
     data_digest: fingerprint of the data. seconds: wall and CPU seconds by name.
     """
-    status = _git(
-        "status", "--porcelain", "--", ".", ":!figures"
-    )  # regenerated figures are not a change of code
+    status = _git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": _git("rev-parse", "HEAD"),

@@ -98,9 +98,7 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         for name in parameters:
             if name not in declared:
                 near = ", ".join(difflib.get_close_matches(name, declared, n=3, cutoff=0) or ["none"])
-                raise UsageError(
-                    f"{notebook.name} declares no parameter `{name}`; the nearest it has: {near}"
-                )
+                raise UsageError(f"{notebook.name} declares no parameter `{name}`; the nearest it has: {near}")
         jobs.append(Job(notebook.resolve(), profile.name, parameters, runs.resolve(), figures.resolve()))
     return jobs
 
@@ -128,11 +126,7 @@ def state(job: Job) -> dict[str, object]:
     figures = job.figures / job.profile
     library = sorted((SOURCES / "nkdlib").rglob("*.py"))
     pins = SOURCES / "requirements.txt"
-    read = [
-        path
-        for pattern in notebook.metadata.get("nkdlib", {}).get("reads", [])
-        for path in figures.glob(pattern)
-    ]
+    read = [path for pattern in notebook.metadata.get("nkdlib", {}).get("reads", []) for path in figures.glob(pattern)]
     outputs = [path for path in (figures / job.stem).rglob("*") if path.is_file()]
     text = json.dumps([[cell.cell_type, cell.source] for cell in notebook.cells])
     return {

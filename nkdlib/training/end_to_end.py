@@ -66,9 +66,7 @@ def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
     def rows() -> Iterable[dict[str, Tensor]]:
         for batch in inputs:
             images = images_of(batch).to(device)
-            labels = (
-                {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
-            )
+            labels = {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
             yield {"images": images, "logits": teacher(images), **labels}
 
     return Store.collect(rows())

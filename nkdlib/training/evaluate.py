@@ -42,6 +42,4 @@ def accuracy(model: nn.Module, inputs: Iterable) -> float:
 def agreement(model: nn.Module, teacher: nn.Module, inputs: Iterable) -> float:
     """How often two networks predict the same class, in percent."""
     batches = [images_of(batch) for batch in inputs]
-    return (
-        100 * (predict(model, batches).argmax(1) == predict(teacher, batches).argmax(1)).float().mean().item()
-    )
+    return 100 * (predict(model, batches).argmax(1) == predict(teacher, batches).argmax(1)).float().mean().item()

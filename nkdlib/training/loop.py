@@ -26,9 +26,7 @@ class Schedule:
         if self.steps < 0:
             raise ValueError(f"steps (={self.steps}) must not be negative")
         if self.batch_size < 2:
-            raise ValueError(
-                f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images"
-            )
+            raise ValueError(f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images")
         if not self.lr > 0:
             raise ValueError(f"lr (={self.lr}) must be positive")
         if not 0 <= self.warmup <= 1:

@@ -14,9 +14,7 @@ def images_of(batch: Batch) -> Tensor:
     """The images of a batch that may carry labels: the tensor itself or the first of a tuple."""
     images = batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(images, Tensor):
-        raise TypeError(
-            f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)"
-        )
+        raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")
     return images
 
 
@@ -39,9 +37,7 @@ class Store:
     def of(cls, tensors: Mapping[str, Tensor]) -> "Store":
         """A store of tensors (N, ...); feature maps come as (N, C, H, W)."""
         maps = frozenset(name for name, value in tensors.items() if value.dim() == 4)
-        return cls(
-            {n: v.permute(0, 2, 3, 1).contiguous() if n in maps else v for n, v in tensors.items()}, maps
-        )
+        return cls({n: v.permute(0, 2, 3, 1).contiguous() if n in maps else v for n, v in tensors.items()}, maps)
 
     @classmethod
     def collect(cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> "Store":
