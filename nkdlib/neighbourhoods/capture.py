@@ -4,7 +4,7 @@ Boundaries are kept in memory when they fit and computed again from the images w
 never run once per neighbourhood.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,15 +13,21 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.split import Neighbourhoods
 from nkdlib.training.evaluate import device_of
-from nkdlib.training.store import Store, images_of
+from nkdlib.training.store import Shelf, Store, images_of
+
+Copy = Callable[[str, Tensor], Tensor]  # of a boundary, by its name
 
 
 class _Seen(Exception):
     """The last boundary has been captured; the rest of the teacher need not run."""
 
 
+def _clone(_: str, tensor: Tensor) -> Tensor:
+    return tensor.clone()
+
+
 @contextmanager
-def taps(model: nn.Module, neighbourhoods: Neighbourhoods) -> Iterator[dict[str, Tensor]]:
+def taps(model: nn.Module, neighbourhoods: Neighbourhoods, copy: Copy = _clone) -> Iterator[dict[str, Tensor]]:
     """Within it, every forward pass fills the dict with `NAME:x` and `NAME:y`, the inputs and outputs.
 
     Tensors are copies: a layer that works in place cannot change them later. An input that is the output of the
@@ -30,7 +36,7 @@ def taps(model: nn.Module, neighbourhoods: Neighbourhoods) -> Iterator[dict[str,
     row: dict[str, Tensor] = {}
 
     def keep(name: str, tensor: Tensor) -> None:
-        row[name] = tensor.detach().clone()
+        row[name] = copy(name, tensor.detach())
 
     handles = []
     for before, here in zip((None, *neighbourhoods), neighbourhoods, strict=False):
@@ -55,10 +61,12 @@ def taps(model: nn.Module, neighbourhoods: Neighbourhoods) -> Iterator[dict[str,
 
 
 @torch.no_grad()
-def boundary_rows(model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable) -> Iterator[dict[str, Tensor]]:
-    """Run the model over batches of images; for each, the boundaries by name, (B, ...) on the model's device."""
+def boundary_rows(
+    model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable, copy: Copy = _clone
+) -> Iterator[dict[str, Tensor]]:
+    """Run the model over batches of images; for each, copies of the boundaries by name, on the model's device."""
     model, device = model.eval(), device_of(model)
-    with taps(model, neighbourhoods) as row:
+    with taps(model, neighbourhoods, copy) as row:
         for batch in inputs:
             row.clear()
             try:
@@ -137,28 +145,34 @@ def capture(
         ValueError: no batch in `inputs`.
         OverflowError: an activation that is not finite in `dtype`.
     """
-    count = 0
+    shelf, sums, complete, per_image = Shelf(dtype), {}, True, 0.0
 
-    def rows() -> Iterator[dict[str, Tensor]]:
-        nonlocal count, dropped
-        taken = _first(inputs, images) if images is not None else inputs
-        for row in boundary_rows(teacher, neighbourhoods, taken):
-            size = len(next(iter(row.values())))
-            per_image = sum(t.numel() * dtype.itemsize for t in row.values()) / size
-            if (count + size) * per_image > memory_limit_gb * 1e9 and count >= min(keep, images or keep):
-                dropped = True
+    def fitting() -> Iterator[Tensor]:
+        nonlocal complete
+        for batch in _first(inputs, images) if images is not None else map(images_of, inputs):
+            over = (shelf.filled + len(batch)) * per_image > memory_limit_gb * 1e9
+            if over and shelf.filled >= min(keep, images or keep):
+                complete = False
                 return
-            count += size
-            yield row
+            yield batch
 
-    dropped = False
-    store = Store.collect(rows(), dtype)
-    for name, tensor in store.tensors.items():
-        if not torch.isfinite(tensor).all():
+    for row in boundary_rows(teacher, neighbourhoods, fitting(), shelf.put):
+        if not shelf.filled:
+            size = shelf.coming
+            per_image = sum(t.numel() * t.element_size() for t in row.values()) / size
+            expected = len(inputs) * size if isinstance(inputs, Sized) else size
+            fit = max(int(memory_limit_gb * 1e9 / per_image), keep + size)
+            shelf.reserve(min(expected, images or expected, fit))
+        for name, kept in row.items():
+            sums[name] = sums.get(name, 0) + kept.sum(dtype=torch.float32)
+        shelf.advance()
+    store = shelf.store()
+    for name, total in sums.items():  # a finite sum has finite terms, and costs a tenth of looking at each
+        if not torch.isfinite(total) and not torch.isfinite(store.tensors[name]).all():
             raise OverflowError(
                 f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
             )
-    return Boundaries(teacher, neighbourhoods, inputs, store, not dropped, store.bytes / max(len(store), 1))
+    return Boundaries(teacher, neighbourhoods, inputs, store, complete, per_image)
 
 
 def _first(inputs: Iterable, images: int) -> Iterator[Tensor]:

@@ -42,20 +42,12 @@ class Store:
     @classmethod
     def collect(cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> "Store":
         """Put batches of named tensors together, floating-point ones as `dtype`."""
-        parts: dict[str, list[Tensor]] = {}
-        maps = set()
+        shelf = Shelf(dtype)
         for row in rows:
             for name, value in row.items():
-                if value.dim() == 4:
-                    maps.add(name)
-                    value = value.permute(0, 2, 3, 1)
-                kept = dtype if dtype is not None and value.is_floating_point() else value.dtype
-                parts.setdefault(name, []).append(
-                    value.detach().to(kept, copy=True, memory_format=torch.contiguous_format)
-                )
-        if not parts:
-            raise ValueError("inputs holds no batch; give at least one")
-        return cls({name: torch.cat(parts.pop(name)) for name in list(parts)}, frozenset(maps))
+                shelf.put(name, value)
+            shelf.advance()
+        return shelf.store()
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -106,3 +98,64 @@ class Store:
         """All examples in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
+
+
+class Shelf:
+    """Room for a store whose rows come batch by batch; each is converted once, straight into its place.
+
+    Memory is taken once where the number of rows is said by `reserve`, and otherwise doubled as they come.
+
+    Args:
+        dtype: of floating-point tensors; their own where omitted.
+
+    >>> shelf = Shelf(torch.float16)
+    >>> shelf.put("x", torch.ones(2, 3)).dtype
+    torch.float16
+    >>> shelf.advance()
+    >>> len(shelf.store())
+    2
+    """
+
+    def __init__(self, dtype: torch.dtype | None = None):
+        self.dtype = dtype
+        self.tensors: dict[str, Tensor] = {}  # as in a store, with room for more rows
+        self.images: set[str] = set()
+        self.filled = self.coming = 0  # rows that are kept, and those of the batch being put
+
+    def put(self, name: str, value: Tensor) -> Tensor:
+        """Copy one tensor of the batch, (B, ...), to where `advance` will keep it; the copy, maps as (B, H, W, C)."""
+        value, self.coming = value.detach(), len(value)
+        if value.dim() == 4:
+            self.images.add(name)
+            value = value.permute(0, 2, 3, 1)
+        if name not in self.tensors:
+            kept = self.dtype if self.dtype is not None and value.is_floating_point() else value.dtype
+            self.tensors[name] = torch.empty(self.coming, *value.shape[1:], dtype=kept, device=value.device)
+        end = self.filled + self.coming
+        if end > len(self.tensors[name]):
+            self._resize(name, max(2 * self.filled, end))
+        return self.tensors[name][self.filled : end].copy_(value)
+
+    def advance(self) -> None:
+        """Keep the batch that was put."""
+        self.filled, self.coming = self.filled + self.coming, 0
+
+    def reserve(self, rows: int) -> None:
+        """Take memory for as many rows in all."""
+        for name, tensor in self.tensors.items():
+            if rows > len(tensor):
+                self._resize(name, rows)
+
+    def store(self) -> Store:
+        """What is kept; ValueError where it is nothing."""
+        if not self.filled:
+            raise ValueError("inputs holds no batch; give at least one")
+        for name, tensor in self.tensors.items():
+            if len(tensor) > self.filled:  # a view would hold, and send to other processes, the empty room as well
+                self._resize(name, self.filled)
+        return Store(self.tensors, frozenset(self.images))
+
+    def _resize(self, name: str, rows: int) -> None:
+        old = self.tensors[name][:rows]
+        self.tensors[name] = old.new_empty(rows, *old.shape[1:])
+        self.tensors[name][: len(old)] = old
