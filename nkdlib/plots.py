@@ -23,7 +23,7 @@ _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = _PA
 # One colour per method, the same in every figure. Rivals never met in one figure may share one.
 method_colours: dict[str, str] = {
     "ND": _BLUE,
-    "ND, solved": _SKY,
+    "ND, solved": _GREEN,
     "ND, copied": _PURPLE,
     "end to end": _ORANGE,
     "end to end, solved": _RED,
@@ -145,6 +145,21 @@ def line_with_interval(
     if len(rows) > 1:
         half = stats.t.ppf(0.975, len(rows) - 1) * rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
         ax.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.18, linewidth=0, zorder=1)
+
+
+def plain_ticks(axis: mpl.axis.Axis) -> None:
+    """Label a logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(mpl.ticker.NullLocator())
+
+
+def points_axis(ax: Axes, label: str) -> None:
+    """A vertical axis for points lost: linear up to one point, logarithmic beyond, plain numbers."""
+    ax.set_yscale("symlog", linthresh=1)
+    ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([-1, 0, 1, 2, 5, 10, 20, 50]))
+    ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_ylabel(label)
 
 
 def forest(judgements: Sequence) -> Figure:

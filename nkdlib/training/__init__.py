@@ -5,8 +5,10 @@ from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, train
 from nkdlib.training.evaluate import accuracy, agreement, predict
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import Store, images_of
+from nkdlib.training.teacher import Architecture, in_order, load_teacher, train_teacher
 
 __all__ = [
+    "Architecture",
     "EndToEnd",
     "Schedule",
     "Store",
@@ -14,8 +16,11 @@ __all__ = [
     "agreement",
     "distill_end_to_end",
     "images_of",
+    "in_order",
+    "load_teacher",
     "minimize",
     "predict",
     "reestimate_batchnorm",
     "train",
+    "train_teacher",
 ]

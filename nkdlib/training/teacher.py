@@ -1,0 +1,79 @@
+"""Teachers trained here: small residual networks on small images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.data.augment import random_shift_flip
+from nkdlib.data.images import Images
+from nkdlib.models.resnet import ResNet, resnet
+from nkdlib.runtime.cache import Artefact
+from nkdlib.training.end_to_end import train
+from nkdlib.training.evaluate import accuracy
+from nkdlib.training.loop import Schedule
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A ResNet for small images, see `nkdlib.models.resnet`."""
+
+    depth: int = 14  # 6n + 2
+    width: int = 16  # channels of the first stage; each further stage doubles them
+    stem_stride: int = 1  # 2 halves the resolution at once and quarters the MACs
+
+    def build(self, images: Images, seed: int, device: str = "cpu") -> ResNet:
+        """The network with random weights, in channels-last layout."""
+        network = resnet(
+            self.depth,
+            images.num_classes,
+            seed=seed,
+            in_channels=images.shape[0],
+            widths=(self.width, 2 * self.width, 4 * self.width),
+            stem_stride=self.stem_stride,
+        )
+        return network.to(device, memory_format=torch.channels_last)
+
+
+def train_teacher(
+    images: Images,
+    held_out: Images,
+    architecture: Architecture,
+    schedule: Schedule,
+    augment: bool,
+    seed: int,
+    device: str,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Train a teacher from labels; a task for the cache.
+
+    Args:
+        images: to learn from.
+        held_out: whose accuracy is reported.
+        architecture, schedule: what is trained, and how.
+        augment: shift by up to an eighth of the width and flip.
+        seed: of the weights and of the order of images.
+        device: to train on.
+
+    Returns:
+        Its state; accuracy in percent on `held_out`.
+    """
+    network = architecture.build(images, seed, device)
+    change = random_shift_flip(pad=max(images.shape[-1] // 8, 1)) if augment else None
+    batches = images.batches(
+        schedule.batch_size, steps=schedule.steps, seed=seed, augment=change, device=device, channels_last=True
+    )
+    train(network, batches, schedule)
+    return network.state_dict(), {"accuracy": accuracy(network, in_order(held_out, device))}
+
+
+def load_teacher(artefact: Artefact, images: Images, architecture: Architecture, device: str = "cpu") -> nn.Module:
+    """The network that `train_teacher` left, in evaluation mode."""
+    network = architecture.build(images, 0, device)
+    network.load_state_dict(artefact.tensors)
+    return network.eval()
+
+
+def in_order(images: Images, device: str = "cpu", count: int | None = None, batch_size: int = 500):
+    """Batches of the first `count` images (all where omitted), in order, in channels-last layout."""
+    images = images if count is None else images.subset(min(count, len(images)))
+    return images.batches(min(batch_size, len(images)), shuffle=False, device=device, channels_last=True)
