@@ -42,7 +42,7 @@ _IMAGES = {"validation": 5_000, "images": 12_800}  # a pass of 100 steps; bounda
 _SPEED = {
     "steps": [100, 200, 400, 800, 1600],  # at the end both methods have seen every image sixteen times
     "short_steps": [25, 50, 100, 200],
-    "rates": [2e-3, 5e-3, 1.5e-2, 4e-2],
+    "rates": [2e-3, 5e-3, 1.5e-2, 4e-2, 1e-1],
     "tune_steps": 200,
     "fine_tune_steps": 30,
     "solve_images": 512,  # more images change validation accuracy by less than 0.1 points
