@@ -23,7 +23,8 @@ class _Seen(Exception):
 
 
 def _clone(_: str, tensor: Tensor) -> Tensor:
-    return tensor.clone()
+    """A copy, maps with channels last, as a store gives them."""
+    return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.preserve_format)
 
 
 @contextmanager

@@ -54,7 +54,22 @@ def variance(store: Store) -> float:
     return ((squares / count) - (total / count).square()).mean().clamp_min(1e-12).item()
 
 
-@torch.no_grad()
+def squared_error(output: Tensor, y: Tensor) -> Tensor:
+    """Mean of (output - y)^2, with a gradient in the output's own layout.
+
+    The gradient of torch's `mse_loss` has channels first whatever the output has, and every layer that works with
+    channels last then waits for it to be turned round: a third of a step on a CPU.
+
+    >>> squared_error(torch.ones(2, 3), torch.full((2, 3), 3.0)).item()
+    4.0
+    """
+    difference = output - y
+    if difference.dim() == 4 and not difference.is_contiguous():
+        difference = difference.permute(0, 2, 3, 1)
+    difference = difference.reshape(-1)
+    return difference.dot(difference) / len(difference)
+
+
 def local_error(student: nn.Module, store: Store) -> float:
     """E|S(x) - y|^2 / E|y - mean(y)|^2 over a store's examples, the student in evaluation mode.
 
@@ -64,12 +79,17 @@ def local_error(student: nn.Module, store: Store) -> float:
     >>> local_error(nn.Identity(), Store.of({"x": x, "y": x}))
     0.0
     """
+    return _error(student, store) / variance(store)
+
+
+@torch.no_grad()
+def _error(student: nn.Module, store: Store) -> float:
     student.eval()
     error = count = 0.0
     for rows in store.chunks():
-        error += (student(rows["x"]) - rows["y"]).square().sum().item()
+        error += squared_error(student(rows["x"]), rows["y"]).item() * rows["y"].numel()
         count += rows["y"].numel()
-    return error / count / variance(store)
+    return error / count
 
 
 class LocalTraining:
@@ -89,14 +109,14 @@ class LocalTraining:
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One gradient step on a batch, (B, ...) each."""
-        self.descent.step(lambda: (self.student(x) - y).square().mean() * self.scale)
+        self.descent.step(lambda: squared_error(self.student(x), y) * self.scale)
 
     def finish(self, examples: Callable[[], Iterator[Tensor]]) -> dict[str, object]:
         """Re-estimate BatchNorm on `examples()`, batches of x, and measure the local error."""
         losses = self.descent.finish()
         if self.recipe.steps and self.recipe.bn_images:
             reestimate_batchnorm(self.student, examples(), self.recipe.bn_images)
-        return {"local_error": local_error(self.student, self.held_out), "losses": losses}
+        return {"local_error": _error(self.student, self.held_out) * self.scale, "losses": losses}
 
 
 def train_local(

@@ -55,7 +55,7 @@ class Descent:
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
         self.optimizer = (
-            torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=schedule.weight_decay, foreach=True)
+            torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=schedule.weight_decay, fused=True)
             if self.parameters
             else None
         )
