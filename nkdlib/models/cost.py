@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -39,11 +40,14 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     Cost(params=224, macs=21600)
     """
     training = {module: module.training for module in model.modules()}
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False)
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention is one operator that the counter does not know
     try:
-        with torch.no_grad(), counter:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model.eval()(example)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
         for module, mode in training.items():
             module.training = mode
     return Cost(count_params(model), counter.get_total_flops() // 2 // len(example))
