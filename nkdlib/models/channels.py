@@ -97,17 +97,18 @@ def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
     Raises:
         ValueError: torch.fx cannot trace the module (its forward branches on values).
     """
-    try:
-        graph = fx.symbolic_trace(module)
-    except Exception as error:
-        raise ValueError(
-            f"module (={type(module).__name__}) cannot be traced by torch.fx ({error}); "
-            "give students as modules and train them instead of narrowing or solving"
-        ) from error
     modes = {child: child.training for child in module.modules()}
+    module.eval()  # before tracing, which writes the mode into calls of functions such as stochastic depth
     try:
+        try:
+            graph = fx.symbolic_trace(module)
+        except Exception as error:
+            raise ValueError(
+                f"module (={type(module).__name__}) cannot be traced by torch.fx ({error}); "
+                "give students as modules and train them instead of narrowing or solving"
+            ) from error
         with torch.no_grad():
-            ShapeProp(graph.eval()).propagate(example)
+            ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
     finally:
         for child, mode in modes.items():
             child.training = mode
@@ -148,7 +149,8 @@ def _visit(
 ) -> int:
     """The group of one node's output; records the layer at the groups that it makes, carries or reads."""
     layer = graph.get_submodule(node.target) if node.op == "call_module" else None
-    if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1:
+    channels_last = isinstance(layer, nn.Linear) and len(shape) > 2  # tokens: not in dimension 1
+    if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and not channels_last:
         source, grouped = sources[0], getattr(layer, "groups", 1)
         if grouped == 1 and groups.at(source).size == layer.weight.shape[1]:
             groups.at(source).consumers.append(node.target)
@@ -163,7 +165,7 @@ def _visit(
         return groups.of[sources[0]]
     elif isinstance(layer, CARRIERS) or _named(node) in CARRYING:
         return groups.of[sources[0]]
-    elif node.op == "call_function" and node.target in TYING and sources:
+    elif node.op == "call_function" and node.target in TYING and sources and len(sources) == len(node.all_input_nodes):
         return groups.tie(sources[0], sources[-1])
     elif _named(node) == "flatten" or isinstance(layer, nn.Flatten):
         before = _shape(sources[0])
