@@ -35,7 +35,6 @@ def reestimate_batchnorm(model: nn.Module, inputs: Iterable, images: int = 1024)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch: a cumulative average
         norm.train()
     seen = 0
     try:
@@ -43,6 +42,8 @@ def reestimate_batchnorm(model: nn.Module, inputs: Iterable, images: int = 1024)
             x = images_of(batch)[: max(images - seen, 0)]
             if len(x) < 2:
                 break
+            for norm in norms:
+                norm.momentum = len(x) / (seen + len(x))  # each image counts the same, whatever its batch
             model(x.to(device, torch.float32))
             seen += len(x)
     finally:
