@@ -138,6 +138,7 @@ class _Call:
     inputs: tuple
     kwargs: dict
     output: object
+    versions: tuple[int, int]  # of the first input before, and of the output after; work in place raises them
 
 
 def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Neighbourhoods:
@@ -162,11 +163,11 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
     paths = resolve(model, names)
     calls = _observe(model, [p for members in paths.values() for p in members], example_inputs)
     order = sorted(paths, key=lambda name: calls[paths[name][0]].order)
-    members, previous = [], None
+    members, previous = [], None  # previous: the last call of the neighbourhood before
     for name in order:
         first, last = calls[paths[name][0]], calls[paths[name][-1]]
         for a, b in zip(paths[name], paths[name][1:], strict=False):
-            if calls[b].inputs[0] is not calls[a].output:
+            if not _follows(calls[a], calls[b]):
                 raise ValueError(
                     f"names holds {name!r}, but {b!r} does not take what {a!r} returns and nothing else; "
                     "name the parts one by one"
@@ -182,25 +183,42 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
                 tuple(h_in.shape[1:]),
                 tuple(h_out.shape[1:]),
                 cost(module, torch.zeros_like(h_in[:1])),
-                chained=previous is not None and h_in is previous,
+                chained=previous is not None and _follows(previous, first),
             )
         )
-        previous = h_out
+        previous = last
     return Neighbourhoods(members, cost(model, example_inputs[:1]))
+
+
+def _follows(a: _Call, b: _Call) -> bool:
+    """b takes what a returned, and nothing worked on it in place in between."""
+    return b.inputs[0] is a.output and b.versions[0] == a.versions[1]
 
 
 @torch.no_grad()
 def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict[str, _Call]:
     """Run the model once and note how each path was called."""
     calls: dict[str, list[_Call]] = {path: [] for path in paths}
+    versions: dict[str, int] = {}
 
-    def note(path: str):
-        def hook(_: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
-            calls[path].append(_Call(sum(map(len, calls.values())), inputs, kwargs, output))
+    def version(value: object) -> int:
+        return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
+
+    def before(path: str):
+        def hook(_: nn.Module, inputs: tuple) -> None:
+            versions[path] = version(inputs[0]) if inputs else 0
 
         return hook
 
-    handles = [model.get_submodule(p).register_forward_hook(note(p), with_kwargs=True) for p in paths]
+    def after(path: str):
+        def hook(_: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
+            order = sum(map(len, calls.values()))
+            calls[path].append(_Call(order, inputs, kwargs, output, (versions[path], version(output))))
+
+        return hook
+
+    handles = [model.get_submodule(p).register_forward_pre_hook(before(p)) for p in paths]
+    handles += [model.get_submodule(p).register_forward_hook(after(p), with_kwargs=True) for p in paths]
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()(example_inputs)
