@@ -100,12 +100,13 @@ class LocalTraining:
         student: trained in place.
         held_out: examples that it is not trained on.
         recipe: see `Recipe`.
+        seed: of what the student draws in a step, such as dropout.
     """
 
-    def __init__(self, name: str, student: nn.Module, held_out: Store, recipe: Recipe):
+    def __init__(self, name: str, student: nn.Module, held_out: Store, recipe: Recipe, seed: int):
         self.student, self.held_out, self.recipe = student, held_out, recipe
         self.scale = 1 / variance(held_out)
-        self.descent = Descent(student, recipe, name)
+        self.descent = Descent(student, recipe, name, seed)
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One gradient step on a batch, (B, ...) each."""
@@ -128,7 +129,7 @@ def train_local(
         Its state, and local_error, losses, device_s and wall_s.
     """
     with Stopwatch(device_of(student)) as watch:
-        training = LocalTraining(name, student, store[: recipe.holdout], recipe)
+        training = LocalTraining(name, student, store[: recipe.holdout], recipe, seed)
         rest = store[recipe.holdout :]
         for rows in rest.batches(recipe.batch_size, steps=recipe.steps, seed=seed):
             training.step(rows["x"], rows["y"])

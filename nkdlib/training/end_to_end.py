@@ -61,6 +61,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
     """Images, the teacher's logits and, where given, labels of every batch of one pass over `inputs`."""
     device = device_of(teacher)
+    modes = {module: module.training for module in teacher.modules()}
     teacher.eval()
 
     def rows() -> Iterable[dict[str, Tensor]]:
@@ -69,7 +70,11 @@ def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
             labels = {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
             yield {"images": images, "logits": teacher(images), **labels}
 
-    return Store.collect(rows())
+    try:
+        return Store.collect(rows())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def distill_end_to_end(
@@ -91,7 +96,7 @@ def distill_end_to_end(
         schedule: steps, batch size and rates.
         temperature: of both distributions.
         label_weight: share of the cross-entropy with true labels in the loss, 0 to 1.
-        seed: of the order in which examples are drawn.
+        seed: of the order in which examples are drawn, and of what the student draws in a step, such as dropout.
 
     Raises:
         ValueError: `label_weight` outside 0 to 1, or positive where `inputs` has no labels.
@@ -115,5 +120,5 @@ def distill_end_to_end(
 
     with Stopwatch(device) as watch:
         batches = store.batches(schedule.batch_size, steps=schedule.steps, seed=seed)
-        losses = minimize(student, batches, loss, schedule, "student")
+        losses = minimize(student, batches, loss, schedule, "student", seed)
     return EndToEnd(student, losses, teacher_watch.device_s, watch.device_s)

@@ -1,7 +1,8 @@
 """One loop for everything that is trained by gradient steps here."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,20 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * (step + 1 - rise) / max(self.steps + 1 - rise, 1)))
 
 
+@contextmanager
+def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
+    """Within it, what torch draws on a device comes from `seed`; afterwards its generator is as it was."""
+    generator = torch.default_generator
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    state = generator.get_state()
+    generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
 class Descent:
     """Gradient descent on one module, a step at a time, so that many can share one stream of batches.
 
@@ -47,10 +62,11 @@ class Descent:
         model: put into training mode.
         schedule: of the rate; a step beyond its last one is refused.
         name: what errors call the model.
+        seed: of what the model draws in a step (dropout, stochastic depth), so that others' steps do not matter.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, name: str = "model"):
-        self.model, self.schedule, self.name = model.train(), schedule, name
+    def __init__(self, model: nn.Module, schedule: Schedule, name: str = "model", seed: int = 0):
+        self.model, self.schedule, self.name, self.seed = model.train(), schedule, name, seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
@@ -68,7 +84,8 @@ class Descent:
             raise ValueError(f"{self.name} has had its {self.schedule.steps} steps; raise schedule.steps")
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.rate(step)
-        value = loss()
+        with own_random_numbers(self.parameters[0].device, self.seed + step):
+            value = loss()
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
         if self.schedule.max_grad_norm is not None:
@@ -100,6 +117,7 @@ def minimize(
     loss: Callable[..., Tensor],
     schedule: Schedule,
     name: str = "model",
+    seed: int = 0,
 ) -> list[float]:
     """Train `model` in place: one step for each batch, until the schedule or the batches end.
 
@@ -109,6 +127,7 @@ def minimize(
         loss: batch -> scalar tensor.
         schedule: steps and rates.
         name: what errors call the model.
+        seed: of what the model draws in a step, such as dropout.
 
     Returns:
         The loss of every step.
@@ -117,7 +136,7 @@ def minimize(
         ValueError: the batches end before the steps do.
         FloatingPointError: a loss that is not finite.
     """
-    descent, iterator = Descent(model, schedule, name), iter(batches)
+    descent, iterator = Descent(model, schedule, name, seed), iter(batches)
     for step in range(schedule.steps):
         try:
             batch = next(iterator)
