@@ -44,10 +44,14 @@ def find_tail(graph: fx.GraphModule) -> Tail:
     if isinstance(_layer(graph, node), ACTIVATIONS):
         activation, node = type(_layer(graph, node)), node.args[0]
     pre = node
-    if node.op == "call_function" and node.target in TYING and "add" in node.target.__name__:
+    tied = node.op == "call_function" and node.target in TYING and "add" in node.target.__name__
+    if tied and all(isinstance(n, fx.Node) for n in node.args[:2]):
         deep, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
         node = deep
-    while isinstance(_layer(graph, node), nn.Identity) or getattr(node.target, "__name__", "") == "stochastic_depth":
+    while (
+        isinstance(_layer(graph, node), nn.Identity | nn.Dropout)
+        or getattr(node.target, "__name__", "") == "stochastic_depth"
+    ):
         node = node.args[0]
     if isinstance(_layer(graph, node), nn.BatchNorm2d):
         norm, node = node, node.args[0]
@@ -137,7 +141,9 @@ def normal_equations(pairs: Iterable[tuple[Tensor, Tensor]], layer: nn.Module, i
     gram = cross = target_sum = None
     count, k = 0, layer.weight[0, 0].numel()
     for features, target in pairs:
-        z, t = _columns(features, layer), target.transpose(0, 1).flatten(1)  # (F, n), (O, n)
+        linear = isinstance(layer, nn.Linear)  # its outputs lie in the last dimension
+        t = target.flatten(0, -2).T if linear else target.transpose(0, 1).flatten(1)  # (O, n)
+        z = _columns(features, layer)  # (F, n)
         if intercept:
             z = torch.cat([z, z.new_ones(1, z.shape[1])])
         parts = (z @ z.T).double(), (z @ t.T).double(), t.sum(1).double()
@@ -171,12 +177,13 @@ def elimination_order(normal: Normal, ridge: float) -> Tensor:
     channels = (len(normal.gram) - normal.intercept) // k
     inverse = torch.linalg.inv(normal.regularized(ridge))
     weights = inverse @ normal.cross
-    alive, order = torch.ones(channels, dtype=torch.bool), []
+    alive, order = torch.ones(channels, dtype=torch.bool, device=inverse.device), []
+    one = torch.eye(k, dtype=inverse.dtype, device=inverse.device)
     for _ in range(channels):
         blocks = inverse[: channels * k, : channels * k].reshape(channels, k, channels, k)
         blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (C, k, k), [G^-1]_cc
         w = weights[: channels * k].reshape(channels, k, -1)  # (C, k, O)
-        safe = torch.where(alive[:, None, None], blocks, torch.eye(k, dtype=blocks.dtype))
+        safe = torch.where(alive[:, None, None], blocks, one)
         raised = (w * torch.linalg.solve(safe, w)).sum((1, 2))
         raised[~alive] = torch.inf
         drop = int(raised.argmin())
@@ -210,13 +217,19 @@ def solve_neighbourhood(piece: nn.Module, student: nn.Module | float, pairs: Pai
     """
     example = next(iter(pairs()))[0][:1]
     if isinstance(student, nn.Module):
-        _solve_layer(piece, student, pairs, ridge, example, None, 1.0)
+        _solve_layer(_whole(piece), _whole(student), pairs, ridge, example, None, 1.0, {})
         return student.eval()
     width, student = student, piece
+    kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
-        student = _solve_layer(piece, student, pairs, ridge, example, group, width)
+        student = _solve_layer(piece, student, pairs, ridge, example, group, width, kept)
     return student.eval()
+
+
+def _whole(module: nn.Module) -> nn.Module:
+    """The module such that torch.fx sees it as a layer and not as what is inside a layer."""
+    return nn.Sequential(module) if isinstance(module, nn.Conv2d | nn.Linear) else module
 
 
 def _solve_layer(
@@ -227,6 +240,7 @@ def _solve_layer(
     example: Tensor,
     group: ChannelGroup | None,
     width: float,
+    kept: dict[str, Tensor],
 ) -> nn.Module:
     """Choose the channels of `group` that stay and solve the layer that reads them last (None: the last layer)."""
     theirs, ours = trace(piece, example), trace(student, example)
@@ -247,14 +261,16 @@ def _solve_layer(
         for x_teacher, x_student in pairs():
             features, *other = reader.read(x_student)
             (wanted_value,) = oracle.read(x_teacher)
+            if path in kept:  # a layer whose own outputs have been cut
+                wanted_value = wanted_value.index_select(1, kept[path].to(wanted_value.device))
             yield features, wanted_value - other[0] if other else wanted_value
 
     intercept = layer.bias is not None or (is_tail and tail.norm is not None)
     normal = normal_equations(rows(), layer, intercept)
     channels = None
     if group is not None:
-        kept = width_of(group, width)
-        channels = elimination_order(normal, ridge)[-kept:].sort().values
+        channels = elimination_order(normal, ridge)[-width_of(group, width) :].sort().values
+        kept.update(dict.fromkeys(group.producers, channels))
         student = cut(student, [group], {group.name: channels})
         layer = student.get_submodule(path)
     weights = normal.solve(ridge, channels)

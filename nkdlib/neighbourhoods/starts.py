@@ -49,8 +49,6 @@ def start_students(
             made = {label: _start(here, student, label, recipe, drift) for label, student in mine.items()}
             if drift is not None and recipe.front_to_back and len(made) == 1:
                 drift.advance(here, next(iter(made.values())))
-        for label, student in made.items():
-            _check_shape(here, label, student)
         started[here.name], seconds[here.name] = made, watch.device_s
     return started, seconds
 
@@ -58,6 +56,7 @@ def start_students(
 def _start(here: Neighbourhood, student: Student, label: str, recipe: Recipe, drift: "Drift | None") -> nn.Module:
     if isinstance(student, nn.Module):
         student = copy.deepcopy(student).to(here.example.device)
+        _check_shape(here, label, student)
         if recipe.start == "copied":
             raise ValueError(
                 f"start (='copied') needs a width for {here.name!r}, not a module; give a share such as 0.5, "
@@ -66,29 +65,34 @@ def _start(here: Neighbourhood, student: Student, label: str, recipe: Recipe, dr
         if recipe.start == "random":
             return reset(student, seed_of(recipe.seed, here.name, label))
     elif recipe.start != "solved":
-        narrowed = narrow(here.module, here.example, student)
+        narrowed = narrow(here.module, here.example, student).requires_grad_(True)  # also of a frozen teacher
         if recipe.start == "random":
             return reset(narrowed, seed_of(recipe.seed, here.name, label))
         return narrowed
     if drift is not None:
-        return solve_neighbourhood(here.module, student, lambda: drift.pairs(here), recipe.ridge)
+        solved = solve_neighbourhood(here.module, student, lambda: drift.pairs(here), recipe.ridge)
+        return solved if isinstance(student, nn.Module) else solved.requires_grad_(True)
     return student
 
 
 def _check_shape(here: Neighbourhood, label: str, student: nn.Module) -> None:
     with torch.no_grad():
         try:
-            shape = tuple(student.eval()(here.example).shape[1:])
+            output = student.eval()(here.example)
         except RuntimeError as error:
             raise ValueError(
-                f"students[{here.name!r}] ({label}) cannot take the neighbourhood's input of shape "
-                f"{here.input_shape}: {error}"
+                f"{_called(here, label)} cannot take the neighbourhood's input of shape {here.input_shape}: {error}"
             ) from error
+    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
     if shape != here.output_shape:
         raise ValueError(
-            f"students[{here.name!r}] ({label}) returns shape {shape}, the teacher's part {here.output_shape}; "
+            f"{_called(here, label)} returns shape {shape}, the teacher's part {here.output_shape}; "
             "give a student with the same output shape"
         )
+
+
+def _called(here: Neighbourhood, label: str) -> str:
+    return f"students[{here.name!r}]" + (f"[{label!r}]" if label else "")
 
 
 class Drift:
@@ -98,8 +102,8 @@ class Drift:
         self.boundaries = boundaries
         self.rows = slice(recipe.holdout, recipe.holdout + recipe.solve_images)
         self.students: dict[str, nn.Module] = {}
-        self.output: list[Tensor] | None = None  # of the last student, chunk by chunk
-        self.last: str | None = None
+        self.output: list[Tensor] = []  # what the students cause, chunk by chunk
+        self.feeds: str | None = None  # the neighbourhood that takes `output`, where it is known
         if len(boundaries.store) < recipe.holdout + 2:
             raise ValueError(
                 f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer "
@@ -114,10 +118,9 @@ class Drift:
         """The inputs that the students before it cause."""
         if not self.students:
             return self.theirs(here)
-        if self.output is not None and here.chained and self.last == self._before(here):
-            return iter(self.output)
-        self.output = self._through(here)
-        return iter(self.output)
+        if self.feeds != here.name:
+            self.output, self.feeds = self._through(here), here.name
+        return (x.clone() for x in self.output)  # a student may begin by working in place
 
     def pairs(self, here: Neighbourhood) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches of (the teacher's input, the student's input)."""
@@ -127,19 +130,18 @@ class Drift:
     def advance(self, here: Neighbourhood, student: nn.Module) -> None:
         """Note a solved student and run it on what it will see."""
         self.output = [student.eval()(x) for x in self.ours(here)]
-        self.students[here.name], self.last = student, here.name
-
-    def _before(self, here: Neighbourhood) -> str:
+        self.students[here.name] = student
         names = self.boundaries.neighbourhoods.names
-        return names[names.index(here.name) - 1]
+        after = self.boundaries.neighbourhoods[names.index(here.name) + 1 :]
+        self.feeds = after[0].name if after and after[0].chained else None
 
     def _through(self, here: Neighbourhood) -> list[Tensor]:
         """The inputs of a neighbourhood that does not follow the last student at once: run what lies between."""
         inputs = self.boundaries.inputs
         if iter(inputs) is inputs:
             raise ValueError(
-                f"front_to_back needs inputs that can be gone through again, since {here.name!r} does not follow "
-                "the neighbourhood before it at once; give a list or loader, or front_to_back=False"
+                f"front_to_back (=True) needs inputs that can be gone through again, since {here.name!r} does not "
+                "follow the neighbourhood before it at once; give a list or loader, or front_to_back=False"
             )
         network = recompose(self.boundaries.teacher, self.students)
         alone = Neighbourhoods([here], self.boundaries.neighbourhoods.total)

@@ -2,10 +2,11 @@
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from nkdlib.models.channels import ChannelGroup, channel_groups, cut
+from nkdlib.training.evaluate import device_of
+from nkdlib.training.loop import own_random_numbers
 
 
 def width_of(group: ChannelGroup, width: float) -> int:
@@ -41,6 +42,7 @@ def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
     Raises:
         ValueError: a width that is not positive, or a neighbourhood without inner channels.
 
+    >>> import torch
     >>> from nkdlib.models import BasicBlock
     >>> narrow(BasicBlock(8, 8), torch.zeros(1, 8, 4, 4), 0.5).conv1.out_channels
     4
@@ -62,11 +64,14 @@ def inner_groups(piece: nn.Module, example: Tensor) -> list[ChannelGroup]:
 
 
 def reset(module: nn.Module, seed: int) -> nn.Module:
-    """A copy with new random weights, by each layer's own `reset_parameters`; the global generator is left alone."""
+    """A copy with new random weights, by each layer's own `reset_parameters`; the global generator is left alone.
+
+    Parameters that a module holds itself, outside of such a layer (a layer scale, a class token), stay as they are.
+    """
     fresh = copy.deepcopy(module)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_random_numbers(device_of(fresh), seed):
         for layer in fresh.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+            again = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if again is not None:
+                again()
     return fresh
