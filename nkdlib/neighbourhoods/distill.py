@@ -23,10 +23,12 @@ from nkdlib.runtime.cache import Cache, Task
 from nkdlib.runtime.executors import InProcess, Processes
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.progress import Progress
+from nkdlib.training.evaluate import device_of
 from nkdlib.training.store import Store, images_of
 
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
+BATCH = 256  # images of one tensor that go through the teacher at a time
 
 
 @dataclass
@@ -91,6 +93,12 @@ class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
 
     def recompose(self, teacher: nn.Module, **chosen: str) -> nn.Module:
         """The teacher with these students in place, see `recompose`; where there are candidates, `name=label`."""
+        labels = {name: list(value) for name, value in self.students.items() if isinstance(value, dict)}
+        for name in labels.keys() | chosen.keys():
+            if chosen.get(name) not in labels.get(name, ()):
+                raise ValueError(
+                    f"chosen[{name!r}] (={chosen.get(name)!r}) is no candidate; choose one for each of {labels}"
+                )
         return recompose(
             teacher,
             {n: (v[chosen[n]] if isinstance(v, dict) else v).module for n, v in self.students.items()},
@@ -176,17 +184,38 @@ def distill(
     >>> from nkdlib.models import resnet
     >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
     >>> result = distill(teacher, {"layer1.0": 0.5}, images, Recipe(steps=2, batch_size=16, holdout=16))
+    ... # doctest: +ELLIPSIS
+    distilling 1 neighbourhoods ... done after ...
     >>> result["layer1.0"].module.conv1.out_channels
     8
     """
-    recipe = recipe or Recipe()
-    inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+    modes = {module: module.training for module in teacher.modules()}
+    try:
+        return _distill(teacher, students, inputs, recipe or Recipe(), executor, cache)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _distill(
+    teacher: nn.Module,
+    students: Students,
+    inputs: Iterable,
+    recipe: Recipe,
+    executor: Executor | None,
+    cache: Cache | None,
+) -> Distillation:
+    inputs = inputs.split(BATCH) if isinstance(inputs, Tensor) else inputs
     candidates = {n: dict(s) if isinstance(s, Mapping) else {"": s} for n, s in students.items()}
-    first = images_of(next(iter(inputs))) if iter(inputs) is not inputs else None
-    if first is None:
+    for name, mine in candidates.items():
+        if not mine:
+            raise ValueError(f"students[{name!r}] (={{}}) names no candidate; give at least one")
+    if iter(inputs) is inputs:  # can be gone through once only
         inputs = list(inputs)
-        first = images_of(inputs[0])
-    example = first[:2].to(next(iter(teacher.parameters())).device)
+    batch = next(iter(inputs), None)
+    if batch is None:
+        raise ValueError("inputs holds no batch; give at least one")
+    example = images_of(batch)[:2].to(device_of(teacher))
     neighbourhoods = split(teacher, list(candidates), example)
     wanted = recipe.holdout + max(
         recipe.steps * recipe.batch_size, recipe.solve_images if recipe.start == "solved" else 2
@@ -208,7 +237,7 @@ def distill(
         )
     started, start_s = start_students(boundaries, candidates, recipe)
     if recipe.steps == 0:
-        infos = {key: _measured(boundaries, *key, started) for key in _keys(started)}
+        infos = {key: _measured(boundaries, *key, started, recipe.holdout) for key in _keys(started)}
     elif boundaries.complete:
         infos = _train_apart(boundaries, started, recipe, executor, cache)
     else:
@@ -239,10 +268,10 @@ def _keys(started: Mapping[str, Mapping[str, nn.Module]]) -> list[tuple[str, str
 
 
 def _measured(
-    boundaries: Boundaries, name: str, label: str, started: Mapping[str, Mapping[str, nn.Module]]
+    boundaries: Boundaries, name: str, label: str, started: Mapping[str, Mapping[str, nn.Module]], holdout: int
 ) -> dict[str, object]:
     """A student that takes no step: its local error only."""
-    held_out = boundaries.of(name)[:256]
+    held_out = boundaries.of(name)[:holdout]
     return {"local_error": local_error(started[name][label], held_out), "device_s": 0.0, "wall_s": 0.0}
 
 
@@ -306,7 +335,8 @@ def _train_streaming(
     """All students side by side on one stream of boundaries; the first images of a pass stay held out."""
     keys = _keys(started)
     held_out = {name: boundaries.of(name)[: recipe.holdout] for name in started}
-    runs = {(n, c): LocalTraining(n, started[n][c], held_out[n], recipe) for n, c in keys}
+    seeds = {key: seed_of(recipe.seed, *key, "order") for key in keys}
+    runs = {(n, c): LocalTraining(n, started[n][c], held_out[n], recipe, seeds[n, c]) for n, c in keys}
     watches = dict.fromkeys(keys, 0.0)
     step, device = 0, boundaries.neighbourhoods[0].example.device
     with Progress(f"distilling {len(keys)} neighbourhoods ({boundaries})", recipe.steps, "steps") as progress:
@@ -316,7 +346,7 @@ def _train_streaming(
                 size = len(next(iter(pairs.values()))[0])
                 skip = min(max(recipe.holdout - seen, 0), size)
                 seen += size
-                if size - skip < 2 or step == recipe.steps:
+                if size - skip < 2:
                     continue
                 for name, label in keys:
                     x, y = (value[skip:] for value in pairs[name])
@@ -326,6 +356,8 @@ def _train_streaming(
                     watches[name, label] += watch.device_s
                 step += 1
                 progress.advance()
+                if step == recipe.steps:
+                    break
             if step == before:
                 raise ValueError(
                     f"inputs gave no batch beyond the first recipe.holdout (={recipe.holdout}) images; give more"
