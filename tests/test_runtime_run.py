@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nkdlib.runtime import run
 from nkdlib.runtime.monitor import Monitor
+from nkdlib.runtime.places import locked
 
 PARAMETERS = """
 profile: str = "cpu"  # the budget
@@ -178,7 +179,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path, number):
 
 def test_two_runs_at_once_do_the_work_once(command, tmp_path):
     line = [sys.executable, "-m", "nkdlib.runtime.run", *command()]
-    with run.one_at_a_time(tmp_path / "out" / "runs"):
+    with locked(tmp_path / "out" / "runs"):
         both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         for process in both:
             assert process.stdout.readline() == "another run is at work here; waiting for it\n"

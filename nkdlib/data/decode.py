@@ -1,6 +1,5 @@
 """Read the formats that image data sets come in, checked against the published checksums."""
 
-import bz2
 import gzip
 import hashlib
 import io
@@ -39,7 +38,6 @@ CIFAR10_MD5 = {
 CIFAR10_BATCH = 10_000
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-UNPACK = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}  # by the file's first bytes
 
 
 class DataDamaged(ValueError):
@@ -176,20 +174,12 @@ def _read_image(path: Path, name: str, content: bytes, image_size: int | None) -
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar archive to be read once, front to back; truncation is an error, where tarfile may just stop."""
-    with open(path, "rb") as file:
-        start = file.read(6)
-    unpack = next((opener for magic, opener in UNPACK.items() if start.startswith(magic)), open)
+    """A tar archive, packed or not, to be read to its end; a cut is an error, where tarfile may just stop."""
     try:
-        with unpack(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        with tarfile.open(path) as archive:
             yield archive
-            while stream.read(1 << 20):  # reaching a packed stream's end checks it
-                pass
-        if unpack is open:
-            with open(path, "rb") as file:
-                file.seek(max(0, path.stat().st_size - 1024))
-                if file.read() != bytes(1024):
-                    raise EOFError("the end-of-archive mark is missing")
+            if len(archive.fileobj.read()) < tarfile.BLOCKSIZE:  # tarfile read one block of the mark; the rest here
+                raise EOFError("the end-of-archive mark is missing")
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         found = f"{path.stat().st_size:,} bytes, not a whole tar archive ({error})"
         raise _damaged(path, found) from error

@@ -1,6 +1,5 @@
 """Fetch public data sets from the mirrors that torchvision uses, or from Debian's package."""
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -8,7 +7,7 @@ import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 
-from nkdlib.data.decode import FASHION_MD5, DataDamaged, read_fashion_mnist
+from nkdlib.data.decode import FASHION_MD5, DataDamaged, check_md5, read_fashion_mnist
 from nkdlib.runtime.progress import Progress, progress
 
 CONNECT_SECONDS = 20  # and between two pieces of a download
@@ -47,10 +46,7 @@ def fashion_mnist_from_debian(folder: Path, scratch: Path) -> None:
 def cifar10_from_mirror(folder: Path, scratch: Path) -> None:
     target = scratch / "cifar-10-python.tar.gz"
     _download(CIFAR10_URL, target)
-    with target.open("rb") as file:
-        found = hashlib.file_digest(file, "md5").hexdigest()
-    if found != CIFAR10_MD5:
-        raise DataDamaged(f"{target.stat().st_size:,} bytes with MD5 {found}, expected {CIFAR10_MD5}")
+    check_md5(target, target.read_bytes(), CIFAR10_MD5)
     os.replace(target, folder / target.name)
 
 

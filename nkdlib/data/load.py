@@ -25,7 +25,8 @@ from nkdlib.data.decode import (
 )
 from nkdlib.data.download import fetch
 from nkdlib.data.images import Images
-from nkdlib.data.store import cache_root, channel_statistics, locked, open_or_decode
+from nkdlib.data.store import cache_root, channel_statistics, open_or_decode
+from nkdlib.runtime.places import locked
 
 NAMES = ("digits", "fashion-mnist", "cifar10")
 DIGITS_TEST, DIGITS_SEED = 360, 0  # a fifth of the 1,797, stratified by class

@@ -1,14 +1,12 @@
 """Decoded data sets on disk: each split one uint8 array, memory-mapped when opened, checked by its digest."""
 
 import errno
-import fcntl
 import json
 import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import torch
 from nkdlib.data.decode import Allocate, Decoded
 from nkdlib.data.images import Images
 from nkdlib.runtime.cache import ArtefactDamaged
-from nkdlib.runtime.places import checkout
+from nkdlib.runtime.places import checkout, locked
 
 CHECKED_BYTES = 4 << 30  # larger arrays are opened without reading them all once, which would take minutes
 _checked: set[tuple[Path, str]] = set()  # what this process has checked already
@@ -30,15 +28,6 @@ def cache_root() -> Path:
         return Path(os.environ["NKD_CACHE"]).resolve()
     root = checkout()
     return root / "runs" / "data" if root else Path.home() / ".cache" / "nkdlib" / "data"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a folder; the lock ends with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def open_or_decode(home: Path, split: str, name: str, decode: Callable[[Allocate], Decoded]) -> Images:
@@ -59,7 +48,6 @@ def open_or_decode(home: Path, split: str, name: str, decode: Callable[[Allocate
         except BaseException:
             shutil.rmtree(scratch)
             raise
-        _checked.difference_update({(home, "train"), (home, "test")})
         return open_split(home, split)
 
 

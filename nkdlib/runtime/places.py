@@ -1,6 +1,9 @@
-"""Where things lie: the checkout, its results and its figures."""
+"""Where things lie: the checkout, its results and its figures; and the lock that keeps other processes out."""
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -23,3 +26,20 @@ def figures_root() -> Path:
     if named := os.environ.get("NKD_FIGURES"):
         return Path(named)
     return (checkout() or runs_root().parent) / "figures"
+
+
+@contextmanager
+def locked(folder: Path, notice: str = "") -> Iterator[None]:
+    """Keep other processes out of a folder; the lock ends with the process, however it ends.
+
+    notice: printed when another process is in and this one has to wait.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if notice:
+                print(notice, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -7,7 +7,6 @@ its last run. What it computes is kept in the artefact cache, so a run that was 
 import argparse
 import ast
 import difflib
-import fcntl
 import hashlib
 import json
 import os
@@ -31,7 +30,7 @@ from nbclient.exceptions import DeadKernelError
 from nkdlib.runtime.code import SOURCES
 from nkdlib.runtime.executors import THREAD_VARIABLES
 from nkdlib.runtime.monitor import Monitor
-from nkdlib.runtime.places import checkout, figures_root, runs_root
+from nkdlib.runtime.places import checkout, figures_root, locked, runs_root
 from nkdlib.runtime.profiles import PROFILES
 from nkdlib.runtime.progress import clock
 
@@ -149,19 +148,6 @@ def up_to_date(job: Job) -> bool:
 
 
 @contextmanager
-def one_at_a_time(runs: Path) -> Iterator[None]:
-    """Hold the lock of a folder of runs; says once when another run holds it."""
-    runs.mkdir(parents=True, exist_ok=True)
-    with (runs / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print("another run is at work here; waiting for it", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
 def _environment(**variables: str) -> Iterator[None]:
     before = dict(os.environ)
     os.environ.update(variables)
@@ -255,7 +241,7 @@ def main(arguments: list[str] | None = None) -> int:
     counts = {"run": 0, "up to date": 0}
     try:
         for job in plan(options):
-            with one_at_a_time(job.runs):
+            with locked(job.runs, "another run is at work here; waiting for it"):
                 if not options.force and up_to_date(job):
                     print(f"{job.stem}: up to date", flush=True)
                     counts["up to date"] += 1
