@@ -4,7 +4,8 @@ Shao, Moroz, Eban and Movshovitz-Attias, arXiv 2010.01189.
 """
 
 from nkdlib.neighbourhoods.capture import Boundaries, capture
-from nkdlib.neighbourhoods.distill import Distillation, Distilled, distill, solve
+from nkdlib.neighbourhoods.distill import distill, solve
+from nkdlib.neighbourhoods.distillation import Distillation, Distilled
 from nkdlib.neighbourhoods.local import Recipe, local_error
 from nkdlib.neighbourhoods.recompose import perturb, recompose
 from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, split

@@ -7,18 +7,17 @@ import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import Cost, cost
+from nkdlib.models.cost import cost
 from nkdlib.neighbourhoods.capture import Boundaries, capture
+from nkdlib.neighbourhoods.distillation import Distillation, Distilled
 from nkdlib.neighbourhoods.local import LocalTraining, Recipe, local_error, train_local
-from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.split import split
-from nkdlib.neighbourhoods.starts import Student, seed_of, start_students
+from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
 from nkdlib.runtime.cache import Cache, Task
 from nkdlib.runtime.executors import InProcess, Processes
 from nkdlib.runtime.measure import Stopwatch
@@ -29,113 +28,6 @@ from nkdlib.training.store import Store, images_of
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
 BATCH = 256  # images of one tensor that go through the teacher at a time
-
-
-@dataclass
-class Distilled:
-    """One student neighbourhood, how well it imitates its teacher's part, and what it cost."""
-
-    name: str  # of the neighbourhood
-    label: str  # of the candidate, "" where there is one
-    module: nn.Module = field(repr=False)
-    local_error: float  # on held-out inputs, see `local_error`
-    cost: Cost
-    device_s: float  # of its own gradient steps
-    wall_s: float
-    losses: list[float] = field(default_factory=list, repr=False)  # of every step
-
-
-@dataclass
-class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
-    """What `distill` returns: by neighbourhood, a `Distilled`, or several by label where candidates were given."""
-
-    students: dict[str, Distilled | dict[str, Distilled]]
-    teacher_s: float  # device-seconds of the teacher's one pass
-    start_s: dict[str, float]  # device-seconds of each neighbourhood's start (the closed form, mostly)
-    sequential_start: bool  # starts waited for each other (front to back)
-    boundaries: str  # whether and how they were kept, in words
-
-    def __getitem__(self, name: str) -> Distilled | dict[str, Distilled]:
-        return self.students[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.students)
-
-    def __len__(self) -> int:
-        return len(self.students)
-
-    def every(self) -> Iterator[Distilled]:
-        """All students, front to back."""
-        for value in self.students.values():
-            yield from value.values() if isinstance(value, dict) else (value,)
-
-    @property
-    def device_s(self) -> float:
-        """Device-seconds on one worker: the teacher's pass, the starts and every student's steps."""
-        return self.teacher_s + sum(self.start_s.values()) + sum(d.device_s for d in self.every())
-
-    def critical_path_s(self, workers: int | None = None) -> float:
-        """Seconds until the last student is done with one worker for each neighbourhood, computed from measured ones.
-
-        Args:
-            workers: that share the teacher's pass, each on its part of the images; the number of neighbourhoods
-                where omitted, 1 for a pass that one worker does alone.
-
-        Boundaries travel in no time (our assumption: they are read while the first steps run).
-        """
-        workers = len(self) if workers is None else workers
-        steps = {name: sum(d.device_s for d in self.every() if d.name == name) for name in self}
-        if self.sequential_start:
-            longest = sum(self.start_s.values()) + max(steps.values())
-        else:
-            longest = max(self.start_s[name] + steps[name] for name in self)
-        return self.teacher_s / workers + longest
-
-    def recompose(self, teacher: nn.Module, **chosen: str) -> nn.Module:
-        """The teacher with these students in place, see `recompose`; where there are candidates, `name=label`."""
-        labels = {name: list(value) for name, value in self.students.items() if isinstance(value, dict)}
-        for name in labels.keys() | chosen.keys():
-            if chosen.get(name) not in labels.get(name, ()):
-                raise ValueError(
-                    f"chosen[{name!r}] (={chosen.get(name)!r}) is no candidate; choose one for each of {labels}"
-                )
-        return recompose(
-            teacher,
-            {n: (v[chosen[n]] if isinstance(v, dict) else v).module for n, v in self.students.items()},
-        )
-
-    def table(self) -> pd.DataFrame:
-        """Local errors and costs, a row a student."""
-        return pd.DataFrame(
-            [
-                {
-                    "neighbourhood": d.name,
-                    **({"candidate": d.label} if d.label else {}),
-                    "local error": d.local_error,
-                    "params": d.cost.params,
-                    "MACs": d.cost.macs,
-                    "start [s]": self.start_s[d.name],
-                    "steps [s]": d.device_s,
-                }
-                for d in self.every()
-            ]
-        )
-
-    def __repr__(self) -> str:
-        return f"{self.table().to_string(index=False, formatters=_FORMATS)}\n{self.boundaries}"
-
-    def _repr_html_(self) -> str:
-        caption = f"{self.boundaries}; teacher's pass {self.teacher_s:.2f} device-seconds"
-        return self.table().style.hide(axis="index").format(_FORMATS).set_caption(caption).to_html()
-
-
-_FORMATS = {
-    "local error": "{:.4f}".format,
-    "params": "{:,}".format,
-    "MACs": "{:,}".format,
-    "start [s]": "{:.2f}".format,
-    "steps [s]": "{:.2f}".format,
-}
 
 
 @dataclass
@@ -171,7 +63,8 @@ def distill(
         inputs: batches of images, with or without labels; labels are not used.
         recipe: start, steps, rates; `Recipe()` where omitted.
         executor: where students are trained; this process where omitted. Boundaries that do not fit in memory are
-            streamed and trained in this process whatever the executor, since every worker would need a teacher.
+            streamed and trained in this process whatever the executor, since every worker would need a teacher;
+            the batches of a step are then parts of those of `inputs`.
         cache: keeps each trained student as an artefact, so that an interrupted call goes on where it was.
 
     Returns:
@@ -338,33 +231,38 @@ def _train_streaming(
     seeds = {key: seed_of(recipe.seed, *key, "order") for key in keys}
     runs = {(n, c): LocalTraining(n, started[n][c], held_out[n], recipe, seeds[n, c]) for n, c in keys}
     watches = dict.fromkeys(keys, 0.0)
-    step, device = 0, boundaries.neighbourhoods[0].example.device
+    device = boundaries.neighbourhoods[0].example.device
     with Progress(f"distilling {len(keys)} neighbourhoods ({boundaries})", recipe.steps, "steps") as progress:
-        while step < recipe.steps:
-            seen, before = 0, step
-            for pairs in boundaries.rows():
-                size = len(next(iter(pairs.values()))[0])
-                skip = min(max(recipe.holdout - seen, 0), size)
-                seen += size
-                if size - skip < 2:
-                    continue
-                for name, label in keys:
-                    x, y = (value[skip:] for value in pairs[name])
-                    with Stopwatch(device) as watch:
-                        # A copy, since a student may begin by working in place.
-                        runs[name, label].step(x.clone() if len(started[name]) > 1 else x, y)
-                    watches[name, label] += watch.device_s
-                step += 1
-                progress.advance()
-                if step == recipe.steps:
-                    break
-            if step == before:
-                raise ValueError(
-                    f"inputs gave no batch beyond the first recipe.holdout (={recipe.holdout}) images; give more"
-                )
+        for _, pairs in zip(range(recipe.steps), _stream(boundaries, recipe), strict=False):
+            for name, label in keys:
+                x, y = pairs[name]
+                with Stopwatch(device) as watch:
+                    # A copy, since a student may begin by working in place.
+                    runs[name, label].step(x.clone() if len(started[name]) > 1 else x, y)
+                watches[name, label] += watch.device_s
+            progress.advance()
     infos = {}
     for name, label in keys:
         x = boundaries.of(name)[recipe.holdout :].select(["x"])
         info = runs[name, label].finish(lambda x=x: (rows["x"] for rows in x.chunks(256)))
         infos[name, label] = {**info, "device_s": watches[name, label], "wall_s": watches[name, label]}
     return infos
+
+
+def _stream(boundaries: Boundaries, recipe: Recipe) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Batches of (x, y) by neighbourhood, one pass of the teacher after another, without the held-out images."""
+    first = boundaries.neighbourhoods[0].name
+    while True:
+        seen, given = 0, False
+        for pairs in boundaries.rows():
+            size = len(pairs[first][0])
+            if seen == 0:
+                check_order(boundaries, pairs[first][0])
+            for start in range(max(recipe.holdout - seen, 0), size - 1, recipe.batch_size):
+                rows, given = slice(start, start + recipe.batch_size), True
+                yield {name: (x[rows], y[rows]) for name, (x, y) in pairs.items()}
+            seen += size
+        if not given:
+            raise ValueError(
+                f"inputs gave no batch beyond the first recipe.holdout (={recipe.holdout}) images; give more"
+            )

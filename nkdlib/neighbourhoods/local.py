@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -54,8 +55,24 @@ def variance(store: Store) -> float:
     return ((squares / count) - (total / count).square()).mean().clamp_min(1e-12).item()
 
 
+class _SquaredError(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, output: Tensor, y: Tensor) -> Tensor:
+        difference = output - y
+        ctx.save_for_backward(difference)
+        maps = difference.dim() == 4 and not difference.is_contiguous()
+        flat = (difference.permute(0, 2, 3, 1) if maps else difference).reshape(-1)
+        return flat.dot(flat) / len(flat)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (difference,) = ctx.saved_tensors
+        return difference.mul_(gradient * (2 / difference.numel())), None
+
+
 def squared_error(output: Tensor, y: Tensor) -> Tensor:
-    """Mean of (output - y)^2, with a gradient in the output's own layout.
+    """Mean of (output - y)^2, with a gradient for the output, in the output's own layout.
 
     The gradient of torch's `mse_loss` has channels first whatever the output has, and every layer that works with
     channels last then waits for it to be turned round: a third of a step on a CPU.
@@ -63,11 +80,7 @@ def squared_error(output: Tensor, y: Tensor) -> Tensor:
     >>> squared_error(torch.ones(2, 3), torch.full((2, 3), 3.0)).item()
     4.0
     """
-    difference = output - y
-    if difference.dim() == 4 and not difference.is_contiguous():
-        difference = difference.permute(0, 2, 3, 1)
-    difference = difference.reshape(-1)
-    return difference.dot(difference) / len(difference)
+    return _SquaredError.apply(output, y)
 
 
 def local_error(student: nn.Module, store: Store) -> float:

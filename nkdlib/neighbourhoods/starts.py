@@ -1,6 +1,7 @@
 """Where student neighbourhoods start: as they are given, random, copied from the teacher, or solved."""
 
 import copy
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 
@@ -95,6 +96,22 @@ def _called(here: Neighbourhood, label: str) -> str:
     return f"students[{here.name!r}]" + (f"[{label!r}]" if label else "")
 
 
+def check_order(boundaries: Boundaries, x: Tensor) -> None:
+    """Raise ValueError where the first images of another pass over the inputs are not those of the first pass.
+
+    Args:
+        boundaries: of the first pass.
+        x: (B, ...), what the first neighbourhood takes for the first batch of the other pass.
+    """
+    count = min(len(x), len(boundaries.store), 8)
+    before = boundaries.of(boundaries.neighbourhoods[0].name).take(slice(0, count))["x"]
+    if (x[:count] - before).abs().max() > 0.01 * before.abs().max():  # far above the rounding to recipe.dtype
+        raise ValueError(
+            "inputs gives other images, or another order, in every pass, so that held-out images would be learnt "
+            "from; give a loader with shuffle=False and without augmentation, or a list of batches"
+        )
+
+
 class Drift:
     """What the students solved so far feed to the next neighbourhood, beside what the teacher feeds it."""
 
@@ -144,13 +161,15 @@ class Drift:
                 "follow the neighbourhood before it at once; give a list or loader, or front_to_back=False"
             )
         network = recompose(self.boundaries.teacher, self.students)
-        alone = Neighbourhoods([here], self.boundaries.neighbourhoods.total)
-        found, first, stop = [], 0, self.rows.stop
-        key = f"{here.name}:x"
-        for row in boundary_rows(network, alone, inputs):
-            found.append(row[key])
-            first += len(row[key])
-            if first >= stop:
+        first = self.boundaries.neighbourhoods[0]
+        ends = Neighbourhoods([first, dataclasses.replace(here, chained=False)], self.boundaries.neighbourhoods.total)
+        found, count = [], 0
+        for row in boundary_rows(network, ends, inputs):
+            if not found:
+                check_order(self.boundaries, row[f"{first.name}:x"])
+            found.append(row[f"{here.name}:x"])
+            count += len(found[-1])
+            if count >= self.rows.stop:
                 break
         x = torch.cat(found)[self.rows]
         return list(x.split(CHUNK))

@@ -79,7 +79,8 @@ class Store:
         rows = {}
         for name, tensor in self.tensors.items():
             value = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
-            value = value.float() if value.is_floating_point() else value
+            if value.is_floating_point():
+                value = value.to(torch.float32, copy=isinstance(index, slice))  # never a view: layers work in place
             rows[name] = value.permute(0, 3, 1, 2) if name in self.images else value
         return rows
 
