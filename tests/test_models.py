@@ -1,0 +1,211 @@
+"""Networks and their costs: counted by hand, against torchvision's published counts, and after channels are cut."""
+
+import pytest
+import torch
+import torchvision.models as zoo
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from nkdlib.models import BasicBlock, Cost, cost, count_params, resnet
+from nkdlib.models.channels import channel_groups, cut, trace
+
+PUBLISHED = (
+    *("alexnet", "vgg11", "resnet18", "resnet50", "squeezenet1_1", "densenet121", "mobilenet_v2", "mobilenet_v3_large"),
+    *("mnasnet1_0", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "shufflenet_v2_x1_0", "vit_b_32", "swin_t"),
+)
+
+
+def test_a_mac_is_one_multiply_add():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(8 * 5 * 5, 7))
+    # 5 x 5 places x 8 outputs x 27 inputs, and 200 x 7
+    assert cost(net, torch.zeros(4, 3, 10, 10)) == Cost(params=224 + 1407, macs=5400 + 1400)
+    assert Cost(1, 2) + Cost(3, 4) == Cost(4, 6)
+
+
+def test_depthwise_macs_and_shared_parameters():
+    depthwise = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+    assert cost(depthwise, torch.zeros(1, 6, 4, 4)) == Cost(params=54, macs=6 * 9 * 16)
+    twice = nn.Sequential(depthwise, depthwise)
+    assert cost(twice, torch.zeros(1, 6, 4, 4)) == Cost(params=54, macs=2 * 6 * 9 * 16)
+
+
+def test_cost_leaves_modes_and_weights_alone():
+    net = resnet(8, 10, seed=0).train()
+    net.stem.eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    cost(net, torch.randn(2, 3, 8, 8))
+    assert net.training and not net.stem.training and not net.stem[1].training and net.head.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts_are_those_that_torchvision_publishes(name):
+    published = zoo.get_model_weights(name).DEFAULT.meta
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):  # RegNet computes its widths with tensors
+        options = {"init_weights": False} if name.startswith("vgg") else {}
+        found = cost(zoo.get_model(name, **options), torch.zeros(1, 3, 224, 224))
+    assert found.params == published["num_params"]
+    assert found.macs / 1e9 == pytest.approx(published["_ops"], abs=6e-4)
+
+
+def test_attention_counts_the_same_on_a_cpu_and_without_data():
+    options = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 16}
+    net, image = zoo.VisionTransformer(num_classes=4, **options), torch.zeros(1, 3, 32, 32)
+    # patches 4 x 768 x 8; 5 tokens: in and out 8 x 32, scores and sums 2 x 5 x 8, two layers 2 x 8 x 16; head
+    macs = 4 * 768 * 8 + 5 * (8 * 32 + 2 * 5 * 8 + 2 * 8 * 16) + 8 * 4
+    assert cost(net, image).macs == cost(net.to("meta"), image.to("meta")).macs == macs
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_resnet_is_the_papers():
+    # He et al., section 4.2 and table 6: 0.27M and 0.85M for CIFAR-10; projections add 2,560 + 192
+    assert count_params(resnet(20, 10)) == 269_722 + 2_752
+    assert cost(resnet(20, 10), torch.zeros(1, 3, 32, 32)).macs == 40_551_040 + 2 * 131_072
+    net = resnet(14, 7, in_channels=1, widths=(4, 8, 16), inner=(1, 2, 3, 4, 5, 6), stem_stride=2)
+    assert [net.get_submodule(name).conv1.out_channels for name in net.block_names] == [1, 2, 3, 4, 5, 6]
+    assert net.block_names == ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"]
+    x = net.layer3(net.layer2(net.layer1(net.stem(torch.zeros(2, 1, 28, 28)))))
+    assert x.shape == (2, 16, 4, 4) and net.head(x).shape == (2, 7)
+
+
+def test_a_seed_draws_the_same_network_and_nothing_else():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, two, other = (resnet(8, 10, seed=seed).stem[0].weight for seed in (1, 1, 2))
+    assert torch.equal(one, two) and not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: resnet(10, 10), r"depth \(=10\) must be 6n \+ 2; choose 8"),
+        (lambda: resnet(8, 10, widths=(4, 8)), r"blocks \(=\(1, 1, 1\)\) and widths \(=\(4, 8\)\)"),
+        (lambda: resnet(8, 10, inner=(4,)), r"inner \(=\[4\]\) must name one width for each of the 3 blocks"),
+        (lambda: BasicBlock(4, 4, inner=0), r"inner \(=0\) must be at least 1"),
+    ],
+)
+def test_what_cannot_be_built_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def filled(module):
+    """Give BatchNorms statistics and weights that are not 0 and 1, so that a mistake in cutting shows."""
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                for value in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+                    value.uniform_(0.5, 1.5)
+    return module.eval()
+
+
+def kill(module, group, dead):
+    """Make channels of a group say nothing: zero the weights that read them."""
+    for path in group.consumers:
+        module.get_submodule(path).weight.data[:, dead] = 0
+
+
+def block_of(name):
+    """One block of a torchvision network, and an input for it."""
+    torch.manual_seed(0)
+    if name == "bottleneck":
+        return filled(zoo.resnet50().layer1[0]), torch.randn(2, 64, 6, 6)
+    if name == "mobile":
+        return filled(zoo.mobilenet_v2().features[3]), torch.randn(2, 24, 6, 6)
+    if name == "squeeze":
+        return filled(zoo.mobilenet_v3_small().features[5]), torch.randn(2, 40, 6, 6)
+    if name == "efficient":
+        return filled(zoo.efficientnet_b0().features[3]), torch.randn(2, 24, 6, 6)
+    return filled(BasicBlock(8, 12, inner=10, stride=2)), torch.randn(2, 8, 6, 6)
+
+
+SIZES = {
+    "basic": [10],
+    "bottleneck": [64, 64],
+    "mobile": [144],
+    "squeeze": [240, 64],
+    "efficient": [144, 6, 240, 10],  # two blocks; the stream between them is tied to the output
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_inner_channels_of_a_block_are_found_and_dead_ones_can_be_cut(name):
+    block, x = block_of(name)
+    groups = channel_groups(block, x)
+    assert [group.size for group in groups] == SIZES[name]
+    keep = {}
+    for group in groups:
+        alive = torch.arange(group.size) % 3 != 1
+        kill(block, group, ~alive)
+        keep[group.name] = alive.nonzero().flatten()
+    before = {key: value.clone() for key, value in block.state_dict().items()}
+    slim = cut(block, groups, keep)
+    with torch.no_grad():
+        torch.testing.assert_close(slim(x), block(x), rtol=1e-4, atol=1e-4)
+    assert count_params(slim) < count_params(block) and cost(slim, x).macs < cost(block, x).macs
+    assert [group.size for group in channel_groups(slim, x)] == [len(index) for index in keep.values()]
+    assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
+
+
+def test_the_layers_of_a_group_are_named():
+    block, x = block_of("squeeze")
+    expanded, squeezed = channel_groups(block, x)
+    assert expanded.name == "block.0.0" and expanded.producers == ["block.0.0", "block.2.fc2"]
+    assert expanded.carriers == ["block.0.1", "block.1.0", "block.1.1"]
+    assert expanded.consumers == ["block.2.fc1", "block.3.0"]
+    assert (squeezed.producers, squeezed.consumers) == (["block.2.fc1"], ["block.2.fc2"])
+
+
+class Odd(nn.Module):
+    """A linear layer, something between, a linear layer."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.between = nn.Linear(4, 4), nn.Linear(4, 4), between
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, x):
+        return self.b(self.between(self, self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("between", "shape", "inner"),
+    [
+        (lambda self, x: x.relu(), (2, 4), 1),
+        (lambda self, x: x * 2 + 1, (2, 4), 1),
+        (lambda self, x: x * self.scale, (2, 4), 0),  # a scale for each channel, which would have to be cut
+        (lambda self, x: x.roll(1, 1), (2, 4), 0),
+        (lambda self, x: x.relu(), (2, 4, 4), 0),  # tokens: as many as channels, by chance
+    ],
+    ids=["relu", "affine", "scale", "roll", "tokens"],
+)
+def test_what_is_not_understood_stays_whole(between, shape, inner):
+    assert len(channel_groups(Odd(between), torch.randn(shape))) == inner
+
+
+class Branching(nn.Module):
+    """Its forward depends on values."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+def test_errors_name_what_cannot_be_cut():
+    block, x = block_of("basic")
+    groups = channel_groups(block, x)
+    with pytest.raises(ValueError, match=r"keep names 'conv2', which is no inner channel group; .*\['conv1'\]"):
+        cut(block, groups, {"conv2": torch.arange(3)})
+    with pytest.raises(ValueError, match=r"keep\['conv1'\] is empty; leave at least one"):
+        cut(block, groups, {"conv1": torch.arange(0)})
+    with pytest.raises(ValueError, match=r"module \(=Branching\) cannot be traced .* give students as modules"):
+        trace(Branching(), x)
+
+
+def test_tracing_is_in_evaluation_mode_and_puts_the_mode_back():
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), StochasticDepth(0.5, "row"), nn.ReLU(inplace=True)).train()
+    x = torch.randn(64, 2, 3, 3)
+    graph = trace(net, x)
+    assert net.training and net[0].training
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), net[0](x).relu())

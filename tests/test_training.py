@@ -1,0 +1,301 @@
+"""Training: the schedule, the loop, distillation of a whole network, BatchNorm's statistics, the store."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nkdlib.models import resnet
+from nkdlib.training import (
+    Schedule,
+    Store,
+    accuracy,
+    agreement,
+    distill_end_to_end,
+    images_of,
+    minimize,
+    predict,
+    reestimate_batchnorm,
+    train,
+)
+from nkdlib.training.end_to_end import capture_logits, soft_targets
+from nkdlib.training.loop import Descent
+
+
+def test_rates_rise_and_fall():
+    rates = [Schedule(steps=10, warmup=0.4).rate(step) for step in range(10)]
+    falling = [0.5 * (1 + math.cos(math.pi * k / 7)) for k in range(7)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, *falling])
+    assert [Schedule(steps=4, warmup=1.0).rate(step) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1])
+    assert [Schedule(steps=1, warmup=0.0).rate(0)] == pytest.approx([0.5])
+    assert all(0 < Schedule(steps=n).rate(step) <= 1 for n in (1, 2, 7, 15, 100) for step in range(n))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, r"steps \(=-1\) must not be negative"),
+        ({"batch_size": 1}, r"batch_size \(=1\) must be at least 2"),
+        ({"lr": 0.0}, r"lr \(=0.0\) must be positive"),
+        ({"lr": math.nan}, r"lr \(=nan\) must be positive"),
+        ({"warmup": 1.5}, r"warmup \(=1.5\) is a share of the steps; choose 0 to 1"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(**options)
+
+
+def quadratic(model):
+    return lambda x: (model(x) - 1).square().mean()
+
+
+def test_minimize_learns_and_ends_in_evaluation_mode():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(16, 3)
+    losses = minimize(model, [x] * 80, quadratic(model), Schedule(steps=80, lr=0.1))
+    assert len(losses) == 80 and losses[-1] < 0.01 * losses[0] and not model.training
+
+
+def test_the_first_step_of_adam_moves_each_weight_by_the_rate():
+    model = nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    schedule = Schedule(steps=4, lr=0.1, warmup=0.5, max_grad_norm=None)
+    Descent(model, schedule).step(lambda: (model.weight * torch.tensor([3.0, -5.0])).sum())
+    torch.testing.assert_close(model.weight - before, torch.tensor([[-0.05, 0.05]]))  # rate 1/2 at step 0
+
+
+def test_errors_of_the_loop():
+    model, x = nn.Linear(3, 1), torch.randn(4, 3)
+    with pytest.raises(ValueError, match=r"inputs ended after 2 batches, schedule.steps is 3; give more"):
+        minimize(model, [x] * 2, quadratic(model), Schedule(steps=3))
+    bad = [x] * 4 + [x * math.nan] + [x]
+    with pytest.raises(FloatingPointError, match=r"loss of net is not finite at step 4 of 6 with lr \(=0.01\); choose"):
+        minimize(model, bad, quadratic(model), Schedule(steps=6), "net")
+    with pytest.raises(ValueError, match=r"net has no parameters to train; use steps=0"):
+        Descent(nn.ReLU(), Schedule(steps=1), "net")
+    done = Descent(nn.Linear(3, 1), Schedule(steps=0), "net")
+    with pytest.raises(ValueError, match=r"net has had its 0 steps; raise schedule.steps"):
+        done.step(lambda: done.model(x).mean())
+
+
+def test_dropout_draws_from_the_seed_and_leaves_the_global_generator_alone():
+    def run(seed, before):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1)), torch.randn(16, 3)
+        torch.manual_seed(before)
+        state = torch.get_rng_state()
+        losses = minimize(model, [x] * 3, quadratic(model), Schedule(steps=3), seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        return losses
+
+    assert run(1, before=0) == run(1, before=9) != run(2, before=0)
+
+
+def test_soft_targets_by_hand():
+    teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])
+    one = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert soft_targets(student, teacher, 1.0).item() == pytest.approx(one)
+    p = math.sqrt(3) / (1 + math.sqrt(3))  # softened by temperature 2
+    two = 4 * (p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5))
+    assert soft_targets(student, teacher, 2.0).item() == pytest.approx(two)
+    assert soft_targets(student.expand(3, 2), teacher.expand(3, 2), 2.0).item() == pytest.approx(two)  # mean over B
+    assert soft_targets(teacher, teacher, 4.0).item() == pytest.approx(0)
+
+
+def test_soft_targets_gradient_is_the_difference_of_probabilities():
+    torch.manual_seed(0)
+    student, teacher = torch.randn(5, 4, requires_grad=True), torch.randn(5, 4)
+    soft_targets(student, teacher, 3.0).backward()
+    expected = 3.0 * ((student / 3).softmax(1) - (teacher / 3).softmax(1)) / 5
+    torch.testing.assert_close(student.grad, expected.detach())
+
+
+def pictures(count=96, classes=4, seed=0):
+    """Images whose class is the quadrant that is bright, in batches with labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    images = torch.randn(count, 3, 8, 8, generator=generator)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        row, column = 4 * (label // 2), 4 * (label % 2)
+        image[:, row : row + 4, column : column + 4] += 2
+    return list(zip(images.split(32), labels.split(32), strict=True))
+
+
+def small(seed=0, classes=4):
+    return resnet(8, classes, seed=seed, widths=(4, 8, 8))
+
+
+def test_training_from_labels_learns():
+    model, batches = small(), pictures()
+    losses = train(model, batches * 10, Schedule(steps=30, lr=0.02))
+    assert losses[-1] < 0.5 * losses[0] and accuracy(model, batches) > 80
+
+
+def test_end_to_end_distillation_imitates_the_teacher_and_leaves_it_alone():
+    teacher, student, batches = small(seed=1), small(seed=2), pictures()
+    train(teacher, batches * 10, Schedule(steps=30, lr=0.02))
+    teacher.train()
+    teacher.layer1.eval()
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    start = agreement(student, teacher.eval(), batches)
+    teacher.train()
+    teacher.layer1.eval()
+    result = distill_end_to_end(teacher, student, batches, Schedule(steps=40, lr=0.02, batch_size=32))
+    assert teacher.training and not teacher.layer1.training and not teacher.layer1[0].training
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert result.module is student and len(result.losses) == 40
+    assert result.device_s == result.teacher_s + result.train_s > 0
+    assert agreement(student, teacher.eval(), batches) > max(start, 75)
+
+
+def test_end_to_end_distillation_repeats_bit_for_bit():
+    def run(seed):
+        student = small(seed=2)
+        schedule = Schedule(steps=4, batch_size=32)
+        return distill_end_to_end(
+            small(seed=1), student, pictures(), schedule, label_weight=0.5, seed=seed
+        ).losses, student
+
+    (one, a), (two, b), (other, _) = run(0), run(0), run(1)
+    assert one == two != other
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_the_loss_mixes_soft_targets_and_labels():
+    teacher, student, batches = small(1).eval(), small(2).train(), pictures(32)
+    images, labels = batches[0]
+    with torch.no_grad():
+        wanted, logits = teacher(images), student(images)
+    expected = 0.7 * soft_targets(logits, wanted, 4.0) + 0.3 * F.cross_entropy(logits, labels)
+    student = small(2)
+    schedule = Schedule(steps=1, batch_size=32)
+    result = distill_end_to_end(teacher, student, batches, schedule, label_weight=0.3)
+    assert result.losses == pytest.approx([expected.item()], rel=1e-5)
+
+
+def test_errors_of_end_to_end_distillation():
+    images = [images for images, _ in pictures()]
+    with pytest.raises(ValueError, match=r"label_weight \(=1.5\) is a share; choose 0 to 1"):
+        distill_end_to_end(small(), small(), images, Schedule(steps=1), label_weight=1.5)
+    with pytest.raises(ValueError, match=r"label_weight \(=0.5\) needs labels; give inputs as \(images, labels\)"):
+        distill_end_to_end(small(), small(), images, Schedule(steps=1), label_weight=0.5)
+    with pytest.raises(FloatingPointError, match=r"loss of student is not finite at step 0"):
+        distill_end_to_end(small(), small(), [images[0] * math.nan], Schedule(steps=1, batch_size=8))
+
+
+def test_capture_logits_keeps_images_logits_and_labels_in_order():
+    teacher, batches = small().eval(), pictures()
+    store = capture_logits(teacher, batches)
+    rows = store.take(slice(None))
+    assert torch.equal(rows["images"], torch.cat([images for images, _ in batches]))
+    assert torch.equal(rows["labels"], torch.cat([labels for _, labels in batches]))
+    torch.testing.assert_close(rows["logits"], predict(teacher, batches))
+
+
+class Always(nn.Module):
+    """Says one class for every image."""
+
+    def __init__(self, label):
+        super().__init__()
+        self.label = label
+
+    def forward(self, images):
+        return F.one_hot(torch.full((len(images),), self.label), 4).float()
+
+
+def test_accuracy_and_agreement_are_percentages_of_images():
+    images = torch.zeros(5, 3, 2, 2)
+    batches = [(images[:3], torch.tensor([1, 1, 2])), (images[:2], torch.tensor([1, 0]))]
+    assert accuracy(Always(1), batches) == 60
+    assert agreement(Always(1), Always(1), batches) == 100 and agreement(Always(1), Always(2), batches) == 0
+    for measure in (lambda: accuracy(Always(1), []), lambda: predict(Always(1), [])):
+        with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
+            measure()
+
+
+def test_batchnorm_is_the_mean_and_variance_of_the_images():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(2, momentum=0.3))
+    x = torch.randn(40, 2, 3, 3) * 3 + 1
+    with torch.no_grad():
+        net[0].weight.fill_(2.0)
+    assert reestimate_batchnorm(net, [x[:8], x[8:24], x[24:]], images=36) is net
+    parts = [x[:8], x[8:24], x[24:36]]
+    mean = x[:36].mean((0, 2, 3))
+    variance = sum(len(part) * part.transpose(0, 1).flatten(1).var(1) for part in parts) / 36
+    torch.testing.assert_close(net[0].running_mean, mean)
+    torch.testing.assert_close(net[0].running_var, variance)
+    seen = [F.batch_norm(p, None, None, net[0].weight, net[0].bias, True).relu() for p in parts]  # batch statistics
+    torch.testing.assert_close(net[2].running_mean, torch.cat(seen).mean((0, 2, 3)).detach())
+    assert net[0].momentum == 0.1 and net[2].momentum == 0.3 and not any(m.training for m in net.modules())
+
+
+def test_batchnorm_needs_two_images_and_nothing_else_changes():
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
+    with pytest.raises(ValueError, match=r"inputs holds no batch of at least 2 images; BatchNorm cannot"):
+        reestimate_batchnorm(net, [torch.randn(1, 2, 3, 3)])
+    plain = nn.Conv2d(2, 2, 1).train()
+    assert reestimate_batchnorm(plain, []) is plain and not plain.training
+
+
+@pytest.mark.parametrize("build", [Store.of, lambda tensors: Store.collect([tensors])], ids=["of", "collect"])
+def test_a_store_gives_back_what_was_put_in(build):
+    x, y = torch.randn(6, 2, 3, 4), torch.randn(6, 5)
+    store = build({"x": x, "y": y})
+    rows = store.take(torch.tensor([4, 1]))
+    assert torch.equal(rows["x"], x[[4, 1]]) and torch.equal(rows["y"], y[[4, 1]])
+    assert rows["x"].is_contiguous(memory_format=torch.channels_last)
+    assert len(store) == 6 and store.bytes == 4 * (x.numel() + y.numel())
+    chunks = list(store[1:].chunks(2))
+    assert [len(chunk["x"]) for chunk in chunks] == [2, 2, 1]
+    assert torch.equal(torch.cat([chunk["x"] for chunk in chunks]), x[1:])
+    assert list(store.select(["y"]).tensors) == ["y"]
+
+
+def test_a_store_in_half_precision_keeps_labels_and_the_order_of_batches():
+    x, labels = torch.randn(10, 2, 3, 3), torch.arange(10)
+    rows = ({"x": x[i : i + 3], "labels": labels[i : i + 3]} for i in range(0, 10, 3))
+    store = Store.collect(rows, torch.float16)
+    assert store.tensors["x"].dtype == torch.float16 and store.tensors["labels"].dtype == torch.int64
+    taken = store.take(slice(None))
+    assert taken["x"].dtype == torch.float32 and torch.equal(taken["x"], x.half().float())
+    assert torch.equal(taken["labels"], labels)
+    with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
+        Store.collect([])
+
+
+def test_what_is_taken_from_a_store_can_be_worked_on_in_place():
+    store = Store.of({"x": torch.ones(4, 2, 3, 3), "y": torch.ones(4, 2)})
+    for chunk in (*store.chunks(2), *store.batches(2, steps=2, seed=0)):
+        chunk["x"].zero_(), chunk["y"].zero_()
+    assert all((value == 1).all() for value in store.tensors.values())
+
+
+def test_an_epoch_visits_each_example_once_in_an_order_of_the_seed():
+    store = Store.of({"x": torch.arange(8.0)[:, None]})
+    orders = [[batch["x"].flatten().tolist() for batch in store.batches(4, steps=4, seed=s)] for s in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    (a, b), (c, d) = orders[0][:2], orders[0][2:]
+    assert sorted(a + b) == sorted(c + d) == list(range(8))
+    assert (a, b) != (c, d)
+    assert [len(batch["x"]) for batch in store.batches(100, steps=1, seed=0)] == [8]
+
+
+def test_a_fingerprint_knows_values_names_and_types():
+    x = torch.randn(4, 2, 3, 3)
+    same = Store.of({"x": x}).fingerprint
+    changed = x.clone()
+    changed[3, 1, 2, 2] += 1e-6
+    others = [Store.of({"x": changed}), Store.of({"z": x}), Store.of({"x": x.half()}), Store.of({"x": x[:3]})]
+    assert Store.collect([{"x": x[:1]}, {"x": x[1:]}]).fingerprint == same
+    assert same not in {other.fingerprint for other in others}
+
+
+def test_images_of_a_batch():
+    x = torch.zeros(2, 3)
+    assert images_of(x) is images_of((x, 1)) is images_of([x]) is x
+    with pytest.raises(TypeError, match=r"inputs gives a batch of type str; give tensors or \(images, labels\)"):
+        images_of("x")
