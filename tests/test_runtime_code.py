@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nkdlib.runtime import code
-from nkdlib.runtime.code import code_fingerprint, reached_code
+from nkdlib.runtime.code import reached_code
 
 LIBRARY = {
     "__init__.py": '"""Top."""\n',
@@ -79,9 +79,9 @@ def test_imports_are_followed_through_re_exports_to_the_modules_that_define(libr
     ],
 )
 def test_only_reached_code_counts(library, name, text, counts):
-    before = code_fingerprint(area)
+    before = reached_code(area)
     library(name, text)
-    assert (code_fingerprint(area) != before) == counts
+    assert (reached_code(area) != before) == counts
 
 
 def test_code_edited_after_it_was_loaded_is_an_error(library, tmp_path):
@@ -135,8 +135,8 @@ def test_functions_classes_and_constants_of_a_notebook_count_where_they_are_name
     ],
 )
 def test_a_change_in_a_notebook_counts_where_it_is_reached(cell, old, new, counts):
-    before = code_fingerprint(cell(CELL).task)
-    assert (code_fingerprint(cell(CELL.replace(old, new)).task) != before) == counts
+    before = reached_code(cell(CELL).task)
+    assert (reached_code(cell(CELL.replace(old, new)).task) != before) == counts
 
 
 def test_a_hidden_input_is_named(cell):
@@ -152,7 +152,7 @@ def test_a_closure_counts():
 
         return task
 
-    assert code_fingerprint(make(1)) == code_fingerprint(make(1)) != code_fingerprint(make(2))
+    assert reached_code(make(1)) == reached_code(make(1)) != reached_code(make(2))
 
 
 def test_the_users_own_modules_count(cell, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import BrokenExecutor, Future, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -33,7 +34,7 @@ from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.places import runs_root
 from nkdlib.runtime.progress import Progress
 
-TENSORS, INFO = "tensors.safetensors", "info.json"
+TENSORS, INFO, PART = "tensors.safetensors", "info.json", ".part-"
 _VERIFIED: set[tuple[Path, int]] = set()
 
 
@@ -85,26 +86,20 @@ class Artefact:
 
 def open_artefact(path: Path) -> Artefact:
     """Open the artefact at `path`; raises FileNotFoundError, or ArtefactDamaged naming path and reason."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"there is no artefact {path}")
     try:
-        raw = (path / INFO).read_bytes()
-        stamp = (path, (path / INFO).stat().st_ino)
-        content = json.loads(raw)
+        content = json.loads((path / INFO).read_bytes())
         if content.pop("sha256", None) != sha256(content):
-            raise ArtefactDamaged(f"{path / INFO} is damaged: its digest differs")
+            raise ValueError(f"the digest of {INFO} differs")
+        stamp = (path, (path / INFO).stat().st_ino)
         if stamp not in _VERIFIED:
             with (path / TENSORS).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != content["tensors_sha256"]:
-                raise ArtefactDamaged(f"{path / TENSORS} is damaged: its digest differs")
+                if hashlib.file_digest(file, "sha256").hexdigest() != content["tensors_sha256"]:
+                    raise ValueError(f"the digest of {TENSORS} differs")
             _VERIFIED.add(stamp)
-    except FileNotFoundError as error:
-        if not path.is_dir():
-            raise
-        raise ArtefactDamaged(f"{path} is damaged: {Path(error.filename).name} is missing") from None
-    except ValueError:
-        raise ArtefactDamaged(f"{path / INFO} is damaged: it is not JSON") from None
-    except OSError as error:
-        raise ArtefactDamaged(f"{path} cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ArtefactDamaged(f"{path} is damaged: {error}") from error
     return Artefact(content["key"], content["kind"], path, content["info"], content["seconds"])
 
 
@@ -116,7 +111,6 @@ class Cache:
 
     def __init__(self, root: str | Path | None = None):
         self.root = Path(root if root is not None else runs_root()).resolve() / "cache"
-        self._swept: set[Path] = set()
 
     def key(self, task: Task) -> str:
         """Return the SHA-256 of what determines the result; TypeError for an argument without a key."""
@@ -135,51 +129,39 @@ class Cache:
         The first task that fails cancels those not yet begun; its error is raised with the task's label in a
         note. What is done by then is kept.
         """
-        tasks = list(tasks)
-        ingredients = [self._ingredients(task) for task in tasks]
-        keys = [sha256(each) for each in ingredients]
-        artefacts: dict[str, Artefact] = {}
-        missing: dict[str, int] = {}
-        for index, key in enumerate(keys):
-            if key not in artefacts and key not in missing:
-                if found := self._find(self._place(tasks[index], key)):
-                    artefacts[key] = found
-                else:
-                    missing[key] = index
+        wanted = [(task, self._ingredients(task)) for task in tasks]
+        keys = [sha256(ingredients) for _, ingredients in wanted]
+        by_key = dict(zip(keys, wanted, strict=True))
+        artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
         executor = executor or make_executor()
         futures: dict[Future, str] = {}
-        with Progress(title or tasks[0].label if tasks else title, len(keys), "task") as progress:
-            progress.advance(len(keys) - len(missing))
+        with Progress(title or (wanted[0][0].label if wanted else ""), len(keys), "task") as progress:
+            progress.advance(sum(artefacts[key] is not None for key in keys))
             try:
-                for key, index in missing.items():
-                    place = self._place(tasks[index], key)
-                    future = executor.submit(_make, tasks[index], key, ingredients[index], place)
-                    future.add_done_callback(lambda done: _succeeded(done) and progress.advance())
-                    futures[future] = key
-                    if future.done() and future.exception():
-                        break
+                for key, (task, ingredients) in by_key.items():
+                    if artefacts[key] is None:
+                        future = executor.submit(_make, task, key, ingredients, self._place(task, key))
+                        future.add_done_callback(lambda done: _succeeded(done) and progress.advance())
+                        futures[future] = key
+                        if future.done() and not _succeeded(future):
+                            break
                 for future in as_completed(futures):
                     key = futures[future]
                     artefacts[key] = future.result()
-            except Exception as error:
-                self._cancel(futures)
-                error.add_note(f"in task {tasks[missing[key]].label!r}")
+            except BaseException as error:
+                for future in futures:
+                    future.cancel()
+                if isinstance(error, Exception):
+                    error.add_note(f"in task {by_key[key][0].label!r}")
+                else:  # Ctrl-C
+                    executor.shutdown(wait=True, kill=True)
                 if isinstance(error, BrokenExecutor):
                     raise RuntimeError(
                         "a worker process was killed, most often because memory ran out; use fewer jobs. "
                         f"What was done is kept in {self.root}, so the next run goes on from there"
                     ) from error
                 raise
-            except BaseException:  # Ctrl-C
-                self._cancel(futures)
-                executor.shutdown(wait=True, kill=True)
-                raise
         return [artefacts[key] for key in keys]
-
-    @staticmethod
-    def _cancel(futures: Iterable[Future]) -> None:
-        for future in futures:
-            future.cancel()
 
     def _ingredients(self, task: Task) -> dict[str, object]:
         code = [task.fn]
@@ -201,12 +183,6 @@ class Cache:
     def _place(self, task: Task, key: str) -> Path:
         return self.root / task.fn.__name__ / key[:16]
 
-    def _find(self, place: Path) -> Artefact | None:
-        if place.parent not in self._swept:
-            self._swept.add(place.parent)
-            _sweep(place.parent)
-        return _open_or_discard(place)
-
 
 def _succeeded(future: Future) -> bool:
     return not future.cancelled() and future.exception() is None
@@ -219,11 +195,7 @@ def _open_or_discard(place: Path) -> Artefact | None:
         return None
     except ArtefactDamaged as damage:
         warnings.warn(ArtefactDamaged(f"{damage}; it is made anew"), stacklevel=4)
-        discarded = Path(tempfile.mkdtemp(prefix=_temporary_prefix(), dir=place.parent))
-        try:
-            place.rename(discarded / place.name)
-        finally:
-            shutil.rmtree(discarded, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         return None
 
 
@@ -269,56 +241,33 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
 
 def _write(place: Path, files: dict[str, bytes]) -> None:
     """Write a directory of files so that it appears whole; where another writer was first, theirs stands."""
-    needed = sum(map(len, files.values()))
-    temporary = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_temporary_prefix(), dir=place.parent))
-        for name, data in files.items():
-            with (temporary / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        if _open_or_discard(place) is None:
-            temporary.rename(place)
+        _sweep(place.parent)
+        with tempfile.TemporaryDirectory(prefix=PART, dir=place.parent) as temporary:
+            whole = Path(temporary) / place.name
+            whole.mkdir()
+            for name, data in files.items():
+                with (whole / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            whole.rename(place)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            return
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OSError(
                 error.errno,
-                f"{error.strerror}: {needed:,} bytes are needed for one artefact; make room, or set "
-                "NKD_RUNS to a larger disk, and run again",
+                f"{error.strerror}: {sum(map(len, files.values())):,} bytes are needed for one artefact; make room, "
+                "or set NKD_RUNS to a larger disk, and run again",
                 str(place),
             ) from error
-        raise
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _temporary_prefix() -> str:
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return f".part-{machine}-{os.getpid()}-"
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _sweep(directory: Path) -> None:
-    """Remove what killed writers left: theirs on this machine at once, others' after a day."""
-    for left in directory.glob(".part-*"):
-        _, machine, pid, _ = left.name.split("-", 3)
-        here = _temporary_prefix().split("-")[1] == machine
-        try:
-            if (here and not _alive(int(pid))) or time.time() - left.stat().st_mtime > 86_400:
+    """Remove what writers that were killed left more than an hour ago."""
+    for left in directory.glob(f"{PART}*"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 3_600:
                 shutil.rmtree(left, ignore_errors=True)
-        except FileNotFoundError:
-            continue
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -26,11 +26,6 @@ _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib"
 _LOADED = {path: path.read_bytes() for path in (SOURCES / "nkdlib").rglob("*.py")}  # what this process runs
 
 
-def code_fingerprint(*roots: object) -> str:
-    """Return the SHA-256 of all code that the functions and classes `roots` reach."""
-    return sha256(reached_code(*roots))
-
-
 def reached_code(*roots: object) -> dict[str, str]:
     """Return name -> SHA-256 of everything that the functions and classes `roots` reach.
 
@@ -53,10 +48,11 @@ class _Reach:
 
     def add(self, value: object, name: str) -> None:
         value = inspect.unwrap(value) if callable(value) else value
-        if isinstance(value, ModuleType):
-            self._add_module(value.__name__)
-        elif isinstance(value, type | FunctionType):
-            if not self._add_module(value.__module__) and _is_local(value.__module__):
+        if isinstance(value, ModuleType | type | FunctionType):
+            module = value.__name__ if isinstance(value, ModuleType) else value.__module__
+            if _top(module) == "nkdlib":
+                self.modules.add(module)
+            elif not isinstance(value, ModuleType) and _is_local(module):
                 self._define(value)
         elif not (hasattr(value, "__name__") or type(value).__module__.startswith(NEUTRAL)):
             code: list = []
@@ -64,29 +60,21 @@ class _Reach:
             for item in code:
                 self.add(item, name)
 
-    def _add_module(self, name: str) -> bool:
-        if name.split(".")[0] != "nkdlib":
-            return False
-        self.modules.add(name)
-        return True
-
     def _define(self, value: type | FunctionType) -> None:
         name = qualified_name(value)
         if name in self.definitions:
             return
         tree = _definition(value)
         self.definitions[name] = _hash(tree)
-        self.modules |= _imports(tree)
+        self.modules |= {module for _, module in _imports(tree)}
         names = _names_in_scope(value)
         for chain in _global_names(compile(tree, "<task>", "exec")):
             if chain[0] not in names or chain[0].startswith("__"):
                 continue
             reached, depth = names[chain[0]], 1
-            installed = False
-            while isinstance(reached, ModuleType) and depth < len(chain) and hasattr(reached, chain[depth]):
-                installed = not _is_local(reached.__name__)
+            while _is_local_module(reached) and depth < len(chain) and hasattr(reached, chain[depth]):
                 reached, depth = getattr(reached, chain[depth]), depth + 1
-            if reached is not value and not installed:
+            if reached is not value:
                 self.add(reached, f"{value.__module__}.{'.'.join(chain[:depth])}")
 
 
@@ -119,10 +107,18 @@ def _global_names(code: CodeType) -> Iterator[tuple[str, ...]]:
             yield from _global_names(constant)
 
 
+def _top(module: str) -> str:
+    return module.split(".")[0]
+
+
 def _is_local(module: str) -> bool:
     """Tell the user's own code from installed packages."""
     file = getattr(sys.modules.get(module), "__file__", None)
     return module == "__main__" or (file is not None and not file.startswith(_INSTALLED))
+
+
+def _is_local_module(value: object) -> bool:
+    return isinstance(value, ModuleType) and _is_local(value.__name__)
 
 
 def _definition(value: type | FunctionType) -> ast.Module:
@@ -182,22 +178,20 @@ def _closure(modules: set[str]) -> set[str]:
     waiting = list(modules)
     while waiting:
         name = waiting.pop()
-        if name in found or name.startswith(NEUTRAL) or _path(name) is None:
-            continue
-        found.add(name)
-        waiting += _imports(_parse(_path(name).read_bytes()))
+        if name not in found and not name.startswith(NEUTRAL) and (path := _path(name)):
+            found.add(name)
+            waiting += [module for _, module in _imports(_parse(path.read_bytes()))]
     return found
 
 
-def _imports(tree: ast.AST) -> set[str]:
-    """Return the modules of nkdlib that the import statements in `tree` reach."""
-    modules = set()
+def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield what the import statements in `tree` take from nkdlib: the name that is bound and its module."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            modules |= {alias.name for alias in node.names if alias.name.split(".")[0] == "nkdlib"}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nkdlib":
-            modules |= {_defining_module(node.module, alias.name) for alias in node.names}
-    return modules
+            yield from ((alias.name, alias.name) for alias in node.names if _top(alias.name) == "nkdlib")
+        elif isinstance(node, ast.ImportFrom) and _top(node.module or "") == "nkdlib":
+            for alias in node.names:
+                yield alias.asname or alias.name, _defining_module(node.module, alias.name)
 
 
 def _defining_module(module: str, name: str) -> str:
@@ -205,10 +199,6 @@ def _defining_module(module: str, name: str) -> str:
     if _path(f"{module}.{name}"):
         return f"{module}.{name}"
     path = _path(module)
-    if path is not None and path.name == "__init__.py":
-        for node in ast.walk(_parse(path.read_bytes())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "nkdlib":
-                for alias in node.names:
-                    if (alias.asname or alias.name) == name:
-                        return _defining_module(node.module, alias.name)
-    return module
+    if path is None or path.name != "__init__.py":
+        return module
+    return dict(_imports(_parse(path.read_bytes()))).get(name, module)

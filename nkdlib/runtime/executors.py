@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 
 import torch
@@ -29,7 +29,7 @@ def torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class InProcess:
+class InProcess(Executor):
     """Run each task at submission, in this process."""
 
     def __init__(self, threads: int = 1):
@@ -48,12 +48,6 @@ class InProcess:
     def shutdown(self, wait: bool = True, kill: bool = False) -> None:
         """Do nothing: no process to end."""
 
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.shutdown()
-
 
 def _start_worker(threads: int, parent: int) -> None:
     torch.set_num_threads(threads)
@@ -68,7 +62,7 @@ def _start_worker(threads: int, parent: int) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-class Processes:
+class Processes(Executor):
     """Run tasks in `jobs` worker processes, started at the first submission and again after a crash."""
 
     def __init__(self, jobs: int, threads: int = 1):
@@ -92,9 +86,6 @@ class Processes:
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=wait, kill_workers=kill)
-
-    def __enter__(self) -> "Processes":
-        return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
         self.shutdown(kill=kind is not None)
