@@ -1,0 +1,297 @@
+"""Splitting any network by names, what flows between the parts, and putting it together again."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.models as zoo
+from torch import nn
+
+import nkdlib
+from nkdlib.models import Cost, resnet
+from nkdlib.neighbourhoods import capture, local_error, perturb, recompose, split
+from nkdlib.training import Store
+
+# by name: pixels, and names in the order in which they run
+NETWORKS = {
+    "alexnet": (64, ["features.0:features.2", "features.3", "features.6:features.8", "classifier.1:classifier.3"]),
+    "convnext_tiny": (32, ["features.1.0", "features.3:features.5", "features.7.2"]),
+    "densenet121": (32, ["features.denseblock1", "features.transition1:features.denseblock2", "features.transition3"]),
+    "efficientnet_b0": (32, ["features.1", "features.3:features.5", "features.6.1"]),
+    "efficientnet_v2_s": (32, ["features.2.1", "features.3:features.4"]),
+    "googlenet": (32, ["inception3a", "inception3b:maxpool3", "inception5a"]),
+    "inception_v3": (75, ["Mixed_5b:Mixed_5d", "Mixed_6a", "Mixed_7c"]),
+    "mnasnet0_5": (32, ["layers.8:layers.9", "layers.10.1", "layers.12"]),
+    "mobilenet_v2": (32, ["features.2", "features.3:features.5", "features.11", "features.18"]),
+    "mobilenet_v3_large": (32, ["features.3:features.5", "features.8.block.0", "features.12:features.13"]),
+    "mobilenet_v3_small": (32, ["features.1", "features.3:features.5", "features.7", "classifier.0:classifier.1"]),
+    "regnet_x_400mf": (32, ["trunk_output.block1", "trunk_output.block3.block3-1"]),
+    "regnet_y_400mf": (32, ["stem", "trunk_output.block2:trunk_output.block3", "trunk_output.block4.block4-2"]),
+    "resnet18": (32, ["layer1.0", "layer2", "layer3.0:layer3.1", "avgpool"]),
+    "resnet50": (32, ["layer1.1", "layer2.0:layer2.2", "layer4.2.conv2"]),
+    "resnext50_32x4d": (32, ["layer1:layer2", "layer3.4"]),
+    "shufflenet_v2_x0_5": (32, ["stage2.0", "stage3.1:stage3.3", "conv5"]),
+    "squeezenet1_1": (48, ["features.3:features.5", "features.7", "features.9.squeeze"]),
+    "swin_t": (32, ["features.1.0", "features.3:features.5", "features.7.1.mlp"]),
+    "vgg11_bn": (32, ["features.0:features.2", "features.4", "features.8:features.10"]),
+    "vit_b_32": (32, ["encoder.layers.encoder_layer_0:encoder.layers.encoder_layer_1", "encoder.ln"]),
+}
+SMALL = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+    "vgg11_bn": {"init_weights": False},
+    "vit_b_32": {"image_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_split_and_recomposed_from_its_own_parts_is_the_network(name):
+    pixels, names = NETWORKS[name]
+    torch.manual_seed(0)
+    net = zoo.get_model(name, num_classes=5, **SMALL.get(name, {})).train()
+    if name == "vit_b_32":
+        nn.init.normal_(net.heads.head.weight)  # torchvision begins with zeros, which hide what comes before
+    x = torch.randn(2, 3, pixels, pixels)
+    neighbourhoods = split(net, list(reversed(names)), x)
+    assert neighbourhoods.names == names and all(module.training for module in net.modules())
+    again = recompose(net, {here.name: here.module for here in neighbourhoods})
+    with torch.no_grad():
+        wanted = net.eval()(x)
+        torch.testing.assert_close(again(x), wanted, rtol=1e-5, atol=1e-5)
+    assert wanted.std() > 0
+    for here in neighbourhoods:
+        with torch.no_grad():
+            assert here.module(here.example).shape[1:] == here.output_shape
+        assert 0 <= here.cost.params <= neighbourhoods.total.params
+    boundaries = capture(net, neighbourhoods, [x], dtype=torch.float32)
+    for here in neighbourhoods:  # each part gives the boundary after it from the boundary before it
+        assert local_error(here.module, boundaries.of(here.name)) < 1e-9
+
+
+def test_shapes_parameters_and_macs_by_hand():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1, stride=2), nn.Flatten())
+    parts = split(net, ["0:1", "2"], torch.zeros(2, 3, 6, 6))
+    a, b = parts
+    assert (a.input_shape, a.output_shape, a.cost) == ((3, 6, 6), (4, 6, 6), Cost(112, 36 * 4 * 27))
+    assert (b.input_shape, b.output_shape, b.cost) == ((4, 6, 6), (2, 3, 3), Cost(10, 9 * 2 * 4))
+    assert parts.total == a.cost + b.cost and (a.chained, b.chained) == (False, True)
+    assert parts["2"] is parts[1] is b and len(parts) == 2 and "0:1" in repr(parts)
+    table = parts.table().set_index("neighbourhood")
+    assert table.loc["2", "share of MACs"] == pytest.approx(72 / (72 + 3888)) and table.loc["2", "input"] == "4x6x6"
+    assert "<table" in parts._repr_html_()
+    with pytest.raises(KeyError, match=r"'1' is no neighbourhood here; choose from \['0:1', '2'\]"):
+        parts["1"]
+
+
+class Odd(nn.Module):
+    """Parts that are run twice, not at all, out of order, with keywords, or give two tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice, self.never = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.late, self.early = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.keyword, self.pair = Keyword(), Pair()
+        self.before, self.after = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        x = self.late(self.early(self.twice(self.twice(x))))
+        a, b = self.pair(self.keyword(x, scale=2))
+        return self.after(F.relu_(self.before(a + b)))
+
+
+class Keyword(nn.Module):
+    """Takes a keyword."""
+
+    def forward(self, x, scale):
+        return x * scale
+
+
+class Pair(nn.Module):
+    """Gives two tensors."""
+
+    def forward(self, x):
+        return x, x + 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["0"], r"names holds '0', but the model has no submodule '0'; see model.named_modules"),
+        (["twise"], r"no submodule 'twise'; did you mean twice"),
+        ([""], r"has no submodule ''"),
+        ("twice", r"names \(='twice'\) must be a list"),
+        ([], r"names \(=\[\]\) must be a list of at least one"),
+        (["twice"], r"'twice', which is run 2 times in one forward pass; .* exactly once: name a part that is"),
+        (["never"], r"'never', which is run 0 times"),
+        (["late:early"], r"'early' does not take what 'late' returns and nothing else; name the parts one by one"),
+        (["early:late"], r"'early' must stand before 'late' in \["),
+        (["before:after"], r"'after' does not take what 'before' returns"),  # F.relu_ works in place between them
+        (["keyword"], r"'keyword', which takes 1 arguments and 1 keywords and returns Tensor; .* one tensor"),
+        (["pair"], r"'pair', which takes 1 arguments and 0 keywords and returns tuple"),
+        (["late", "early:late:pair"], r"'early:late:pair'; a run is 'first:last' of two children of one module"),
+        (["late", "late"], r"names \(=\['late', 'late'\]\) names a neighbourhood twice"),
+    ],
+)
+def test_names_that_cannot_be_are_explained(names, message):
+    with pytest.raises(ValueError, match=message):
+        split(Odd(), names, torch.zeros(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["layer1", "layer1.0"], r"names overlap: 'layer1.0' and 'layer1' share 'layer1.0'; each part"),
+        (["layer1:layer2", "layer2.0.conv1"], r"names overlap: 'layer2.0.conv1' and 'layer1:layer2' share"),
+        (["layer1.0:layer2.0"], r"a run is 'first:last' of two children of one module"),
+        (["layer1.7"], r"no submodule 'layer1.7'; did you mean layer1"),
+    ],
+)
+def test_overlaps_and_runs_are_explained_by_split_and_recompose_alike(names, message):
+    net = resnet(14, 10, seed=0)
+    for act in (
+        lambda: split(net, names, torch.zeros(1, 3, 8, 8)),
+        lambda: recompose(net, dict.fromkeys(names, nn.Identity())),
+        lambda: perturb(net, dict.fromkeys(names, 0.1), seed=0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            act()
+
+
+def test_layer1_does_not_overlap_layer10():
+    net = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(11)))
+    assert split(net, ["10", "1"], torch.zeros(1, 2, 3, 3)).names == ["1", "10"]
+
+
+def state(net):
+    """A network's state, copied."""
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def hooks(net):
+    """How many hooks there are in a network."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+
+
+def test_looking_changes_nothing_even_where_it_fails():
+    net = resnet(8, 10, seed=0).train()
+    before, x = state(net), torch.randn(2, 3, 8, 8)
+    split(net, ["layer1.0", "layer2.0"], x)
+    with pytest.raises(RuntimeError):
+        split(net, ["layer1.0"], torch.randn(2, 5, 8, 8))
+    recompose(net, {"layer1.0": nn.Identity()})
+    assert hooks(net) == 0 and all(module.training for module in net.modules())
+    neighbourhoods = split(net, ["layer1.0"], x)
+    capture(net, neighbourhoods, [x])
+    with pytest.raises(RuntimeError):
+        capture(net, neighbourhoods, [torch.randn(2, 5, 8, 8)])
+    assert hooks(net) == 0 and all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_recompose_takes_students_as_they_are_and_copies_the_rest():
+    net = resnet(14, 10, seed=0).eval()
+    student = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1)).train()
+    again = recompose(net, {"layer2.0": student, "layer3.0:layer3.1": nn.Conv2d(32, 64, 1)})
+    assert again.layer2[0] is student and isinstance(again.layer3[1], nn.Identity) and not again.training
+    assert again.stem[0].weight.data_ptr() != net.stem[0].weight.data_ptr() and not hasattr(net.layer2[0], "0")
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        by_hand = net.layer2[1](student(net.layer1(net.stem(x))))
+        torch.testing.assert_close(again(x), net.head(again.layer3[0](by_hand)))
+    assert set(again.state_dict()) & {"layer2.0.0.weight", "layer3.0.weight"} and "layer3.1.conv1.weight" not in set(
+        again.state_dict()
+    )
+
+
+def inplace():
+    """Convolutions with ReLUs that work in place, between, before and after the neighbourhoods."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(True), nn.Conv2d(4, 4, 3, padding=1), nn.Hardswish(True)]
+    return nn.Sequential(*layers, nn.Conv2d(4, 4, 1), nn.ReLU(True)).eval()
+
+
+@pytest.mark.parametrize("names", [["0", "2"], ["0", "1:2", "3:4"], ["0:1", "2", "4:5"]])
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+def test_layers_that_work_in_place_do_not_change_what_was_captured(names, limit):
+    net, x = inplace(), torch.randn(12, 3, 5, 5)
+    values, h = [x], x
+    with torch.no_grad():
+        for layer in net:
+            h = layer(h.clone())
+            values.append(h)
+    neighbourhoods = split(net, names, x[:2])
+    boundaries = capture(net, neighbourhoods, x.split(4), keep=4, memory_limit_gb=limit, dtype=torch.float32)
+    assert boundaries.complete == (limit > 1) and ("streamed" in repr(boundaries)) == (limit < 1)
+    rows = list(boundaries.rows())
+    for here in neighbourhoods:
+        first, last = int(here.paths[0]), int(here.paths[-1])
+        kept = boundaries.of(here.name).take(slice(None))
+        assert len(kept["x"]) == (12 if limit > 1 else 4)
+        streamed = [torch.cat([row[here.name][i] for row in rows]) for i in (0, 1)]
+        for found, wanted in ((kept["x"], values[first]), (kept["y"], values[last + 1])):
+            torch.testing.assert_close(found, wanted[: len(found)])
+        for found, wanted in zip(streamed, (values[first], values[last + 1]), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_capture_takes_the_first_images_once_and_says_how_much_it_keeps():
+    net, calls = inplace(), []
+    net[0].register_forward_hook(lambda *_: calls.append(1))
+    net[5].register_forward_hook(lambda *_: calls.append("end"))
+    neighbourhoods = split(net, ["0", "2"], torch.randn(2, 3, 5, 5))
+    calls.clear()
+    boundaries = capture(net, neighbourhoods, [(torch.randn(4, 3, 5, 5), torch.zeros(4))] * 5, images=10)
+    assert calls == [1, 1, 1]  # one teacher pass, which ends at the last boundary
+    numbers = 25 * (3 + 4 + 4 + 4)
+    assert len(boundaries.store) == 10 and boundaries.bytes_per_image == 2 * numbers
+    assert boundaries.store.bytes == 10 * 2 * numbers
+    assert repr(boundaries) == "boundaries of 10 images kept in memory, 0.00 GB"
+    with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
+        capture(net, neighbourhoods, [])
+    with pytest.raises(OverflowError, match=r"boundary '0:x' is not finite in dtype \(=torch.float16\); use dtype="):
+        capture(net, neighbourhoods, [torch.full((2, 3, 5, 5), 1e6)])
+
+
+class Sometimes(nn.Module):
+    """Runs its second part for small images only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x) if x.shape[-1] < 4 else x
+
+
+def test_a_part_that_is_not_run_for_a_batch_is_an_error():
+    net = Sometimes()
+    neighbourhoods = split(net, ["b"], torch.zeros(1, 1, 3, 3))
+    with pytest.raises(ValueError, match=r"'b' was not run for a batch of shape \(2, 1, 5, 5\); split the model with"):
+        capture(net, neighbourhoods, [torch.zeros(2, 1, 5, 5)])
+
+
+def test_noise_has_the_size_that_was_asked_for():
+    net = resnet(8, 10, seed=0).eval()
+    noisy, x = perturb(net, {"layer1.0": 0.5}, seed=3), torch.randn(128, 3, 8, 8)
+    with torch.no_grad():
+        h = net.layer1(net.stem(x))
+        error = local_error(noisy.layer1, Store.of({"x": net.stem(x), "y": h}))
+        y, again = (perturb(net, {"layer1.0": 0.5}, seed=3)(x) for _ in range(2))
+        silent = perturb(net, {"layer1.0": 0.0}, seed=3)(x)
+    assert error == pytest.approx(0.25, rel=0.02) and torch.equal(y, again) and torch.equal(silent, net(x))
+    assert not torch.equal(y, silent) and type(net.layer1[0]).__name__ == "BasicBlock"
+
+
+def modules():
+    """The modules that these tests are about."""
+    for package in ("models", "training", "neighbourhoods"):
+        for found in pkgutil.iter_modules([f"{nkdlib.__path__[0]}/{package}"], f"nkdlib.{package}."):
+            yield found.name
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_examples_in_docstrings_are_true(name):
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
