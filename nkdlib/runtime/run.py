@@ -15,8 +15,6 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,16 +59,20 @@ class Job:
         return self.runs / self.profile / f"{self.stem}.{ending}"
 
 
-def own_kernel(folder: Path) -> type[AsyncKernelManager]:
+def own_kernel(folder: Path, variables: dict[str, str]) -> type[AsyncKernelManager]:
     """Return a manager of this interpreter's kernel, whatever kernels the user has installed under its name.
 
-    folder: a private folder for its sockets, which no other user of the machine can open.
+    folder: a private folder for its sockets, which no other user of the machine can open. variables: what the
+    kernel's environment has beyond this process' own.
     """
 
     class OwnKernel(AsyncKernelManager):
         def __init__(self, **settings: object):
             own = KernelSpecManager(kernel_dirs=[])
             super().__init__(kernel_spec_manager=own, transport="ipc", ip=str(folder / "kernel"), **settings)
+
+        async def start_kernel(self, **settings: object) -> None:
+            await super().start_kernel(env={**os.environ, **variables}, **settings)
 
     return OwnKernel
 
@@ -147,17 +149,6 @@ def up_to_date(job: Job) -> bool:
     return job.output("ipynb").is_file() and stamp == state(job)
 
 
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
 def execute(job: Job) -> str | None:
     """Run one notebook; return None, or the error of the cell that failed.
 
@@ -169,11 +160,11 @@ def execute(job: Job) -> str | None:
     failed.unlink(missing_ok=True)
     print(f"{job.stem}: started", flush=True)
     started, error = time.monotonic(), None
-    with ExitStack() as stack:
-        short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # a socket's path ends at 103 characters
-        private = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nkdlib-", dir=short)))
+    short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # a socket's path ends at 103 characters
+    with tempfile.TemporaryDirectory(prefix="nkdlib-", dir=short) as folder:
+        private = Path(folder)
         report = private / "progress.json"
-        settings = {
+        variables = {
             "NKD_RUNS": str(job.runs),
             "NKD_FIGURES": str(job.figures),
             "NKD_PROGRESS": str(report),
@@ -182,21 +173,20 @@ def execute(job: Job) -> str | None:
             "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
             "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
         }
-        stack.enter_context(_environment(**settings))
-        monitor = stack.enter_context(Monitor(job.notebook, report))
         try:
-            papermill.execute_notebook(
-                str(job.notebook),
-                str(running),
-                parameters=job.parameters,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                cwd=str(job.notebook.parent),
-                kernel_manager_class=own_kernel(private),
-                on_cell_execute=monitor.next_cell,
-                shutdown_kernel="immediate",
-            )
+            with Monitor(job.notebook, report) as monitor:
+                papermill.execute_notebook(
+                    job.notebook,
+                    running,
+                    parameters=job.parameters,
+                    kernel_name="python3",
+                    language="python",
+                    progress_bar=False,
+                    cwd=job.notebook.parent,
+                    kernel_manager_class=own_kernel(private, variables),
+                    on_cell_execute=monitor.next_cell,
+                    shutdown_kernel="immediate",
+                )
         except papermill.PapermillExecutionError as failure:
             error = "\n".join(failure.traceback) or f"{failure.ename}: {failure.evalue}"
         except DeadKernelError:
