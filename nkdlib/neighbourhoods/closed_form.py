@@ -196,6 +196,7 @@ def elimination_order(normal: Normal, ridge: float) -> Tensor:
     return torch.tensor(order)
 
 
+# DEVIATION D7: the paper trains by gradient steps; this is an extension, reported apart.
 @torch.no_grad()
 def solve_neighbourhood(piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float) -> nn.Module:
     """Solve one student neighbourhood.

@@ -5,7 +5,7 @@ Shao et al., arXiv 2010.01189, section 3.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 
@@ -189,16 +189,18 @@ def _train_apart(
             started[name][label].load_state_dict(artefact.tensors)
             infos[name, label] = artefact.info
     else:
-        with Progress(title, len(keys), "students") as steps:
+        with Progress(title, len(keys) * recipe.steps, "steps") as steps:
             if executor is None:
-                done = ((key, train_portable(**_task(key, stores, started, recipe))) for key in keys)
+                given = ((key, _task(key, stores, started, recipe)) for key in keys)
+                done = ((key, train_portable(**task, advance=steps.advance)) for key, task in given)
             else:
                 futures = {executor.submit(train_portable, **_task(key, stores, started, recipe)): key for key in keys}
                 done = ((futures[future], future.result()) for future in as_completed(futures))
             for (name, label), (state, info) in done:
                 started[name][label].load_state_dict(state)
                 infos[name, label] = info
-                steps.advance()
+                if executor is not None:  # a worker tells of its steps when they are done
+                    steps.advance(recipe.steps)
     return {key: infos[key] for key in _keys(started)}
 
 
@@ -216,10 +218,10 @@ def _task(
 
 
 def train_portable(
-    name: str, student: Portable, store: Store, recipe: Recipe, seed: int
+    name: str, student: Portable, store: Store, recipe: Recipe, seed: int, advance: Callable[[], None] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """`train_local` for a student that came from another process."""
-    return train_local(name, student.module, store, recipe, seed)
+    return train_local(name, student.module, store, recipe, seed, advance)
 
 
 def _train_streaming(

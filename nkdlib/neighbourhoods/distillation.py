@@ -65,6 +65,7 @@ class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
 
         Boundaries travel in no time (our assumption: they are read while the first steps run).
         """
+        # DEVIATION D6: computed from measured tasks, not run on as many machines.
         workers = len(self) if workers is None else workers
         steps = {name: sum(d.device_s for d in self.every() if d.name == name) for name in self}
         if self.sequential_start:

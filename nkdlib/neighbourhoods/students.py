@@ -31,6 +31,7 @@ def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
     return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)
 
 
+# DEVIATION D5: the students of a claim are the teacher's own layers with fewer inner channels.
 def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
     """A student with the layers of a teacher's neighbourhood and its most important inner channels, copied.
 

@@ -7,6 +7,7 @@ busy neighbour on the machine does not lengthen, on a GPU the wall seconds betwe
 import resource
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -58,5 +59,8 @@ def peak_memory_mb(device: str | torch.device = "cpu") -> float:
     """Return the largest memory so far in MiB: resident memory of this process, or allocated on the GPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage would count what the parent held before this program began
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB on Linux

@@ -13,6 +13,7 @@ from nkdlib.training.store import images_of
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
+# DEVIATION D4: the paper's abstract says nothing of BatchNorm in a recomposed network.
 @torch.no_grad()
 def reestimate_batchnorm(model: nn.Module, inputs: Iterable, images: int = 1024) -> nn.Module:
     """Replace the running statistics by plain averages over the first `images` inputs, in place.
