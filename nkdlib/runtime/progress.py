@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tqdm.auto import tqdm
+
 REPORT_EVERY_S = 0.2
 
 
@@ -29,51 +31,34 @@ class Progress:
 
     def __init__(self, title: str, total: int | None = None, unit: str = "it"):
         self.title, self.total, self.unit, self.done = title, total, unit, 0
-        self._started = time.monotonic()
-        self._reported = 0.0
+        self._started, self._reported = time.monotonic(), 0.0
+        self._quiet = "NKD_WORKER" in os.environ  # a worker's steps are not the user's
         self._file = os.environ.get("NKD_PROGRESS")
         self._bar = None
-        if os.environ.get("NKD_WORKER") or self._file:
-            return
-        if sys.stderr.isatty():
-            from tqdm.std import tqdm
-        elif "ipykernel" in sys.modules and "IPython" in sys.modules:
-            from tqdm.notebook import tqdm
-        else:
-            return
-        self._bar = tqdm(total=total, desc=title, unit=unit, leave=None, dynamic_ncols=True)
+        seen = sys.stderr.isatty() or "ipykernel.zmqshell" in sys.modules  # a terminal or a notebook
+        if seen and not (self._quiet or self._file):
+            self._bar = tqdm(total=total, desc=title, unit=unit, leave=None, dynamic_ncols=True)
 
     def __enter__(self) -> "Progress":
-        self._report()
+        self.advance(0)
         return self
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more."""
         self.done += steps
+        now = time.monotonic()
         if self._bar is not None:
             self._bar.update(steps)
-        else:
-            self._report()
-
-    def _report(self) -> None:
-        now = time.monotonic()
-        if not self._file or os.environ.get("NKD_WORKER") or now - self._reported < REPORT_EVERY_S:
-            return
-        self._reported = now
-        left = (now - self._started) / self.done * (self.total - self.done) if self.total and self.done else None
-        step = {
-            "title": self.title,
-            "done": self.done,
-            "total": self.total,
-            "left_s": left,
-            "time": time.time(),
-        }
-        Path(self._file).write_text(json.dumps(step) + "\n")
+        elif self._file and not self._quiet and now - self._reported >= REPORT_EVERY_S:
+            self._reported = now
+            left = (now - self._started) / self.done * (self.total - self.done) if self.total and self.done else None
+            step = {"title": self.title, "done": self.done, "total": self.total, "left_s": left, "time": time.time()}
+            Path(self._file).write_text(json.dumps(step) + "\n")
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif not self._file and not os.environ.get("NKD_WORKER"):
+        elif not (self._file or self._quiet):
             of = f"/{self.total}" if self.total is not None else ""
             end = f"{'done' if kind is None else 'stopped'} after {clock(time.monotonic() - self._started)}"
             print(f"{self.title}: {self.done}{of} {self.unit}, {end}")

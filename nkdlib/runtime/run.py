@@ -191,18 +191,13 @@ def execute(job: Job) -> str | None:
             error = "\n".join(failure.traceback) or f"{failure.ename}: {failure.evalue}"
         except DeadKernelError:
             error = f"the kernel died in cell {monitor.cell} of {monitor.cells}: most often memory ran out"
-        except BaseException:
-            running.unlink(missing_ok=True)
-            raise
     took = f"{clock(time.monotonic() - started)}, memory up to {monitor.peak_mb:,.0f} MB"
     if error:
         running.replace(failed)
         print(f"{job.stem}: FAILED after {took}; as far as it came: {failed}", flush=True)
         return error
     running.replace(job.output("ipynb"))
-    stamp = job.output("stamp.json.part")
-    stamp.write_text(json.dumps(state(job), indent=1))
-    stamp.replace(job.output("stamp.json"))
+    job.output("stamp.json").write_text(json.dumps(state(job), indent=1))
     print(f"{job.stem}: done in {took}", flush=True)
     return None
 
@@ -227,16 +222,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the notebooks; returns 0, 1 when one failed, 2 for a usage error, 130 when interrupted."""
     options = parser().parse_args(arguments)
     errors: dict[str, str] = {}
-    started = time.monotonic()
-    counts = {"run": 0, "up to date": 0}
+    started, ran, kept = time.monotonic(), 0, 0
     try:
         for job in plan(options):
             with locked(job.runs, "another run is at work here; waiting for it"):
                 if not options.force and up_to_date(job):
                     print(f"{job.stem}: up to date", flush=True)
-                    counts["up to date"] += 1
+                    kept += 1
                     continue
-                counts["run"] += 1
+                ran += 1
                 if error := execute(job):
                     errors[job.stem] = error
     except UsageError as error:
@@ -245,8 +239,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; what was done is kept, and the next run goes on from there", file=sys.stderr)
         return 130
-    counted = ", ".join(f"{count} {what}" for what, count in {**counts, "failed": len(errors)}.items())
-    print(f"profile {options.profile}: {counted}, {clock(time.monotonic() - started)}", flush=True)
+    took = clock(time.monotonic() - started)
+    print(f"profile {options.profile}: {ran} run, {kept} up to date, {len(errors)} failed, {took}", flush=True)
     for stem, error in errors.items():
         shown = error if sys.stderr.isatty() else ANSI_COLORS.sub("", error)
         print(f"\n{stem} failed:\n{shown}", file=sys.stderr)
