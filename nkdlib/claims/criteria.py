@@ -105,15 +105,12 @@ class Criterion:
         if interval.mean is None:
             missed = [str(seed) for seed, value in interval.values.items() if value is None]
             return "does not hold", f"{self.metric} was not reached by seed {', '.join(missed)}"
-        up = self.sense == "above"
-        near, far = (interval.low, interval.high) if up else (interval.high, interval.low)
-        if not (near > self.bound if up else near < self.bound):
+        sign = 1 if self.sense == "above" else -1
+        near, far = sorted((sign * interval.low, sign * interval.high))
+        if near <= sign * self.bound:
             return "does not hold", f"the interval of {self.metric} is not {self.sense} {self.bound:g}"
-        if self.reaches is not None and not (far >= self.reaches if up else far <= self.reaches):
-            return (
-                "partly",
-                f"{self.metric} is {self.sense} {self.bound:g} but does not reach {self.reaches:g}",
-            )
+        if self.reaches is not None and far < sign * self.reaches:
+            return "partly", f"{self.metric} is {self.sense} {self.bound:g} but does not reach {self.reaches:g}"
         return "full", f"{self.metric} holds"
 
     def within(self, here: float | None, reference: float | None) -> bool:

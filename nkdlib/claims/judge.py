@@ -74,7 +74,7 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str)
     if profile not in PROFILES:
         raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")
     own = [observation for observation in observations if observation.claim == claim.id]
-    values = _by_metric(own)
+    values = by_metric(own, claim.id)
     assessments = tuple(_assess(c, values.get(c.metric)) for c in claim.criteria if c.applies(profile))
     foreign = sorted({observation.profile for observation in own} - {profile})
 
@@ -102,16 +102,18 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str)
     return judgement("partly", short_of)
 
 
-def _by_metric(observations: Iterable[Observation]) -> dict[str, dict[int, float | None]]:
+def by_metric(observations: Iterable[Observation], claim: str) -> dict[str, dict[int, float | None]]:
+    """The values of one claim's metrics by seed. Raises `ValueError` for two values of one metric and seed."""
     values: dict[str, dict[int, float | None]] = {}
     for observation in observations:
-        seeds = values.setdefault(observation.metric, {})
-        if observation.seed in seeds:
-            raise ValueError(
-                f"{observation.claim} {observation.metric} was observed twice under seed {observation.seed}; "
-                "observe it once per seed and put conditions into a table"
-            )
-        seeds[observation.seed] = observation.value
+        if observation.claim == claim:
+            seeds = values.setdefault(observation.metric, {})
+            if observation.seed in seeds:
+                raise ValueError(
+                    f"{claim} {observation.metric} was observed twice under seed {observation.seed}; "
+                    "observe it once per seed and put conditions into a table"
+                )
+            seeds[observation.seed] = observation.value
     return values
 
 

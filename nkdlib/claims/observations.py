@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -20,13 +21,14 @@ from matplotlib.figure import Figure
 from nkdlib import plots
 from nkdlib.claims.catalogue import claim_by_id
 from nkdlib.claims.criteria import short
-from nkdlib.claims.judge import Judgement, Observation, judge
+from nkdlib.claims.judge import Assessment, Judgement, Observation, by_metric, judge
 from nkdlib.runtime.places import figures_root, runs_root
 from nkdlib.runtime.profiles import PROFILES
 from nkdlib.runtime.provenance import provenance
 
 OBSERVATIONS = "observations.json"
 PROVENANCE = "provenance.json"
+VERDICT_COLOURS = {"reproduced": "#029e73", "partly": "#b07c00", "not reproduced": "#d55e00", "not attempted": "#777"}
 
 
 class Results:
@@ -66,8 +68,7 @@ class Results:
         """
         value = None if value is None else float(value)
         observation = Observation(claim_id, metric, int(seed), value, self.profile, condition)
-        if any((o.claim, o.metric, o.seed) == (claim_id, metric, seed) for o in self.observations):
-            raise ValueError(f"{claim_id} {metric} was already observed under seed {seed}; observe it once")
+        by_metric([*self.observations, observation], claim_id)
         self.observations.append(observation)
 
     def record(self, name: str, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
@@ -91,10 +92,7 @@ class Results:
         """Write a figure as SVG and PNG with its alternative text, watermarked at smoke, and display it."""
         _, png, text = plots.save(fig, self.root / name, alt, watermark=not self.judged)
         plt.close(fig)
-        encoded, described = (
-            base64.b64encode(png.read_bytes()).decode(),
-            html.escape(text.read_text().strip()),
-        )
+        encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
         source = f'<img alt="{described}" style="max-width: 100%" src="data:image/png;base64,{encoded}">'
         display(HTML(source))
 
@@ -104,15 +102,12 @@ class Results:
 
     def write(self) -> Path:
         """Write observations and provenance, in an order that depends on their content only; their folder."""
-        ordered = sorted(self.observations, key=lambda o: (o.claim, o.metric, o.seed))
+        rows = map(asdict, sorted(self.observations, key=lambda o: (o.claim, o.metric, o.seed)))
         content = {
             "notebook": self.notebook,
             "profile": self.profile,
             "data": self.data_fingerprint,
-            "observations": [
-                {"claim": o.claim, "metric": o.metric, "seed": o.seed, "value": o.value, **_conditioned(o)}
-                for o in ordered
-            ],
+            "observations": [{k: v for k, v in row.items() if k != "profile" and v != {}} for row in rows],
         }
         wall, cpu = self._started
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
@@ -129,33 +124,21 @@ class Verdicts(list[Judgement]):
         return "\n".join(line for judgement in self for line in lines(judgement))
 
     def _repr_html_(self) -> str:
-        marks = {
-            "reproduced": "#029e73",
-            "partly": "#b07c00",
-            "not reproduced": "#d55e00",
-            "not attempted": "#777",
-        }
-        rows = []
+        text = []
         for judgement in self:
-            badge = f'<b style="color: {marks[judgement.verdict]}">{judgement.verdict}</b>'
+            claim, colour = judgement.claim, VERDICT_COLOURS[judgement.verdict]
+            badge = f'<b style="color: {colour}">{judgement.verdict}</b>'
             level = f" ({judgement.evidence})" if judgement.evidence else ""
-            claim = f"<b>{judgement.claim.id}</b> {html.escape(judgement.claim.title)}"
-            published = f"published: {html.escape(judgement.claim.published)}"
-            rows.append(
-                f'<tr><td colspan="4" style="text-align: left">{claim}: {badge}{level}<br>'
-                f"{published}; {html.escape(judgement.reason)}</td></tr>"
-            )
-            for a in judgement.assessments:
-                seeds = "" if a.interval is None else ", ".join(map(short, a.interval.values.values()))
-                cells = (
-                    f"{a.criterion.metric} ({a.criterion.unit})",
-                    str(a.criterion),
-                    a.interval or "-",
-                    seeds,
-                )
-                rows.append("<tr>" + "".join(map(_td, cells)) + "</tr>")
-        header = "<tr><th>metric</th><th>criterion</th><th>mean [95 % interval]</th><th>seeds</th></tr>"
-        return f"<table><thead>{header}</thead><tbody>{''.join(rows)}</tbody></table>"
+            below = html.escape(f"published: {claim.published}; {judgement.reason}")
+            text.append(f"<p><b>{claim.id}</b> {html.escape(claim.title)}: {badge}{level}<br>{below}</p>")
+            if judgement.assessments:
+                rows = [
+                    (f"{a.criterion.metric} ({a.criterion.unit})", a.criterion, a.interval or "-", _seeds(a))
+                    for a in judgement.assessments
+                ]
+                columns = ["metric", "criterion", "mean [95 % interval]", "seeds"]
+                text.append(pd.DataFrame(rows, columns=columns).to_html(index=False, border=0, justify="left"))
+        return "".join(text)
 
 
 def lines(judgement: Judgement) -> list[str]:
@@ -166,10 +149,13 @@ def lines(judgement: Judgement) -> list[str]:
     text.append(f"      published: {claim.published}; here: {judgement.reason}")
     for a in judgement.assessments:
         if a.interval is not None:
-            seeds = ", ".join(short(value) for value in a.interval.values.values())
-            text.append(f"      {a.criterion.metric} = {a.interval} {a.criterion.unit}; seeds {seeds}")
+            text.append(f"      {a.criterion.metric} = {a.interval} {a.criterion.unit}; seeds {_seeds(a)}")
             text.append(f"          asked: {a.criterion}; {a.outcome}")
     return text
+
+
+def _seeds(assessment: Assessment) -> str:
+    return ", ".join(map(short, assessment.interval.values.values())) if assessment.interval else ""
 
 
 def read_observations(profile: str, figures: str | Path | None = None) -> list[Observation]:
@@ -209,14 +195,6 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if value != value else short(value)
     return "-" if value is None else str(value)
-
-
-def _td(cell: object) -> str:
-    return f'<td style="text-align: left">{html.escape(str(cell))}</td>'
-
-
-def _conditioned(observation: Observation) -> dict[str, object]:
-    return {"condition": dict(observation.condition)} if observation.condition else {}
 
 
 def _folder(notebook: str, profile: str) -> Path:

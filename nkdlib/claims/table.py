@@ -75,8 +75,7 @@ def _row(claim: Claim, judged: dict | None, notebooks: Path) -> tuple[str, ...]:
 
 
 def _observed(criterion: Criterion, found: dict) -> str:
-    values = {int(seed): value for seed, value in found["values"].items()}
-    interval = Interval(found["mean"], found["low"], found["high"], values)
+    interval = Interval(found["mean"], found["low"], found["high"], found["values"])
     return f"{criterion.metric} {interval} ({criterion.unit}; asked: {criterion})"
 
 

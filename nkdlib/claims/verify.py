@@ -7,7 +7,9 @@ that differs from the reference beyond the criterion's tolerance is.
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from nkdlib.claims.catalogue import CLAIMS, claim_by_id
@@ -92,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(judgements)
-    counts = {verdict: sum(j.verdict == verdict for j in judgements) for verdict in _verdicts(judgements)}
+    counts = Counter(judgement.verdict for judgement in judgements)
     print(f"\nprofile {profile}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
     if not PROFILES[profile].judged:
         print(f"{profile} is a first look and judges nothing; PROFILE=cpu does")
@@ -116,25 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if found else 0
 
 
-def _verdicts(judgements: Sequence[Judgement]) -> list[str]:
-    return list(dict.fromkeys(j.verdict for j in judgements))
-
-
 def _summary(judgement: Judgement) -> dict:
-    observed = [a for a in judgement.assessments if a.interval is not None]
     return {
         "verdict": judgement.verdict,
         "reason": judgement.reason,
         "evidence": judgement.evidence,
         "metrics": {
-            a.criterion.metric: {
-                "mean": a.interval.mean,
-                "low": a.interval.low,
-                "high": a.interval.high,
-                "outcome": a.outcome,
-                "values": {str(seed): value for seed, value in a.interval.values.items()},
-            }
-            for a in observed
+            a.criterion.metric: {**asdict(a.interval), "outcome": a.outcome}
+            for a in judgement.assessments
+            if a.interval is not None
         },
     }
 
