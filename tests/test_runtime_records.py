@@ -6,9 +6,10 @@ import sys
 
 import pytest
 import torch
+from joblib import cpu_count
 
 from nkdlib.runtime.measure import Stopwatch, peak_memory_mb
-from nkdlib.runtime.profiles import PROFILES, Profile, available_cores
+from nkdlib.runtime.profiles import PROFILES, Profile
 from nkdlib.runtime.progress import clock, progress
 from nkdlib.runtime.provenance import provenance
 
@@ -21,7 +22,7 @@ def test_profiles_are_the_four_budgets_and_smoke_judges_nothing():
 
 def test_parameters_go_from_common_to_the_notebooks_to_the_users():
     profile = Profile("p", "digits", "cpu", 2, False, {"01_x": {"steps": 3, "data": "own"}})
-    common = {"profile": "p", "seeds": 2, "jobs": available_cores(), "device": "cpu", "executor": "local"}
+    common = {"profile": "p", "seeds": 2, "jobs": cpu_count(), "device": "cpu", "executor": "local"}
     assert profile.for_notebook("02_y") == common | {"data": "digits"}
     assert profile.for_notebook("01_x", seeds=None, jobs=7) == common | {"data": "own", "steps": 3, "jobs": 7}
 
@@ -74,7 +75,7 @@ def test_provenance_names_code_data_packages_and_hardware_and_no_one():
     assert record["parameters"] == {"seeds": 5, "data": "photos"}
     assert record["seeds"] == 5 and record["data"] == "d1" and record["seconds"] == {"wall": 1.235}
     assert record["packages"]["torch"] == torch.__version__.split("+")[0]
-    assert record["hardware"]["cores"] == available_cores() and record["python"] in sys.version
+    assert record["hardware"]["cores"] == cpu_count() and record["python"] in sys.version
     assert len(record["commit"]) == 40 and isinstance(record["dirty"], bool)
     for private in (os.uname().nodename, os.path.expanduser("~") + os.sep, "someone"):
         assert private not in text

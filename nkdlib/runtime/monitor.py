@@ -1,8 +1,6 @@
 """What a running notebook shows: its cell, its step, the time left, and how much memory it takes."""
 
 import json
-import os
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import psutil
+from tqdm import tqdm
 
 from nkdlib.runtime.progress import clock
 
@@ -24,7 +23,8 @@ class Monitor:
         cells = nbformat.read(notebook, as_version=4).cells
         self.cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells) + 1
         self.cell, self.peak_mb = 0, 0.0
-        self._name, self._report, self._live = notebook.stem, report, sys.stderr.isatty()
+        self._name, self._report = notebook.stem, report
+        self._line = tqdm(bar_format="{desc}", leave=False, dynamic_ncols=True, disable=None)  # a terminal's only
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -50,10 +50,7 @@ class Monitor:
                 with suppress(psutil.Error):
                     memory += process.memory_info().rss
             self.peak_mb = max(self.peak_mb, memory / 2**20)
-            if self._live:
-                width = os.get_terminal_size(sys.stderr.fileno()).columns
-                sys.stderr.write(f"\r\033[K{self.line()[: width - 1]}")
-                sys.stderr.flush()
+            self._line.set_description_str(self.line())
 
     def __enter__(self) -> "Monitor":
         self._thread.start()
@@ -62,5 +59,4 @@ class Monitor:
     def __exit__(self, *exc: object) -> None:
         self._ended.set()
         self._thread.join()
-        if self._live:
-            sys.stderr.write("\r\033[K")
+        self._line.close()

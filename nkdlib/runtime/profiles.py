@@ -1,14 +1,9 @@
 """Budgets: the same notebooks and the same code with other parameters."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+from joblib import cpu_count
 
 
 @dataclass(frozen=True)
@@ -28,7 +23,7 @@ class Profile:
             "profile": self.name,
             "data": self.data,
             "seeds": self.seeds,
-            "jobs": available_cores(),
+            "jobs": cpu_count(),
             "device": self.device,
             "executor": "local",
         }

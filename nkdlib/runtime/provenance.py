@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from joblib import cpu_count
 
 from nkdlib.runtime.places import checkout
-from nkdlib.runtime.profiles import available_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "safetensors")
 
@@ -65,7 +65,7 @@ def provenance(
         "cuda": torch.version.cuda if gpu else None,
         "hardware": {
             "cpu": _cpu_model(),
-            "cores": available_cores(),
+            "cores": cpu_count(),
             "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
             "gpu": gpu,
         },

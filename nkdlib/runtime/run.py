@@ -49,14 +49,9 @@ class Job:
     runs: Path
     figures: Path
 
-    @property
-    def stem(self) -> str:
-        """Name of the notebook."""
-        return self.notebook.stem
-
     def output(self, ending: str) -> Path:
         """Return the file `<stem>.<ending>` in the profile's folder of runs."""
-        return self.runs / self.profile / f"{self.stem}.{ending}"
+        return self.runs / self.profile / f"{self.notebook.stem}.{ending}"
 
 
 def own_kernel(folder: Path, variables: dict[str, str]) -> type[AsyncKernelManager]:
@@ -128,7 +123,7 @@ def state(job: Job) -> dict[str, object]:
     library = sorted((SOURCES / "nkdlib").rglob("*.py"))
     pins = SOURCES / "requirements.txt"
     read = [path for pattern in notebook.metadata.get("nkdlib", {}).get("reads", []) for path in figures.glob(pattern)]
-    outputs = [path for path in (figures / job.stem).rglob("*") if path.is_file()]
+    outputs = [path for path in (figures / job.notebook.stem).rglob("*") if path.is_file()]
     text = json.dumps([[cell.cell_type, cell.source] for cell in notebook.cells])
     return {
         "notebook": hashlib.sha256(text.encode()).hexdigest(),
@@ -158,7 +153,7 @@ def execute(job: Job) -> str | None:
     running.parent.mkdir(parents=True, exist_ok=True)
     job.output("stamp.json").unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    print(f"{job.stem}: started", flush=True)
+    print(f"{job.notebook.stem}: started", flush=True)
     started, error = time.monotonic(), None
     short = "/tmp" if len(tempfile.gettempdir()) > 60 else None  # a socket's path ends at 103 characters
     with tempfile.TemporaryDirectory(prefix="nkdlib-", dir=short) as folder:
@@ -194,11 +189,11 @@ def execute(job: Job) -> str | None:
     took = f"{clock(time.monotonic() - started)}, memory up to {monitor.peak_mb:,.0f} MB"
     if error:
         running.replace(failed)
-        print(f"{job.stem}: FAILED after {took}; as far as it came: {failed}", flush=True)
+        print(f"{job.notebook.stem}: FAILED after {took}; as far as it came: {failed}", flush=True)
         return error
     running.replace(job.output("ipynb"))
     job.output("stamp.json").write_text(json.dumps(state(job), indent=1))
-    print(f"{job.stem}: done in {took}", flush=True)
+    print(f"{job.notebook.stem}: done in {took}", flush=True)
     return None
 
 
@@ -227,12 +222,12 @@ def main(arguments: list[str] | None = None) -> int:
         for job in plan(options):
             with locked(job.runs, "another run is at work here; waiting for it"):
                 if not options.force and up_to_date(job):
-                    print(f"{job.stem}: up to date", flush=True)
+                    print(f"{job.notebook.stem}: up to date", flush=True)
                     kept += 1
                     continue
                 ran += 1
                 if error := execute(job):
-                    errors[job.stem] = error
+                    errors[job.notebook.stem] = error
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
