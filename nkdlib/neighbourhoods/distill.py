@@ -20,6 +20,7 @@ from nkdlib.neighbourhoods.split import split
 from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
 from nkdlib.runtime.cache import Cache, Task
 from nkdlib.runtime.executors import InProcess, Processes
+from nkdlib.runtime.keys import qualified_name
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.progress import Progress
 from nkdlib.training.evaluate import device_of
@@ -27,18 +28,24 @@ from nkdlib.training.store import Store, images_of
 
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
+PLAIN = (bool, int, float, str, tuple, type(None))  # settings of a module that its `repr` may not show
 BATCH = 256  # images of one tensor that go through the teacher at a time
 
 
 @dataclass
 class Portable:
-    """A module on its way to a worker; its fingerprint covers structure and weights."""
+    """A module on its way to a worker; its fingerprint covers structure, settings and weights."""
 
     module: nn.Module
 
     @property
     def fingerprint(self) -> str:
         digest = hashlib.sha256(repr(self.module).encode())
+        for name, part in self.module.named_modules():
+            plain = {key: value for key, value in vars(part).items() if isinstance(value, PLAIN) and key != "training"}
+            digest.update(repr((name, sorted(plain.items()))).encode())
+        trained = [name for name, value in self.module.named_parameters() if value.requires_grad]
+        digest.update(repr(trained).encode())
         for name, value in self.module.state_dict().items():
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -211,16 +218,27 @@ def _task(
     return {
         "name": name,
         "student": Portable(started[name][label]),
+        "classes": _classes(started[name][label]),
         "store": stores[name],
         "recipe": recipe,
         "seed": seed_of(recipe.seed, name, label, "order"),
     }
 
 
+def _classes(module: nn.Module) -> tuple[type, ...]:
+    return tuple(sorted({type(part) for part in module.modules()}, key=qualified_name))
+
+
 def train_portable(
-    name: str, student: Portable, store: Store, recipe: Recipe, seed: int, advance: Callable[[], None] | None = None
+    name: str,
+    student: Portable,
+    classes: tuple[type, ...],
+    store: Store,
+    recipe: Recipe,
+    seed: int,
+    advance: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """`train_local` for a student that came from another process."""
+    """`train_local` for a student from another process; in a cache's key, `classes` stands for their code."""
     return train_local(name, student.module, store, recipe, seed, advance)
 
 
