@@ -35,38 +35,45 @@ def reached_code(*roots: object) -> dict[str, str]:
     reach = _Reach()
     for root in roots:
         reach.add(root, getattr(root, "__qualname__", str(root)))
-    modules = {name: _module_hash(name) for name in _closure(reach.modules)}
-    return dict(sorted({**reach.definitions, **modules}.items()))
+    return dict(sorted(reach.found.items()))
 
 
 class _Reach:
-    """Walk from functions to everything that they name."""
+    """Walk from functions to everything that they name; found: name -> SHA-256."""
 
     def __init__(self):
-        self.definitions: dict[str, str] = {}
-        self.modules: set[str] = set()
+        self.found: dict[str, str] = {}
 
     def add(self, value: object, name: str) -> None:
         value = inspect.unwrap(value) if callable(value) else value
         if isinstance(value, ModuleType | type | FunctionType):
             module = value.__name__ if isinstance(value, ModuleType) else value.__module__
             if _top(module) == "nkdlib":
-                self.modules.add(module)
+                self._add_module(module)
             elif not isinstance(value, ModuleType) and _is_local(module):
                 self._define(value)
         elif not (hasattr(value, "__name__") or type(value).__module__.startswith(NEUTRAL)):
             code: list = []
-            self.definitions[name] = sha256(canonical(value, f"the global `{name}` that a task names", code))
+            self.found[name] = sha256(canonical(value, f"the global `{name}` that a task names", code))
             for item in code:
                 self.add(item, name)
 
+    def _add_module(self, name: str) -> None:
+        if name not in self.found and not name.startswith(NEUTRAL) and (path := _path(name)):
+            self.found[name] = _module_hash(path)
+            self._add_imports(_parse(path.read_bytes()))
+
+    def _add_imports(self, tree: ast.AST) -> None:
+        for _, module in _imports(tree):
+            self._add_module(module)
+
     def _define(self, value: type | FunctionType) -> None:
         name = qualified_name(value)
-        if name in self.definitions:
+        if name in self.found:
             return
         tree = _definition(value)
-        self.definitions[name] = _hash(tree)
-        self.modules |= {module for _, module in _imports(tree)}
+        self.found[name] = _hash(tree)
+        self._add_imports(tree)
         names = _names_in_scope(value)
         for chain in _global_names(compile(tree, "<task>", "exec")):
             if chain[0] not in names or chain[0].startswith("__"):
@@ -161,8 +168,7 @@ def _path(module: str) -> Path | None:
     return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)
 
 
-def _module_hash(module: str) -> str:
-    path = _path(module)
+def _module_hash(path: Path) -> str:
     loaded, now = _LOADED.setdefault(path, path.read_bytes()), path.read_bytes()
     if now != loaded and _hash_source(now) != _hash_source(loaded):
         raise RuntimeError(
@@ -170,18 +176,6 @@ def _module_hash(module: str) -> str:
             "would be kept as the new code's; restart the kernel"
         )
     return _hash_source(loaded)
-
-
-def _closure(modules: set[str]) -> set[str]:
-    """Return `modules` and every module of nkdlib that they import, without the neutral ones."""
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name not in found and not name.startswith(NEUTRAL) and (path := _path(name)):
-            found.add(name)
-            waiting += [module for _, module in _imports(_parse(path.read_bytes()))]
-    return found
 
 
 def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
