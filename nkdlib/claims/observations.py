@@ -121,7 +121,7 @@ class Verdicts(list[Judgement]):
     """Judgements that print themselves, in a terminal and in a notebook."""
 
     def __repr__(self) -> str:
-        return "\n".join(line for judgement in self for line in lines(judgement))
+        return "\n".join(map(_text, self))
 
     def _repr_html_(self) -> str:
         text = []
@@ -141,7 +141,7 @@ class Verdicts(list[Judgement]):
         return "".join(text)
 
 
-def lines(judgement: Judgement) -> list[str]:
+def _text(judgement: Judgement) -> str:
     """A judgement for the terminal: the verdict, then one line per criterion with every seed."""
     claim = judgement.claim
     level = f", {judgement.evidence}" if judgement.evidence else ""
@@ -151,7 +151,7 @@ def lines(judgement: Judgement) -> list[str]:
         if a.interval is not None:
             text.append(f"      {a.criterion.metric} = {a.interval} {a.criterion.unit}; seeds {_seeds(a)}")
             text.append(f"          asked: {a.criterion}; {a.outcome}")
-    return text
+    return "\n".join(text)
 
 
 def _seeds(assessment: Assessment) -> str:

@@ -108,30 +108,22 @@ def _typed(text: str, declared: dict | None) -> object:
         return text
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def state(job: Job) -> dict[str, object]:
-    """Return what a run depends on and what it left, as digests; equal states need no new run.
+    """Return what a run depends on and what it left, files as digests; equal states need no new run.
 
     A notebook that reads other notebooks' results names them in its metadata, as patterns below the profile's
     figures: `{"nkdlib": {"reads": ["*/observations.json"]}}`.
     """
     notebook = nbformat.read(job.notebook, as_version=4)
     figures = job.figures / job.profile
-    library = sorted((SOURCES / "nkdlib").rglob("*.py"))
-    pins = SOURCES / "requirements.txt"
-    read = [path for pattern in notebook.metadata.get("nkdlib", {}).get("reads", []) for path in figures.glob(pattern)]
-    outputs = [path for path in (figures / job.notebook.stem).rglob("*") if path.is_file()]
-    text = json.dumps([[cell.cell_type, cell.source] for cell in notebook.cells])
+    files = [*SOURCES.glob("nkdlib/**/*.py"), *SOURCES.glob("requirements.txt")]
+    for pattern in notebook.metadata.get("nkdlib", {}).get("reads", []):
+        files += figures.glob(pattern)
+    files += (path for path in (figures / job.notebook.stem).rglob("*") if path.is_file())
     return {
-        "notebook": hashlib.sha256(text.encode()).hexdigest(),
+        "cells": [[cell.cell_type, cell.source] for cell in notebook.cells],
         "parameters": json.loads(json.dumps(job.parameters, default=str)),
-        "nkdlib": hashlib.sha256("".join(map(_digest, library)).encode()).hexdigest(),
-        "packages": _digest(pins) if pins.is_file() else None,
-        "reads": {path.relative_to(figures).as_posix(): _digest(path) for path in sorted(read)},
-        "outputs": {path.relative_to(figures).as_posix(): _digest(path) for path in sorted(outputs)},
+        "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
 
 
