@@ -1,0 +1,458 @@
+"""Distillation of neighbourhoods: what is learnt from what, determinism, streaming, the cache and the errors."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from nkdlib.models import BasicBlock, Cost, cost, resnet
+from nkdlib.neighbourhoods import Distillation, Distilled, Recipe, distill, recompose, solve
+from nkdlib.runtime import Cache, make_executor
+from nkdlib.training import reestimate_batchnorm
+
+RECIPE = Recipe(steps=6, batch_size=16, holdout=16, solve_images=64)
+DROPPING = nn.Sequential(nn.Dropout(0.3), BasicBlock(8, 8, stride=2))
+COPIED = Recipe(steps=6, batch_size=16, holdout=16, start="copied")
+
+
+@pytest.fixture(scope="module")
+def given():
+    """A small teacher whose BatchNorms fit its images, and 96 images."""
+    torch.manual_seed(0)
+    images = torch.einsum("oc,bchw->bohw", torch.randn(3, 3), torch.randn(96, 3, 8, 8))
+    return reestimate_batchnorm(resnet(8, 5, seed=0, widths=(8, 8, 12)), [images]), images
+
+
+def bits(distillation):
+    """What must repeat: names, labels, errors, losses and weights."""
+    return [
+        (d.name, d.label, d.local_error, d.losses, {k: v.tolist() for k, v in d.module.state_dict().items()})
+        for d in distillation.every()
+    ]
+
+
+def test_students_learn_and_are_measured_on_held_out_images(given):
+    teacher, x = given
+    untrained = distill(teacher, {"layer1.0": 0.5, "layer3.0": 0.25}, [x], Recipe(start="copied", steps=0, holdout=16))
+    recipe = Recipe(start="copied", steps=60, batch_size=32, lr=5e-3, holdout=16)
+    result = distill(teacher, {"layer1.0": 0.5, "layer3.0": 0.25}, [x], recipe)
+    assert list(result) == ["layer1.0", "layer3.0"] and len(result) == 2
+    for name, found in result.items():
+        assert (found.name, found.label, len(found.losses)) == (name, "", 60)
+        assert found.local_error < 0.8 * untrained[name].local_error and found.losses[-1] < found.losses[0]
+        assert found.device_s > 0 and not any(module.training for module in found.module.modules())
+    with torch.no_grad():
+        h = teacher.layer2(teacher.layer1(teacher.stem(x[:16])))
+        y, student = teacher.layer3(h), result["layer3.0"].module
+        error = (student(h) - y).square().mean() / (y - y.mean(0)).square().mean()
+    assert result["layer3.0"].local_error == pytest.approx(error.item(), rel=0.02)  # boundaries are kept in float16
+    assert result["layer3.0"].cost == cost(student, h) and student.conv1.out_channels == 3
+    network = result.recompose(teacher)
+    assert network.layer1[0] is result["layer1.0"].module and network.layer2[0] is not teacher.layer2[0]
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+def test_the_teacher_and_the_given_students_stay_as_they_were(given, limit):
+    teacher, x = copy.deepcopy(given[0]).train(), given[1]
+    teacher.layer2.eval()
+    student, recipe = BasicBlock(8, 8, inner=2).train(), Recipe(steps=2, batch_size=8, holdout=8, memory_limit_gb=limit)
+    before = {part: copy.deepcopy(part.state_dict()) for part in (teacher, student)}
+    modes = [module.training for part in before for module in part.modules()]
+    state = torch.get_rng_state()
+    for act in (distill, solve):
+        result = act(teacher, {"layer1.0": student, "layer3.0": 0.5}, x.split(24), recipe)
+        result.recompose(teacher)
+    with pytest.raises(FloatingPointError):
+        distill(teacher, {"layer1.0": 0.5}, x.split(24), Recipe(steps=3, lr=1e30, batch_size=8, holdout=8))
+    assert modes == [module.training for part in before for module in part.modules()]
+    for part, states in before.items():
+        assert all(torch.equal(states[name], value) for name, value in part.state_dict().items())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in part.modules())
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in part.parameters())
+    assert result["layer1.0"].module is not student and torch.equal(state, torch.get_rng_state())
+
+
+def test_students_of_a_frozen_teacher_can_be_trained(given):
+    teacher = copy.deepcopy(given[0]).requires_grad_(False)
+    for start in ("copied", "random", "solved"):
+        recipe = Recipe(start=start, steps=1, batch_size=8, holdout=16)
+        module = distill(teacher, {"layer3.0": 0.5}, [given[1]], recipe)["layer3.0"].module
+        assert all(parameter.requires_grad for parameter in module.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+class Spy(nn.Module):
+    """A convolution that notes the first pixel of every image that it learns from."""
+
+    seen: list[list[float]] = []  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            Spy.seen.append(x[:, 0, 0, 0].tolist())
+        return self.conv(x)
+
+
+def numbered(count, batch):
+    """Images that carry their number in the first pixel, and a teacher that learns nothing of it."""
+    x = torch.randn(count, 1, 3, 3)
+    x[:, 0, 0, 0] = torch.arange(count).float()
+    return nn.Sequential(nn.Identity(), nn.Conv2d(1, 1, 1)), x.split(batch)
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+@pytest.mark.parametrize("batch", [7, 16, 40, 100])
+def test_held_out_images_are_never_trained_on(limit, batch):
+    teacher, inputs = numbered(50, batch)
+    Spy.seen = []
+    recipe = Recipe(start="given", steps=9, batch_size=10, holdout=20, solve_images=4, memory_limit_gb=limit)
+    result = distill(teacher, {"1": Spy()}, inputs, recipe)
+    streamed = limit < 1 and batch < 50
+    assert ("streamed" in result.boundaries) == streamed and len(result["1"].losses) == len(Spy.seen) == 9
+    learnt = {i for rows in Spy.seen for i in rows}
+    assert learnt <= set(range(20, 50)) and len(learnt) >= 28  # a single image at an end of a batch is left out
+    assert all(len(rows) <= 10 for rows in Spy.seen)
+    if streamed:  # in order, one pass after another
+        assert Spy.seen[0][0] in (20, 21) and sum(rows[0] == Spy.seen[0][0] for rows in Spy.seen) > 1
+    else:
+        assert sorted(i for rows in Spy.seen[:3] for i in rows) == list(range(20, 50))
+
+
+def test_one_pass_of_the_teacher_serves_all_neighbourhoods_and_candidates(given):
+    teacher, x = copy.deepcopy(given[0]), given[1]
+    calls = []
+    teacher.stem.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    widths = {name: {"a": 0.25, "b": 0.5} for name in teacher.block_names}
+    distill(teacher, widths, x.split(32), RECIPE)
+    # a look at two images for the names, one at one image for the MACs, then every image that is wanted once
+    assert calls == [2, 1, 32, 32, 32]
+
+
+def test_streaming_ends_with_its_steps(given):
+    teacher, x = copy.deepcopy(given[0]), given[1]
+    calls = []
+    teacher.stem.register_forward_hook(lambda *_: calls.append(1))
+    recipe = Recipe(start="copied", steps=3, batch_size=8, holdout=8, solve_images=2, memory_limit_gb=1e-9)
+    result = distill(teacher, {"layer1.0": 0.5}, x.split(8), recipe)
+    looks = 2 + 2  # names and MACs; the batches that are kept
+    assert "streamed" in result.boundaries and len(calls) <= looks + 1 + 4  # one batch too many, then held out and 3
+
+
+def test_streamed_and_kept_boundaries_give_students_alike(given):
+    teacher, x = given
+    recipe = Recipe(start="copied", steps=40, batch_size=16, holdout=16, solve_images=16, lr=5e-3)
+    widths = {"layer1.0": {"a": 0.25, "b": 0.5}, "layer2.0": {"a": 0.25, "b": 0.5}}
+    kept = distill(teacher, widths, x.split(16), recipe)
+    streamed = distill(teacher, widths, x.split(16), Recipe(**{**vars(recipe), "memory_limit_gb": 1e-9}))
+    assert "kept in memory" in kept.boundaries and "streamed" in streamed.boundaries
+    for a, b in zip(kept.every(), streamed.every(), strict=True):
+        assert (a.name, a.label, a.cost) == (b.name, b.label, b.cost)
+        assert b.local_error == pytest.approx(a.local_error, rel=0.25)
+    assert repr(streamed).endswith(streamed.boundaries)
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+def test_the_same_seed_gives_the_same_bits(given, limit):
+    teacher, x = given
+
+    def run(seed, before, start):
+        torch.manual_seed(before)  # the global generator must not matter
+        recipe = Recipe(3, 16, holdout=16, solve_images=32, start=start, seed=seed, memory_limit_gb=limit)
+        return bits(distill(teacher, {"layer1.0": 0.5, "layer2.0": DROPPING}, x.split(20), recipe))
+
+    for start in ("random", "given", "solved"):
+        assert run(0, 1, start) == run(0, 2, start) != run(1, 1, start)
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    """An executor of two processes."""
+    with make_executor(jobs=2) as executor:
+        yield executor
+
+
+def dropping(p=0.2):
+    """Candidates that draw random numbers as they learn."""
+    torch.manual_seed(1)
+    return {
+        "drop": nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.Dropout(p), nn.ReLU(), nn.Conv2d(6, 8, 1)),
+        "depth": nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), StochasticDepth(p, "row"), nn.Conv2d(8, 8, 1)),
+    }
+
+
+@pytest.mark.parametrize("start", ["random", "solved"])
+def test_workers_and_order_do_not_matter(given, two_workers, start):
+    teacher, x = given
+    recipe = Recipe(start=start, steps=3, batch_size=16, holdout=16, solve_images=32)
+    students = {"layer1.0": {"half": 0.5, **dropping()}, "layer2.0": 0.5, "layer3.0": {"a": 0.25, "b": 0.5}}
+    turned = {
+        name: dict(reversed(mine.items())) if isinstance(mine, dict) else mine
+        for name, mine in reversed(students.items())
+    }
+    here = distill(teacher, students, [x], recipe)
+    results = [
+        distill(teacher, students, [x], recipe, executor=make_executor(jobs=1)),
+        distill(teacher, students, [x], recipe, executor=two_workers),
+        distill(teacher, turned, [x], recipe),
+        distill(teacher, turned, [x], recipe, executor=two_workers, cache=Cache()),
+    ]
+    assert list(here) == ["layer1.0", "layer2.0", "layer3.0"]
+    for result in results:
+        assert sorted(bits(result), key=lambda row: row[:2]) == sorted(bits(here), key=lambda row: row[:2])
+
+
+def test_a_student_does_not_depend_on_its_company(given):
+    teacher, x = given
+    alone = distill(teacher, {"layer3.0": 0.5}, [x], COPIED)
+    among = distill(teacher, {"layer1.0": 0.5, "layer3.0": {"": 0.5, "other": 0.25}}, [x], COPIED)
+    assert bits(alone) == [row for row in bits(among) if row[:2] == ("layer3.0", "")]
+
+
+def test_candidates_are_kept_apart_and_chosen_by_label(given):
+    teacher, x = given
+    students = {"layer1.0": {"wide": 0.75, "one": BasicBlock(8, 8, inner=1)}, "layer2.0": 0.5}
+    result = distill(teacher, students, [x], Recipe(steps=2, batch_size=16, holdout=16, start="given"))
+    assert list(result["layer1.0"]) == ["wide", "one"] and isinstance(result["layer2.0"], Distilled)
+    assert [module.module.conv1.out_channels for module in result["layer1.0"].values()] == [6, 1]
+    assert [(d.name, d.label) for d in result.every()] == [("layer1.0", "wide"), ("layer1.0", "one"), ("layer2.0", "")]
+    network = result.recompose(teacher, **{"layer1.0": "one"})
+    assert network.layer1[0] is result["layer1.0"]["one"].module
+    table = result.table()
+    assert table["candidate"].fillna("").tolist() == ["wide", "one", ""] and len(table) == 3
+    assert "one" in repr(result) and "<table" in result._repr_html_()
+    for chosen, message in (
+        ({}, r"chosen\['layer1.0'\] \(=None\) is no candidate; choose one for each of \{'layer1.0': \['wide', 'one'\]"),
+        ({"layer1.0": "two"}, r"chosen\['layer1.0'\] \(='two'\)"),
+        ({"layer1.0": "one", "layer3.0": "one"}, r"chosen\['layer3.0'\] \(='one'\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            result.recompose(teacher, **chosen)
+
+
+def test_starts(given):
+    teacher, x = given
+    student = BasicBlock(8, 8, inner=3)
+
+    def begin(start, student, seed=0):
+        recipe = Recipe(steps=0, start=start, seed=seed, holdout=16)
+        return distill(teacher, {"layer1.0": student}, [x], recipe)["layer1.0"].module.state_dict()
+
+    same = begin("given", student)
+    assert all(torch.equal(same[name], value) for name, value in student.state_dict().items())
+    copied = begin("copied", 1.0)
+    assert all(torch.equal(copied[name], value) for name, value in teacher.layer1[0].state_dict().items())
+    one, two, other = (begin("random", student, seed)["conv1.weight"] for seed in (0, 0, 1))
+    assert torch.equal(one, two) and not torch.equal(one, other) and not torch.equal(one, student.conv1.weight)
+    assert begin("random", 3)["conv1.weight"].shape == (3, 8, 3, 3)
+
+
+def test_a_trained_students_batchnorm_is_that_of_what_it_sees(given):
+    teacher, x = given
+    recipe = Recipe(start="copied", steps=4, batch_size=16, holdout=16, bn_images=40, dtype=torch.float32)
+    module = distill(teacher, {"layer1.0": 0.5}, [x], recipe)["layer1.0"].module
+    with torch.no_grad():
+        y = module.conv1(teacher.stem(x[16:56])).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(module.bn1.running_mean, y.mean(1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(module.bn1.running_var, y.var(1), rtol=1e-4, atol=1e-4)
+    left = distill(teacher, {"layer1.0": 0.5}, [x], Recipe(**{**vars(recipe), "bn_images": 0}))["layer1.0"].module
+    assert not torch.allclose(left.bn1.running_mean, module.bn1.running_mean, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda x: x,
+        lambda x: [x],
+        lambda x: x.split(10),
+        lambda x: iter(x.split(10)),
+        lambda x: ((images, torch.zeros(len(images))) for images in x.split(10)),
+        lambda x: torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), batch_size=10),
+    ],
+    ids=["tensor", "one batch", "batches", "iterator", "with labels", "loader"],
+)
+def test_inputs_are_any_batches_of_images(given, wrap):
+    teacher, x = given
+    wanted = distill(teacher, {"layer1.0": 0.5}, x.split(10), COPIED)["layer1.0"]
+    found = distill(teacher, {"layer1.0": 0.5}, wrap(x), COPIED)["layer1.0"]
+    assert found.local_error == pytest.approx(wanted.local_error, rel=1e-2)
+
+
+def test_a_second_call_finds_everything_in_the_cache(given, runs, monkeypatch):
+    teacher, x = given
+    students = {"layer1.0": {"a": 0.5, "b": BasicBlock(8, 8, inner=2)}, "layer2.0": 0.5}
+
+    def made():
+        return sorted(runs.rglob("tensors.safetensors"))
+
+    partly = distill(teacher, {"layer2.0": 0.5}, [x], COPIED, cache=Cache())
+    assert len(made()) == 1
+    recipe = Recipe(**{**vars(COPIED), "start": "given"})
+    first = distill(teacher, students, [x], recipe, cache=Cache())
+    stamps = [path.stat().st_mtime_ns for path in made()]
+    assert len(stamps) == 4 and partly["layer2.0"].local_error == first["layer2.0"].local_error
+    monkeypatch.setattr("nkdlib.training.loop.Descent.step", None)  # a step would fail
+    again = distill(teacher, students, [x], recipe, cache=Cache())
+    assert bits(again) == bits(first) and [path.stat().st_mtime_ns for path in made()] == stamps
+    assert [d.device_s for d in again.every()] == [d.device_s for d in first.every()]
+
+
+class Scaled(nn.Module):
+    """A block whose setting its `repr` does not show."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.conv = scale, nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return self.conv(x) * self.scale
+
+
+def test_what_determines_a_student_determines_its_key(given, runs):
+    teacher, x = given
+    one, frozen = Scaled(1.0), Scaled(1.0)
+    other = Scaled(2.0)
+    for student in (frozen, other):
+        student.load_state_dict(one.state_dict())
+    frozen.conv.bias.requires_grad_(False)
+    recipe = Recipe(start="given", steps=2, batch_size=16, holdout=16)
+    errors = []
+    for student in (one, frozen, other, one):
+        errors.append(distill(teacher, {"layer1.0": student}, [x], recipe, cache=Cache())["layer1.0"].local_error)
+    for changed in ({"lr": 1e-3}, {"seed": 1}, {"holdout": 17}):
+        changed = Recipe(**{**vars(recipe), **changed})
+        errors.append(distill(teacher, {"layer1.0": one}, [x], changed, cache=Cache())["layer1.0"].local_error)
+    assert errors[0] == errors[3] and len(set(errors)) == 6
+    assert len(list(runs.rglob("tensors.safetensors"))) == 6
+
+
+def test_what_it_costs_by_hand():
+    def student(name, label, seconds):
+        return Distilled(name, label, nn.Identity(), 0.1, Cost(1, 2), device_s=seconds, wall_s=seconds)
+
+    students = {"a": student("a", "", 3.0), "b": {"x": student("b", "x", 1.0), "y": student("b", "y", 4.0)}}
+    result = Distillation(students, 8.0, {"a": 0.5, "b": 0.25}, True, "boundaries")
+    assert result.device_s == 8 + 0.75 + 8
+    assert result.critical_path_s() == 8 / 2 + 0.75 + 5 and result.critical_path_s(workers=1) == 8 + 0.75 + 5
+    result.sequential_start = False
+    assert result.critical_path_s() == 8 / 2 + max(0.5 + 3, 0.25 + 5)
+
+
+class Tuple(nn.Module):
+    """Returns no tensor."""
+
+    def forward(self, x):
+        return x, x
+
+
+NAN = nn.Conv2d(8, 8, 1)
+nn.init.constant_(NAN.weight, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("students", "recipe", "message"),
+    [
+        ({"layer9": 0.5}, {}, r"names holds 'layer9', but the model has no submodule 'layer9'; did you mean layer"),
+        ({"layer1": 0.5, "layer1.0": 0.5}, {}, r"names overlap: 'layer1.0' and 'layer1'"),
+        ({}, {}, r"names \(=\[\]\) must be a list of at least one"),
+        ({"layer1.0": {}}, {}, r"students\['layer1.0'\] \(=\{\}\) names no candidate; give at least one"),
+        (
+            {"layer1.0": nn.Conv2d(8, 9, 1)},
+            {},
+            r"students\['layer1.0'\] returns shape \(9, 8, 8\), the teacher's part ",
+        ),
+        (
+            {"layer1.0": {"s": nn.MaxPool2d(2)}},
+            {},
+            r"students\['layer1.0'\]\['s'\] returns shape \(8, 4, 4\).* same out",
+        ),
+        (
+            {"layer1.0": nn.Conv2d(8, 9, 1)},
+            {"start": "given"},
+            r"returns shape \(9, 8, 8\), .* part \(8, 8, 8\); give a",
+        ),
+        ({"layer1.0": nn.Conv2d(7, 8, 1)}, {}, r"students\['layer1.0'\] cannot take .* input of shape \(8, 8, 8\): "),
+        ({"layer1.0": Tuple()}, {}, r"students\['layer1.0'\] returns shape tuple, the teacher's part \(8, 8, 8\)"),
+        (
+            {"layer1.0": nn.Conv2d(8, 8, 1)},
+            {"start": "copied"},
+            r"start \(='copied'\) needs a width for 'layer1.0', not",
+        ),
+        ({"layer1.0": nn.ReLU()}, {"start": "given"}, r"layer1.0 has no parameters to train; use steps=0"),
+        ({"layer1.0": -1}, {}, r"width \(=-1\) must be positive"),
+        ({"layer1.0": 0.5}, {"holdout": 95}, r"inputs holds 96 images, recipe.holdout \(=95\) leaves fewer than 2 to"),
+        (
+            {"layer1.0": 0.5},
+            {"holdout": 500},
+            r"inputs holds 96 images, recipe.holdout \(=500\) .* or a smaller holdout",
+        ),
+    ],
+)
+def test_what_cannot_be_distilled_is_named(given, students, recipe, message):
+    teacher, x = given
+    with pytest.raises(ValueError, match=message):
+        distill(teacher, students, [x], Recipe(**{"steps": 2, "batch_size": 16, "holdout": 16, **recipe}))
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+def test_a_loss_that_is_not_finite_is_named(given, two_workers, limit):
+    teacher, x = given
+    recipe = Recipe(start="given", steps=2, batch_size=16, holdout=16, solve_images=16, memory_limit_gb=limit)
+    for executor in (None, two_workers):
+        with pytest.raises(
+            FloatingPointError, match=r"loss of layer1.0 is not finite at step 0 of 2 with lr \(=0.002\)"
+        ):
+            distill(teacher, {"layer1.0": NAN, "layer3.0": 0.5}, x.split(16), recipe, executor)
+
+
+@pytest.mark.parametrize("empty", [[], iter([])], ids=["list", "iterator"])
+def test_no_images_is_an_error(given, empty):
+    with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
+        distill(given[0], {"layer1.0": 0.5}, empty, RECIPE)
+
+
+def test_inputs_in_another_order_in_every_pass_are_refused_where_it_matters(given):
+    teacher, x = given
+
+    class Shuffled:
+        def __init__(self):
+            self.turn = 0
+
+        def __iter__(self):
+            self.turn += 1
+            return iter(x.roll(self.turn * 10, 0).split(16))
+
+    distill(teacher, {"layer1.0": 0.5}, Shuffled(), COPIED)  # one pass only
+    streamed = Recipe(start="copied", steps=6, batch_size=16, holdout=16, solve_images=16, memory_limit_gb=1e-9)
+    with pytest.raises(ValueError, match=r"inputs gives other images, or another order, .* shuffle=False"):
+        distill(teacher, {"layer1.0": 0.5}, Shuffled(), streamed)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": "zero"}, r"start \(='zero'\) must be one of given, random, copied, solved"),
+        ({"holdout": 1}, r"holdout \(=1\) must be at least 2 images"),
+        ({"solve_images": 0}, r"solve_images \(=0\) must be at least 2 images"),
+        ({"lr": -1.0}, r"lr \(=-1.0\) must be positive"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**options)
+
+
+def test_a_network_of_distilled_parts_imitates_the_teacher(given):
+    teacher, x = given
+    recipe = Recipe(steps=30, batch_size=32, holdout=16, solve_images=80)
+    result = distill(teacher, dict.fromkeys(teacher.block_names, 0.5), [x], recipe)
+    copied = distill(teacher, dict.fromkeys(teacher.block_names, 0.5), [x], Recipe(start="copied", steps=0, holdout=16))
+    with torch.no_grad():
+        y, a, b = (network(x[:16]) for network in (teacher, result.recompose(teacher), copied.recompose(teacher)))
+        by_name = recompose(teacher, {found.name: found.module for found in result.every()})(x[:16])
+    assert torch.equal(a, by_name) and (a - y).square().mean() < 0.7 * (b - y).square().mean()
