@@ -8,25 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 
 import torch
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Run a `with` block under `threads` torch threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class InProcess(Executor):
@@ -38,11 +26,14 @@ class InProcess(Executor):
     def submit(self, fn: Callable, *args: object, **kwargs: object) -> Future:
         """Run `fn(*args, **kwargs)` and return its finished future; KeyboardInterrupt passes through."""
         future: Future = Future()
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         try:
-            with torch_threads(self.threads):
-                future.set_result(fn(*args, **kwargs))
+            future.set_result(fn(*args, **kwargs))
         except Exception as error:
             future.set_exception(error)
+        finally:
+            torch.set_num_threads(before)
         return future
 
     def shutdown(self, wait: bool = True, kill: bool = False) -> None:
