@@ -1,0 +1,192 @@
+"""The engine against a plain implementation and against the ideal, for 9 neighbourhoods x 4 candidates.
+
+A ResNet-20 on random images of Fashion-MNIST's size, each of its nine blocks distilled into four students. The plain
+implementation runs the teacher's front part for each neighbourhood and each candidate at each step; same students,
+same steps and batches, same optimizer. The ideal is the teacher's pass once and every student's forward and backward
+passes on ready tensors, without loss, optimizer and data. CPU seconds on one thread, by turns.
+
+The engine pays in addition for what `distill` does at its ends (shapes, costs, BatchNorm, held-out errors), which the
+default's 100 steps make small and the few steps here do not; so both ratios are given for the whole call and for its
+steps alone, the call with one step subtracted. The aims are 3 and 0.7.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from nkdlib.models import BasicBlock, resnet
+from nkdlib.neighbourhoods import Recipe, distill, split
+from nkdlib.neighbourhoods.capture import capture
+from nkdlib.neighbourhoods.local import squared_error
+from nkdlib.runtime.measure import Stopwatch
+from nkdlib.training.loop import Descent, scale_down
+from nkdlib.training.store import Store
+
+WIDTHS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the teacher's inner channels
+STEPS, BATCH_SIZE, HOLDOUT, REPEATS = 20, 128, 256, 5
+RECIPE = Recipe(  # a fifth of the default's steps, a quarter of its images for BatchNorm
+    steps=STEPS, batch_size=BATCH_SIZE, holdout=HOLDOUT, start="given", bn_images=256, solve_images=2
+)
+STREAMED = replace(RECIPE, memory_limit_gb=1e-6)
+ENGINES = {"in memory": RECIPE, "streamed": STREAMED}
+
+Students = dict[str, dict[str, nn.Module]]
+
+
+def students_of(teacher: nn.Module) -> Students:
+    """Blocks with fewer inner channels, random weights."""
+    torch.manual_seed(0)
+    made: Students = {}
+    for name in teacher.block_names:
+        conv1, conv2 = (teacher.get_submodule(f"{name}.{conv}") for conv in ("conv1", "conv2"))
+        made[name] = {
+            f"{width:g}": BasicBlock(
+                conv1.in_channels, conv2.out_channels, inner=int(conv2.out_channels * width), stride=conv1.stride[0]
+            )
+            for width in WIDTHS
+        }
+    return made
+
+
+def plain(teacher: nn.Module, students: Students, batches: list[Tensor]) -> None:
+    """Each student by itself, from images: the teacher up to and with its neighbourhood, then a step."""
+    parts = [teacher.stem, *(teacher.get_submodule(name) for name in teacher.block_names)]
+    for place, (name, candidates) in enumerate(students.items(), start=1):
+        before = nn.Sequential(*parts[:place]).eval()
+        for student in copy.deepcopy(candidates).values():
+            descent = Descent(student, RECIPE, name)
+            for images in batches:
+                with torch.no_grad():
+                    x = before(images)
+                    y = parts[place](x)
+                descent.step(lambda x=x, y=y, student=student: mse_loss(student(x), y))
+
+
+def forward_backward(students: Students, ready: dict[str, list[tuple[Tensor, Tensor]]]) -> None:
+    """Every student's share of the ideal: forward and backward on inputs and gradients that lie ready."""
+    for name, candidates in students.items():
+        for student in candidates.values():
+            parameters = list(student.train().parameters())
+            for x, gradient in ready[name]:
+                torch.autograd.grad(student(x), parameters, gradient)
+
+
+@torch.no_grad()
+def teacher_pass(teacher: nn.Module, batches: list[Tensor]) -> None:
+    for images in batches:
+        teacher(images)
+
+
+def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float]:
+    """CPU seconds of all steps by part, timed one after the other as they come in a step of the engine."""
+    parts = dict.fromkeys(("drawing", "forward", "loss", "backward", "optimizer"), 0.0)
+
+    def lap(part: str) -> None:
+        nonlocal now
+        before, now = now, time.process_time()
+        parts[part] += now - before
+
+    for name, candidates in students.items():
+        for student in copy.deepcopy(candidates).values():
+            descent, now = Descent(student, RECIPE, name), time.process_time()
+            for rows in stores[name].batches(BATCH_SIZE, steps=STEPS, seed=0):
+                lap("drawing")
+                output = student(rows["x"])
+                lap("forward")
+                loss = squared_error(output, rows["y"])
+                lap("loss")
+                for parameter in descent.parameters:
+                    parameter.grad = None
+                loss.backward()
+                lap("backward")
+                scale_down([parameter.grad for parameter in descent.parameters], RECIPE.max_grad_norm)
+                descent.optimizer.step()
+                lap("optimizer")
+    return parts
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    teacher = resnet(20, 10, seed=0, in_channels=1, stem_stride=2).eval()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(HOLDOUT + STEPS * BATCH_SIZE, 1, 28, 28, generator=generator)
+    batches, students = list(images.split(BATCH_SIZE)), students_of(teacher)
+    used = batches[HOLDOUT // BATCH_SIZE :]
+    neighbourhoods = split(teacher, teacher.block_names, images[:2])
+    boundaries = capture(teacher, neighbourhoods, batches)
+    stores = {name: boundaries.of(name)[HOLDOUT:] for name in neighbourhoods.names}
+    chunks = {name: list(store.chunks(BATCH_SIZE)) for name, store in stores.items()}
+    ready = {name: [(rows["x"], rows["y"]) for rows in mine] for name, mine in chunks.items()}
+    engine = {
+        f"{name}{ends}": partial(distill, teacher, students, batches, replace(recipe, steps=steps))
+        for name, recipe in ENGINES.items()
+        for ends, steps in (("", STEPS), (", 1 step", 1))
+    }
+    contenders: dict[str, Callable[[], object]] = engine | {
+        "plain": partial(plain, teacher, students, used),
+        "teacher": partial(teacher_pass, teacher, used),
+        "students": partial(forward_backward, students, ready),
+        "capture": partial(capture, teacher, neighbourhoods, used),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    parts: dict[str, list[float]] = defaultdict(list)
+    for repeat in range(REPEATS + 1):
+        for name, run in contenders.items():
+            quiet = io.StringIO()
+            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), Stopwatch() as watch:
+                run()
+            if repeat:  # the first turn warms up
+                seconds[name].append(watch.cpu_s)
+        for part, taken in taken_apart(students, stores).items():
+            if repeat:
+                parts[part].append(taken)
+    report(seconds, parts)
+
+
+def report(seconds: dict[str, list[float]], parts: dict[str, list[float]]) -> None:
+    """Print seconds, ratios within a turn, and where the engine's seconds beyond the ideal go."""
+    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+    for name, taken in seconds.items():
+        print(f"{name:18}{median[name]:7.2f} s ({min(taken):.2f} to {max(taken):.2f})")
+    turns = [dict(zip(seconds, turn, strict=True)) for turn in zip(*seconds.values(), strict=True)]
+    ratios: dict[str, list[float]] = {}
+    for name in ENGINES:
+        for part, taken in (
+            ("whole call", [turn[name] for turn in turns]),
+            ("steps alone", [(turn[name] - turn[f"{name}, 1 step"]) * STEPS / (STEPS - 1) for turn in turns]),
+        ):
+            pairs = list(zip(turns, taken, strict=True))
+            ratios[f"{name}, {part}, against plain"] = [turn["plain"] / engine for turn, engine in pairs]
+            ideal = [(turn["teacher"] + turn["students"]) / engine for turn, engine in pairs]
+            ratios[f"{name}, {part}, of the ideal"] = ideal
+    for name, values in ratios.items():
+        aim = 3 if name.endswith("plain") else 0.7
+        print(f"{name:40}{statistics.median(values):6.2f} ({min(values):.2f} to {max(values):.2f}), aim {aim}")
+    rest = {
+        "capture": median["capture"] - median["teacher"],
+        **{part: statistics.median(parts[part]) for part in ("drawing", "loss", "optimizer")},
+        "ends": (median["in memory, 1 step"] * STEPS - median["in memory"]) / (STEPS - 1),
+    }
+    whole = median["in memory"]
+    rest["others"] = whole - median["teacher"] - median["students"] - sum(rest.values())
+    print("beyond the ideal, in memory:", ", ".join(f"{name} {value / whole:.1%}" for name, value in rest.items()))
+    print(
+        json.dumps(
+            {"bench": "engine", "ratios": ratios, "seconds": seconds, "parts": parts, "rest": rest, "steps": STEPS}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
