@@ -196,9 +196,28 @@ def elimination_order(normal: Normal, ridge: float) -> Tensor:
     return torch.tensor(order)
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """What students of every width share: the equations of the first inner group's reader, and who goes first."""
+
+    normal: Normal
+    order: Tensor  # of the group's channels, see `elimination_order`
+
+
+@torch.no_grad()
+def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float) -> Ranking:
+    """The ranking of a neighbourhood's first inner channel group; arguments as for `solve_neighbourhood`."""
+    example = next(iter(pairs()))[0][:1]
+    path, _, intercept, rows = _problem(piece, piece, pairs, example, inner_groups(piece, example)[0], {})
+    normal = normal_equations(rows(), piece.get_submodule(path), intercept)
+    return Ranking(normal, elimination_order(normal, ridge))
+
+
 # DEVIATION D7: the paper trains by gradient steps; this is an extension, reported apart.
 @torch.no_grad()
-def solve_neighbourhood(piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float) -> nn.Module:
+def solve_neighbourhood(
+    piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float, ranking: Ranking | None = None
+) -> nn.Module:
     """Solve one student neighbourhood.
 
     Args:
@@ -209,6 +228,7 @@ def solve_neighbourhood(piece: nn.Module, student: nn.Module | float, pairs: Pai
         pairs: gives, each time it is called, batches (the teacher's input, the student's input); the two differ
             when students are solved front to back.
         ridge: strength relative to the features' mean energy.
+        ranking: from `rank_channels` with the same pairs and ridge; found anew where omitted.
 
     Returns:
         The student, in evaluation mode.
@@ -224,7 +244,8 @@ def solve_neighbourhood(piece: nn.Module, student: nn.Module | float, pairs: Pai
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
-        student = _solve_layer(piece, student, pairs, ridge, example, group, width, kept)
+        student = _solve_layer(piece, student, pairs, ridge, example, group, width, kept, ranking)
+        ranking = None  # the next group is read from a student that is narrower already
     return student.eval()
 
 
@@ -242,8 +263,30 @@ def _solve_layer(
     group: ChannelGroup | None,
     width: float,
     kept: dict[str, Tensor],
+    ranking: Ranking | None = None,
 ) -> nn.Module:
     """Choose the channels of `group` that stay and solve the layer that reads them last (None: the last layer)."""
+    path, norm_path, intercept, rows = _problem(piece, student, pairs, example, group, kept)
+    normal = ranking.normal if ranking else normal_equations(rows(), student.get_submodule(path), intercept)
+    channels = None
+    if group is not None:
+        order = ranking.order if ranking else elimination_order(normal, ridge)
+        channels = order[-width_of(group, width) :].sort().values
+        kept.update(dict.fromkeys(group.producers, channels))
+        student = cut(student, [group], {group.name: channels})
+    _set_weights(student, path, norm_path, normal.solve(ridge, channels), normal, channels)
+    return student
+
+
+def _problem(
+    piece: nn.Module,
+    student: nn.Module,
+    pairs: Pairs,
+    example: Tensor,
+    group: ChannelGroup | None,
+    kept: dict[str, Tensor],
+) -> tuple[str, str | None, bool, Pairs]:
+    """The layer to solve, the BatchNorm behind it, whether they have an intercept, and (features, wanted values)."""
     theirs, ours = trace(piece, example), trace(student, example)
     their_tail, tail = find_tail(theirs), find_tail(ours)
     path = tail.linear.target if group is None else group.consumers[-1]
@@ -266,17 +309,8 @@ def _solve_layer(
                 wanted_value = wanted_value.index_select(1, kept[path].to(wanted_value.device))
             yield features, wanted_value - other[0] if other else wanted_value
 
-    intercept = layer.bias is not None or (is_tail and tail.norm is not None)
-    normal = normal_equations(rows(), layer, intercept)
-    channels = None
-    if group is not None:
-        channels = elimination_order(normal, ridge)[-width_of(group, width) :].sort().values
-        kept.update(dict.fromkeys(group.producers, channels))
-        student = cut(student, [group], {group.name: channels})
-        layer = student.get_submodule(path)
-    weights = normal.solve(ridge, channels)
-    _set_weights(student, path, tail.norm.target if is_tail and tail.norm else None, weights, normal, channels)
-    return student
+    norm_path = tail.norm.target if is_tail and tail.norm else None
+    return path, norm_path, layer.bias is not None or norm_path is not None, rows
 
 
 def _node(graph: fx.GraphModule, path: str) -> fx.Node:
