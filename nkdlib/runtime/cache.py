@@ -116,6 +116,10 @@ class Cache:
         """Return the SHA-256 of what determines the result; TypeError for an argument without a key."""
         return sha256(self._ingredients(task))
 
+    def find(self, task: Task) -> Artefact | None:
+        """Return the task's artefact where it is there, None where it would have to be made."""
+        return _open_or_discard(self._place(task, self.key(task)))
+
     def call(self, fn: Callable, **kwargs: object) -> Artefact:
         """Return the artefact of `fn(**kwargs)`, made in this process where it is not there."""
         return self.run([Task(fn, kwargs, fn.__name__)])[0]
