@@ -57,7 +57,7 @@ def start_students(
 def _start(here: Neighbourhood, student: Student, label: str, recipe: Recipe, drift: "Drift | None") -> nn.Module:
     if isinstance(student, nn.Module):
         student = copy.deepcopy(student).to(here.example.device)
-        _check_shape(here, label, student)
+        check_shape(here, label, student)
         if recipe.start == "copied":
             raise ValueError(
                 f"start (='copied') needs a width for {here.name!r}, not a module; give a share such as 0.5, "
@@ -76,7 +76,8 @@ def _start(here: Neighbourhood, student: Student, label: str, recipe: Recipe, dr
     return student
 
 
-def _check_shape(here: Neighbourhood, label: str, student: nn.Module) -> None:
+def check_shape(here: Neighbourhood, label: str, student: nn.Module) -> None:
+    """Raise ValueError where a student does not take what the teacher's part takes and return what it returns."""
     with torch.no_grad():
         try:
             output = student.eval()(here.example)

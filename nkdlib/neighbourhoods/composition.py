@@ -1,0 +1,66 @@
+"""One network that a library can put together, before and after it is built."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pandas as pd
+from torch import nn
+
+from nkdlib.models.latency import Latency
+
+UNKNOWN = "not distilled"
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What was chosen, what that predicts, and how to build it; prints itself as a table."""
+
+    labels: dict[str, str]  # the candidate by neighbourhood
+    error: float  # sum of the local errors, weighted where weights were given
+    costs: dict[str, float]  # of the whole network: params and macs, exactly; latency_ms, a sum over its parts
+    table: pd.DataFrame = field(repr=False, compare=False)  # the library's rows of these candidates
+    make: Callable[[], nn.Module] = field(repr=False, compare=False)
+    time: Callable[[nn.Module], Latency] = field(repr=False, compare=False)
+
+    def build(self) -> nn.Module:
+        """The recomposed network in evaluation mode, its weights its own: to be saved, loaded and fine-tuned."""
+        return self.make()
+
+    def latency(self) -> Latency:
+        """Measured on the built network as on its parts, to be held against `costs["latency_ms"]`."""
+        return self.time(self.build())
+
+    def caption(self) -> str:
+        """Predictions in one line."""
+        units = {"params": "{:,} parameters", "macs": "{:,} MACs", "latency_ms": "{:.3g} ms"}
+        costs = ", ".join(units[cost].format(value) for cost, value in self.costs.items())
+        return f"predicted: sum of local errors {self.error:.4f}, {costs}"
+
+    def __str__(self) -> str:
+        return text(self.table, self.caption())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html(self.table, self.caption())
+
+
+def formats(table: pd.DataFrame) -> dict[str, Callable[[object], str]]:
+    """How the columns of a library's table are written."""
+    known = {
+        "local error": "{:.4f}".format,
+        "params": "{:,}".format,
+        "MACs": "{:,}".format,
+        "latency [ms]": "{:.3g}".format,
+    }
+    return {column: known[column] for column in table.columns if column in known}
+
+
+def text(table: pd.DataFrame, caption: str) -> str:
+    """A library's table for a terminal."""
+    return f"{table.to_string(index=False, formatters=formats(table), na_rep=UNKNOWN)}\n{caption}"
+
+
+def html(table: pd.DataFrame, caption: str) -> str:
+    """A library's table for a notebook."""
+    return table.style.hide(axis="index").format(formats(table), na_rep=UNKNOWN).set_caption(caption).to_html()

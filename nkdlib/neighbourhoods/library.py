@@ -1,0 +1,298 @@
+"""A library of distilled candidates, from which a network for any budget is put together without training.
+
+Student Search (Shao et al., arXiv 2010.01189): neighbourhoods distilled independently are re-used for every
+architecture of an exponentially large space. What differs: candidates are solved before they are trained, and chosen
+exactly instead of locally.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from nkdlib.models.cost import Cost, cost
+from nkdlib.models.latency import Latency
+from nkdlib.neighbourhoods.candidates import Known, candidate_task, latency_task, look_at, ranking_task, shape_of
+from nkdlib.neighbourhoods.capture import capture
+from nkdlib.neighbourhoods.composition import Composition, html, text
+from nkdlib.neighbourhoods.distill import BATCH, Executor, Portable
+from nkdlib.neighbourhoods.local import Recipe
+from nkdlib.neighbourhoods.recompose import recompose
+from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
+from nkdlib.neighbourhoods.split import split
+from nkdlib.neighbourhoods.starts import Student, check_shape
+from nkdlib.runtime.cache import Artefact, Cache, Task
+from nkdlib.runtime.executors import make_executor
+from nkdlib.runtime.keys import sha256
+from nkdlib.runtime.provenance import provenance
+from nkdlib.training.evaluate import device_of
+
+TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
+
+
+@dataclass
+class Candidate:
+    """One architecture for one neighbourhood; what is None is not known yet."""
+
+    student: Student | None = field(repr=False)  # None is the teacher's own part
+    recipe: Recipe = field(repr=False)
+    cost: Cost
+    error: float | None = None  # local, on held-out images
+    latency: Latency | None = None
+    artefact: Artefact | None = field(default=None, repr=False)
+
+
+class Library:
+    """Candidates for the neighbourhoods of a teacher, distilled once; prints itself as a table.
+
+    Args:
+        teacher: copied; a later change of it does not change the library.
+        candidates: by neighbourhood name, widths (labelled by their number), or widths and modules by label. A
+            module has the shapes of the teacher's part. The teacher's own part is always a candidate (`teacher`,
+            error 0), and so is leaving it out where shapes allow (`identity`).
+        inputs: batches of images, or one tensor (N, C, H, W); labels are not used. All of them are captured.
+        recipe: start, steps and rates; by default the closed form alone. `front_to_back` is never used.
+        cache: where candidates are kept; the default `Cache()` where omitted. Processes can share it.
+
+    Raises:
+        ValueError: names, widths or shapes that do not fit; images that come in another order in every pass.
+
+    >>> import tempfile
+    >>> from nkdlib.models import resnet
+    >>> teacher, images = resnet(8, 10, seed=0).eval(), torch.randn(96, 3, 16, 16)
+    >>> library = Library(
+    ...     teacher, {"layer1.0": [0.25, 0.5], "layer2.0": [0.5]}, images, Recipe(steps=0, holdout=32),
+    ...     Cache(tempfile.mkdtemp()))
+    >>> library.fill()  # doctest: +ELLIPSIS
+    ranking the channels...
+    [('layer1.0', 'identity'), ('layer1.0', '0.25'), ('layer1.0', '0.5'), ('layer2.0', '0.5')]
+    >>> library.fill()  # everything is there
+    []
+    >>> found = library.best(params=72_000)
+    >>> found.labels, cost(found.build(), images[:1]).params == found.costs["params"]
+    ({'layer1.0': 'teacher', 'layer2.0': '0.5'}, True)
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        candidates: Mapping[str, Iterable[float] | Mapping[str, Student]],
+        inputs: Iterable,
+        recipe: Recipe | None = None,
+        cache: Cache | None = None,
+    ):
+        self.recipe, self.cache = recipe or Recipe(steps=0), cache or Cache()
+        self.teacher = copy.deepcopy(teacher).eval()
+        inputs = inputs.split(BATCH) if isinstance(inputs, Tensor) else inputs
+        self.inputs = list(inputs) if iter(inputs) is inputs else inputs
+        images, digest = look_at(self.inputs)
+        self._determined = [Portable(self.teacher).fingerprint, digest]
+        self.example = images[:1].to(device_of(self.teacher))
+        self.neighbourhoods = split(self.teacher, list(candidates), self.example)
+        self.channels_last = any(
+            p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last)
+            for p in self.teacher.parameters()
+        )
+        self.timing, self.whole = (1, 1, 50), None  # threads, batch, repeats; latency of the whole teacher
+        self.candidates: dict[str, dict[str, Candidate]] = {}
+        for here in self.neighbourhoods:
+            self.candidates[here.name] = {TEACHER: Candidate(None, self.recipe, here.cost, error=0.0)}
+            if here.input_shape == here.output_shape:
+                self.add(here.name, IDENTITY, nn.Identity(), Recipe(start="given", steps=0))
+        for name, mine in candidates.items():
+            for label, student in (mine if isinstance(mine, Mapping) else {f"{w:g}": w for w in mine}).items():
+                self.add(name, label, student)
+
+    def add(self, name: str, label: str, student: Student, recipe: Recipe | None = None) -> None:
+        """One more candidate, which the next `fill` distils; arguments as for the library.
+
+        Raises:
+            ValueError: a label that is taken, a start without meaning for a module, or a shape that does not fit.
+        """
+        here, mine, recipe = self.neighbourhoods[name], self.recipe, recipe or self.recipe
+        if label in self.candidates[name]:
+            raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
+        if isinstance(student, nn.Module) and recipe.start == "copied":
+            raise ValueError(f"start (='copied') needs a width for {label!r} of {name!r}, not a module")
+        student = copy.deepcopy(student)
+        module = shape_of(here.module, student, here.example).to(here.example.device)
+        check_shape(here, label, module)
+        same = {"holdout": mine.holdout, "dtype": mine.dtype, "memory_limit_gb": Recipe.memory_limit_gb}
+        recipe = dataclasses.replace(recipe, front_to_back=False, **same)  # one yardstick for all candidates
+        self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
+
+    def fill(self, executor: Executor | None = None, threads: int = 0, batch: int = 1, repeats: int = 50) -> list:
+        """Distil the candidates that nobody has distilled yet, and measure latencies where asked for.
+
+        Args:
+            executor: where candidates are distilled; this process where omitted.
+            threads: to measure latencies with, one module after another in this process, so let nothing else run;
+                0 measures none.
+            batch, repeats: images of a timed forward pass, and passes.
+
+        Returns:
+            (neighbourhood, label) of what was distilled now.
+
+        Raises:
+            ValueError: too few images, or boundaries above `recipe.memory_limit_gb`.
+        """
+        tasks = {(n, k): self._task(n, k) for n, mine in self.candidates.items() for k in mine if k != TEACHER}
+        artefacts = {place: self.cache.find(task) for place, task in tasks.items()}
+        missing = [place for place, artefact in artefacts.items() if artefact is None]
+        if missing:
+            artefacts |= dict(zip(missing, self._distil([tasks[place] for place in missing], executor), strict=True))
+        for (name, label), artefact in artefacts.items():
+            candidate = self.candidates[name][label]
+            candidate.artefact, candidate.error = artefact, artefact.info["local_error"]
+        if threads:
+            self.timing = (threads, batch, repeats)
+            parts = [(here.name, label) for here in self.neighbourhoods for label in self.candidates[here.name]]
+            modules = [(self._module(name, label), self.neighbourhoods[name].example) for name, label in parts]
+            self.whole, *found = self._time([(self.teacher, self.example), *modules])
+            for (name, label), measured in zip(parts, found, strict=True):
+                self.candidates[name][label].latency = measured
+        return missing
+
+    def _distil(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
+        """Capture what the tasks need in one pass of the teacher, share what widths share, and run them."""
+        names = [name for name in self.neighbourhoods.names if any(t.kwargs["name"] == name for t in tasks)]
+        parts, recipe = split(self.teacher, names, self.example), self.recipe
+        limit = recipe.memory_limit_gb
+        boundaries = capture(self.teacher, parts, self.inputs, keep=0, memory_limit_gb=limit, dtype=recipe.dtype)
+        if not boundaries.complete or len(boundaries.store) < recipe.holdout + 2:
+            raise ValueError(
+                f"{boundaries}; a library needs all of them in memory, and more images than recipe.holdout "
+                f"(={recipe.holdout}) + 1: change inputs or recipe.memory_limit_gb (={limit})"
+            )
+        widths: dict[tuple, list[Task]] = {}
+        for task in tasks:
+            task.kwargs["boundary"].value = boundaries.of(task.kwargs["name"])
+            if task.kwargs["ranking"]:
+                how = task.kwargs["recipe"]
+                widths.setdefault((task.kwargs["name"], how.ridge, how.solve_images), []).append(task)
+        if widths:
+            rankings = [ranking_task(family[0]) for family in widths.values()]
+            found = self.cache.run(rankings, executor, f"ranking the channels of {len(widths)} neighbourhoods")
+            for family, artefact in zip(widths.values(), found, strict=True):
+                for task in family:
+                    task.kwargs["ranking"].value = artefact
+        return self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({boundaries})")
+
+    def _task(self, name: str, label: str) -> Task:
+        candidate = self.candidates[name][label]
+        boundary = Known(sha256([*self._determined, name, str(candidate.recipe.dtype)]))
+        here, label = self.neighbourhoods[name], f"{name} {label}"
+        return candidate_task(here, candidate.student, candidate.recipe, boundary, self.teacher, label)
+
+    def _module(self, name: str, label: str, learnt: bool = False) -> nn.Module:
+        """A candidate's module, a copy, with or without what it has learnt."""
+        here, candidate = self.neighbourhoods[name], self.candidates[name][label]
+        student = here.module if candidate.student is None else candidate.student
+        module = copy.deepcopy(shape_of(here.module, student, here.example)).requires_grad_(True)
+        if learnt:
+            module.load_state_dict(candidate.artefact.tensors)
+        return module.to(here.example.device).eval()
+
+    def _time(self, modules: Iterable[tuple[nn.Module, Tensor]]) -> list[Latency]:
+        """Latencies of (module, example), one after another, as `fill` was told to; known ones are not taken again."""
+        threads, batch, repeats = self.timing
+        how = {"channels_last": self.channels_last, "repeats": repeats, "threads": threads}
+        how |= {"hardware": provenance({})["hardware"]["cpu"], "device": str(self.example.device)}
+        tasks = [latency_task(module, (batch, *example.shape[1:]), **how) for module, example in modules]
+        found = self.cache.run(tasks, make_executor(threads=threads), "measuring latencies")
+        return [Latency(**artefact.info) for artefact in found]
+
+    @property
+    def menu(self) -> Menu:
+        """Errors and costs of all candidates, for `select` and its rivals; ValueError before they are distilled."""
+        every = [c for mine in self.candidates.values() for c in mine.values()]
+        if waiting := sum(c.error is None for c in every):
+            raise ValueError(f"{waiting} of {len(every)} candidates have not been distilled; call fill()")
+        base = {"params": self.neighbourhoods.total.params, "macs": self.neighbourhoods.total.macs}
+        if timed := all(c.latency for c in every):
+            base["latency_ms"] = self.whole.ms
+        options: dict[str, dict[str, Option]] = {}
+        for name, mine in self.candidates.items():
+            options[name] = {}
+            for label, c in mine.items():
+                costs = {"params": c.cost.params, "macs": c.cost.macs}
+                options[name][label] = Option(c.error, costs | ({"latency_ms": c.latency.ms} if timed else {}))
+            base = {cost: value - options[name][TEACHER].costs[cost] for cost, value in base.items()}
+        return Menu(options, base)
+
+    def best(
+        self,
+        *,
+        params: int | None = None,
+        macs: int | None = None,
+        latency_ms: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        rule: Callable[..., Selection] = select,
+        **options: object,
+    ) -> Composition:
+        """The best network within one or several budgets, without any training.
+
+        Args:
+            params, macs, latency_ms: limits of the whole network: learnable parameters, multiply-accumulates of one
+                image, predicted milliseconds of a batch (needs `fill(threads=...)`).
+            weights: of each neighbourhood's error, such as its measured sensitivity; 1 where omitted.
+            rule: how to choose: `select`, which is exact, or one of its rivals; `options` are for the rule.
+
+        Raises:
+            ValueError: no budget, one that cannot be met (the smallest possible is named), or an unfilled library.
+        """
+        budget = {"params": params, "macs": macs, "latency_ms": latency_ms}
+        menu = dataclasses.replace(self.menu, weights=weights or {})
+        return self._compose(rule(menu, {k: v for k, v in budget.items() if v is not None}, **options))
+
+    def compose(self, labels: Mapping[str, str]) -> Composition:
+        """The network with these candidates, by neighbourhood; ValueError where one is missing or unknown."""
+        return self._compose(self.menu.selection(labels))
+
+    def _compose(self, chosen: Selection) -> Composition:
+        def make() -> nn.Module:
+            students = {n: self._module(n, k, learnt=True) for n, k in chosen.labels.items() if k != TEACHER}
+            network = recompose(self.teacher, students) if students else copy.deepcopy(self.teacher)
+            return network.to(memory_format=torch.channels_last) if self.channels_last else network
+
+        table = self.table()
+        rows = [chosen.labels[row.neighbourhood] == row.candidate for row in table.itertuples()]
+        return Composition(
+            **vars(chosen), table=table[rows], make=make, time=lambda m: self._time([(m, self.example)])[0]
+        )
+
+    @property
+    def size(self) -> int:
+        """How many networks can be composed."""
+        return math.prod(map(len, self.candidates.values()))
+
+    def table(self) -> pd.DataFrame:
+        """Local errors and costs, a row a candidate; latencies where measured, with 95 % intervals."""
+        rows = []
+        for name, mine in self.candidates.items():
+            for label, c in mine.items():
+                row = {"neighbourhood": name, "candidate": label, "local error": c.error}
+                row |= {"params": c.cost.params, "MACs": c.cost.macs}
+                if c.latency:
+                    row |= {"latency [ms]": c.latency.ms, "95 %": f"{c.latency.low_ms:.3g} to {c.latency.high_ms:.3g}"}
+                rows.append(row)
+        return pd.DataFrame(rows)
+
+    def caption(self) -> str:
+        """What the library holds, in a line."""
+        every = [c for mine in self.candidates.values() for c in mine.values()]
+        waiting = sum(c.error is None for c in every)
+        said = f"{len(every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
+        said += f"; {waiting} not distilled yet, call fill()" if waiting else ""
+        return said + (f"; latency of the teacher {self.whole}" if self.whole else "")
+
+    def __repr__(self) -> str:
+        return text(self.table(), self.caption())
+
+    def _repr_html_(self) -> str:
+        return html(self.table(), self.caption())

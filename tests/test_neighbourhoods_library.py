@@ -1,0 +1,322 @@
+"""The library: what is distilled when, what it predicts, and what that becomes when it is built."""
+
+import copy
+import dataclasses
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nkdlib.models import BasicBlock, cost, resnet
+from nkdlib.neighbourhoods import (
+    Library,
+    Recipe,
+    choose_at_random,
+    choose_locally,
+    choose_uniform,
+    local_error,
+    local_search,
+    recompose,
+    solve,
+)
+from nkdlib.runtime import Cache, cache
+from nkdlib.training import Store, accuracy, predict, reestimate_batchnorm
+
+RECIPE = Recipe(steps=0, holdout=16, solve_images=64)
+WIDTHS = {"0.25": 0.25, "0.5": 0.5, "6 channels": 6}
+
+
+@pytest.fixture(scope="module")
+def given():
+    """A small teacher whose BatchNorms fit its images, and 96 images."""
+    torch.manual_seed(0)
+    images = torch.einsum("oc,bchw->bohw", torch.randn(3, 3), torch.randn(96, 3, 8, 8))
+    teacher = resnet(14, 5, seed=0, blocks=(1, 2, 1), widths=(8, 8, 12)).to(memory_format=torch.channels_last)
+    return reestimate_batchnorm(teacher, [images]), images
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The labels of the tasks that are really run, by kind."""
+    calls, make = {"rank": [], "distil_candidate": [], "time_module": []}, cache._make
+
+    def noting(task, *rest):
+        calls[task.fn.__name__].append(task.label)
+        return make(task, *rest)
+
+    monkeypatch.setattr(cache, "_make", noting)
+    return calls
+
+
+def make_library(given, recipe=RECIPE, **changes):
+    """Two of the four blocks keep the shape of their input; one has candidates of other forms."""
+    teacher, x = given
+    torch.manual_seed(1)
+    depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
+    pointwise = nn.Sequential(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+    students = dict.fromkeys(teacher.block_names, WIDTHS)
+    students["layer2.1"] = {"0.5": 0.5, "depthwise": depthwise, "1x1": pointwise}
+    return Library(teacher, students, x, recipe, **changes)
+
+
+@pytest.fixture(scope="module")
+def library(given, tmp_path_factory):
+    """One that is filled."""
+    filled = make_library(given, cache=Cache(tmp_path_factory.mktemp("runs")))
+    filled.fill()
+    return filled
+
+
+def weights(composition):
+    return {name: value.tolist() for name, value in composition.build().state_dict().items()}
+
+
+def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
+    first = make_library(given)
+    with pytest.raises(ValueError, match=r"14 of 18 candidates have not been distilled; call fill\(\)"):
+        first.best(params=1_000)
+    everything = [(n, k) for n, mine in first.candidates.items() for k in mine if k != "teacher"]
+    assert first.fill() == everything and made["distil_candidate"] == [" ".join(place) for place in everything]
+    assert made["rank"] == list(first.candidates)  # once for all widths
+    made["rank"].clear(), made["distil_candidate"].clear()
+    again = make_library(given)
+    assert again.fill() == first.fill() == [] and not made["distil_candidate"] and not made["rank"]
+    assert weights(again.best(params=5_000)) == weights(first.best(params=5_000))
+    again.add("layer1.0", "3 channels", 3)
+    again.add("layer1.0", "random", 0.5, Recipe(start="random", steps=2, batch_size=8))
+    assert again.fill() == [("layer1.0", "3 channels"), ("layer1.0", "random")]
+    assert made["distil_candidate"] == ["layer1.0 3 channels", "layer1.0 random"] and not made["rank"]
+
+
+def test_what_determines_a_candidate_is_in_its_key(given, made):
+    teacher, x = given
+    make_library(given).fill()
+    made["distil_candidate"].clear()
+    other = copy.deepcopy(teacher)
+    other.layer3[0].conv1.weight.data[0] += 0.1
+    for changed in ((other, x), (teacher, x.flip(0))):
+        assert len(make_library(changed).fill()) == 14
+    assert len(make_library(given, dataclasses.replace(RECIPE, ridge=1e-2)).fill()) == 12  # not the identities
+    assert make_library(given, dataclasses.replace(RECIPE, front_to_back=False)).fill() == []
+
+
+def test_widths_from_one_gram_matrix_are_those_solved_one_by_one(given, library):
+    teacher, x = given
+    for name in ("layer1.0", "layer3.0"):
+        alone = solve(teacher, {name: WIDTHS}, x, dataclasses.replace(RECIPE, front_to_back=False))[name]
+        for label, student in alone.items():
+            found = library.candidates[name][label]
+            state = student.module.state_dict()
+            assert found.error == student.local_error and found.cost == student.cost
+            assert all(torch.equal(found.artefact.tensors[key], value) for key, value in state.items())
+
+
+def test_a_block_of_two_groups_is_solved_as_it_is_alone():
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 7, 3, padding=1), nn.ReLU(), nn.Conv2d(7, 6, 1))
+    teacher, x = nn.Sequential(block), torch.randn(80, 6, 5, 5)
+    library = Library(teacher, {"0": [0.5, 0.75]}, x, RECIPE)
+    library.fill()
+    alone = solve(teacher, {"0": {"0.5": 0.5, "0.75": 0.75}}, x, RECIPE)["0"]
+    for label, student in alone.items():
+        found = library.candidates["0"][label].artefact.tensors
+        assert all(torch.equal(found[key], value) for key, value in student.module.state_dict().items())
+
+
+def test_local_errors_are_those_of_held_out_images(given, library):
+    teacher, x = given
+    with torch.no_grad():
+        h = teacher.layer2[0](teacher.layer1(teacher.stem(x[:16])))
+        boundary = Store.of({"x": h.half(), "y": teacher.layer2[1](h).half()})
+    mine = library.candidates["layer2.1"]
+    assert mine["teacher"].error == 0.0
+    assert mine["identity"].error == pytest.approx(local_error(nn.Identity(), boundary), rel=1e-3)
+    for label in ("0.5", "depthwise", "1x1"):
+        chosen = {**dict.fromkeys(library.candidates, "teacher"), "layer2.1": label}
+        student = library.compose(chosen).build().layer2[1]
+        assert mine[label].error == pytest.approx(local_error(student, boundary), rel=1e-3)
+        assert mine[label].artefact.info["params"] == mine[label].cost.params
+    assert mine["0.5"].error < mine["1x1"].error
+
+
+def test_predicted_costs_are_those_counted_on_the_built_network(given, library):
+    _, x = given
+    draw = random.Random(0)
+    chosen = [{n: draw.choice(list(mine)) for n, mine in library.candidates.items()} for _ in range(12)]
+    for labels in (dict.fromkeys(library.candidates, "teacher"), *chosen):
+        composition = library.compose(labels)
+        counted = cost(composition.build(), x[:1])
+        assert composition.costs == {"params": counted.params, "macs": counted.macs}
+        errors = [library.candidates[name][label].error for name, label in labels.items()]
+        assert composition.error == pytest.approx(sum(errors))
+
+
+def test_the_best_network_meets_several_budgets_and_is_the_teacher_where_all_is_allowed(given, library):
+    teacher, x = given
+    whole = library.compose(dict.fromkeys(library.candidates, "teacher"))
+    found = library.best(params=whole.costs["params"], macs=whole.costs["macs"])
+    assert found.labels == whole.labels and found.error == 0.0
+    assert torch.equal(predict(found.build(), [x]), predict(teacher, [x]))
+    limits = {"params": 4_500, "macs": 250_000}
+    found = library.best(**limits)
+    assert all(found.costs[name] <= limit for name, limit in limits.items())
+    rivals = [library.best(**limits, rule=rule) for rule in (choose_locally, choose_at_random)]
+    rivals.append(library.best(params=4_500, rule=choose_at_random, seed=3))
+    assert all(found.error <= rival.error for rival in rivals[:2]) and rivals[2].costs["params"] <= 4_500
+    assert set(library.best(params=4_500, rule=choose_uniform).labels.values()) == {"0.5"}
+    heavy = library.best(params=4_500, weights={"layer1.0": 1e6})
+    assert heavy.labels["layer1.0"] == "teacher" != library.best(params=4_500).labels["layer1.0"]
+    with pytest.raises(ValueError, match=r"params \(=10\) can be [\d,]+ at the smallest"):
+        library.best(params=10)
+    with pytest.raises(ValueError, match=r"must give a limit for one or more of \['macs', 'params'\]"):
+        library.best(latency_ms=1.0)
+
+
+def test_local_search_measures_networks_that_are_built(given, library):
+    teacher, x = given
+    batch = [(x, predict(teacher, [x]).argmax(1))]
+
+    def measured(labels):
+        return accuracy(library.compose(labels).build(), batch)
+
+    found = library.best(params=4_000, rule=local_search, accuracy=measured, evaluations=6)
+    assert measured(found.labels) >= measured(library.best(params=4_000).labels)
+
+
+def test_a_built_network_is_plain_and_its_own(given, library, tmp_path):
+    teacher, x = given
+    composition = library.best(params=4_500)
+    network, twin = composition.build(), library.compose(composition.labels).build()
+    assert type(network) is type(teacher) and not network.training
+    students = {n: twin.get_submodule(n) for n in library.candidates}
+    assert torch.equal(predict(recompose(teacher, students), [x]), predict(network, [x]))
+    torch.save(network.state_dict(), tmp_path / "network.pt")
+    for parameter in twin.parameters():
+        assert parameter.requires_grad
+        parameter.data.zero_()
+    assert not torch.equal(predict(twin, [x]), predict(network, [x]))
+    assert weights(composition) == {name: value.tolist() for name, value in network.state_dict().items()}
+    twin.load_state_dict(torch.load(tmp_path / "network.pt"))
+    assert torch.equal(predict(twin, [x]), predict(network, [x]))
+
+
+def test_a_library_does_not_change_with_its_teacher_nor_change_it(given):
+    teacher, x = copy.deepcopy(given[0]).train(), given[1]
+    before = copy.deepcopy(teacher.state_dict())
+    block = BasicBlock(8, 8, inner=2)
+    kept = copy.deepcopy(block.state_dict())
+    library = Library(teacher, {"layer1.0": {"mine": block}}, iter(x.split(40)), RECIPE)
+    library.fill()
+    assert all(module.training for module in teacher.modules()) and all(module.training for module in block.modules())
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert all(torch.equal(kept[name], value) for name, value in block.state_dict().items())
+    found = weights(library.compose({"layer1.0": "mine"}))
+    for part in (teacher, block):
+        for parameter in part.parameters():
+            parameter.data.zero_()
+    assert weights(library.compose({"layer1.0": "mine"})) == found and library.fill() == []
+
+
+def test_gradient_steps_lower_the_error_of_a_start(given, library):
+    name, recipe = "layer3.0", Recipe(steps=40, batch_size=32, lr=5e-3, holdout=16, solve_images=64, start="copied")
+    trained = Library(given[0], {name: [0.25, 0.5]}, given[1], recipe)
+    trained.fill()
+    start = Library(given[0], {name: [0.25, 0.5]}, given[1], dataclasses.replace(recipe, steps=0))
+    start.fill()
+    for label in ("0.25", "0.5"):
+        assert trained.candidates[name][label].error < 0.8 * start.candidates[name][label].error
+        info = trained.candidates[name][label].artefact.info
+        assert len(info["losses"]) == 40 and info["device_s"] > 0
+
+
+def test_latency_has_its_circumstances_and_an_interval(given, made):
+    library = Library(given[0], {"layer1.0": WIDTHS, "layer2.1": WIDTHS}, given[1], RECIPE)
+    library.fill(threads=1, batch=4, repeats=12)
+    shapes = len(made["time_module"])
+    assert shapes == 1 + 10  # the teacher, and two neighbourhoods with the same input but for its height and width
+    for mine in library.candidates.values():
+        for candidate in mine.values():
+            found = candidate.latency
+            assert 0 < found.low_ms <= found.ms <= found.high_ms
+            assert (found.batch, found.threads) == (4, 1) and found.device
+    whole = library.compose(dict.fromkeys(library.candidates, "teacher"))
+    assert whole.costs["latency_ms"] == pytest.approx(library.whole.ms)
+    assert library.best(latency_ms=library.whole.ms * 1.001, params=10**6).costs["latency_ms"] > 0
+    measured = whole.latency()
+    assert 0 < measured.low_ms <= measured.high_ms
+    library.fill(threads=1, batch=4, repeats=12)
+    assert len(made["time_module"]) == shapes  # kept, like the candidates
+    with pytest.raises(ValueError, match=r"repeats \(=5\) must be at least 6"):
+        library.fill(threads=1, repeats=5)
+
+
+def test_it_reads_as_a_table(given, library):
+    empty = make_library(given)
+    assert "14 not distilled yet, call fill()" in repr(empty) and repr(empty).count("not distilled") == 15
+    lines = repr(library).splitlines()
+    assert lines[0].split()[:4] == ["neighbourhood", "candidate", "local", "error"]
+    assert lines[-1] == "18 candidates of 4 neighbourhoods, 400 networks" and library.size == 5 * 4 * 5 * 4
+    composition = library.best(params=4_500)
+    assert f"predicted: sum of local errors {composition.error:.4f}, {composition.costs['params']:,} par" in repr(
+        composition
+    )
+    assert len(composition.table) == 4
+    assert "<table" in library._repr_html_() and "<table" in composition._repr_html_()
+
+
+@pytest.mark.parametrize(
+    ("label", "student", "recipe", "match"),
+    [
+        ("0.5", 0.5, None, r"label \(='0.5'\) is taken in 'layer1.0'"),
+        ("new", nn.Conv2d(8, 9, 1), None, r"returns shape \(9, 8, 8\), the teacher's part \(8, 8, 8\)"),
+        ("new", nn.Conv2d(8, 8, 1), Recipe(start="copied"), r"start \(='copied'\) needs a width for 'new'"),
+        ("new", -1.0, None, r"width \(=-1.0\) must be positive"),
+    ],
+)
+def test_candidates_that_do_not_fit_are_refused(library, label, student, recipe, match):
+    with pytest.raises(ValueError, match=match):
+        library.add("layer1.0", label, student, recipe)
+    assert "new" not in library.candidates["layer1.0"]
+
+
+def test_inputs_that_are_empty_or_shuffled_are_refused(given):
+    shuffled = DataLoader(TensorDataset(given[1]), batch_size=96, shuffle=True)
+    for inputs, match in (([], "inputs holds no batch"), (shuffled, "other images in every pass; give a loader")):
+        with pytest.raises(ValueError, match=match):
+            make_library((given[0], inputs))
+    ordered = DataLoader(TensorDataset(given[1]), batch_size=96)
+    make_library((given[0], ordered))
+
+
+def test_labels_and_images_that_do_not_fit_are_refused(given, library):
+    with pytest.raises(ValueError, match=r"labels\['layer1.0'\] \(='other'\) is no candidate; choose from \['teacher'"):
+        library.compose({**dict.fromkeys(library.candidates, "teacher"), "layer1.0": "other"})
+    with pytest.raises(ValueError, match=r"more images than recipe.holdout \(=95\) \+ 1"):
+        make_library(given, Recipe(steps=0, holdout=95)).fill()
+    with pytest.raises(ValueError, match=r"change inputs or recipe.memory_limit_gb \(=1e-06\)"):
+        make_library((given[0], given[1].split(24)), Recipe(steps=0, holdout=16, memory_limit_gb=1e-6)).fill()
+
+
+FILL = """
+import torch
+from nkdlib.models import resnet
+from nkdlib.neighbourhoods import Library, Recipe
+torch.set_num_threads(1)
+torch.manual_seed(0)
+images, teacher = torch.randn(96, 3, 8, 8), resnet(8, 5, seed=0, widths=(8, 8, 12)).eval()
+library = Library(teacher, dict.fromkeys(teacher.block_names, (0.25, 0.5, 0.75)), images, Recipe(steps=0, holdout=16))
+library.fill()
+found = library.best(params=3_000)
+print(sorted(found.labels.items()), sum(value.double().sum().item() for value in found.build().state_dict().values()))
+"""
+
+
+def test_two_processes_fill_one_library_at_once(runs):
+    both = [subprocess.Popen([sys.executable, "-c", FILL], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
+    assert all(process.returncode == 0 for process in both) and said[0] == said[1]
+    assert len(list((runs / "cache" / "distil_candidate").iterdir())) == 3 * 3 + 1  # one block can be left out
