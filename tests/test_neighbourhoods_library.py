@@ -92,6 +92,21 @@ def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
     assert made["distil_candidate"] == ["layer1.0 3 channels", "layer1.0 random"] and not made["rank"]
 
 
+def test_an_interrupted_fill_goes_on_where_it_was(given, made, monkeypatch):
+    noting = cache._make
+
+    def stopping(task, *rest):
+        if len(made["distil_candidate"]) == 5:
+            raise KeyboardInterrupt
+        return noting(task, *rest)
+
+    monkeypatch.setattr(cache, "_make", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        make_library(given).fill()
+    monkeypatch.setattr(cache, "_make", noting)
+    assert len(make_library(given).fill()) == 14 - 5 and len(made["distil_candidate"]) == 14
+
+
 def test_what_determines_a_candidate_is_in_its_key(given, made):
     teacher, x = given
     make_library(given).fill()
