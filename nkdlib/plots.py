@@ -159,6 +159,7 @@ def points_axis(ax: Axes, label: str) -> None:
     ax.set_yscale("symlog", linthresh=1)
     ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([-1, 0, 1, 2, 5, 10, 20, 50]))
     ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_ylim(min(-0.5, ax.dataLim.y0), 1.2 * max(ax.dataLim.y1, 2))
     ax.set_ylabel(label)
 
 
