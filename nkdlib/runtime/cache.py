@@ -139,8 +139,8 @@ class Cache:
         artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
         executor = executor or make_executor()
         futures: dict[Future, str] = {}
-        with Progress(title or (wanted[0][0].label if wanted else ""), len(keys), "task") as progress:
-            progress.advance(sum(artefacts[key] is not None for key in keys))
+        with Progress(title or (wanted[0][0].label if wanted else ""), len(by_key), "task") as progress:
+            progress.advance(sum(artefact is not None for artefact in artefacts.values()))
             try:
                 for key, (task, ingredients) in by_key.items():
                     if artefacts[key] is None:
