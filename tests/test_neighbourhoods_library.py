@@ -23,7 +23,7 @@ from nkdlib.neighbourhoods import (
     recompose,
     solve,
 )
-from nkdlib.runtime import Cache, cache
+from nkdlib.runtime import Cache, cache, make_executor
 from nkdlib.training import Store, accuracy, predict, reestimate_batchnorm
 
 RECIPE = Recipe(steps=0, holdout=16, solve_images=64)
@@ -314,6 +314,19 @@ def test_labels_and_images_that_do_not_fit_are_refused(given, library):
         make_library(given, Recipe(steps=0, holdout=95)).fill()
     with pytest.raises(ValueError, match=r"change inputs or recipe.memory_limit_gb \(=1e-06\)"):
         make_library((given[0], given[1].split(24)), Recipe(steps=0, holdout=16, memory_limit_gb=1e-6)).fill()
+
+
+def test_workers_make_the_same_candidates(given, library, made):
+    with make_executor(jobs=2) as workers:
+        other = make_library(given)
+        other.fill(workers)
+    assert not made["distil_candidate"]  # none in this process
+    for name, mine in library.candidates.items():
+        for label, candidate in mine.items():
+            if label != "teacher":
+                found = other.candidates[name][label]
+                assert (found.artefact.key, found.error) == (candidate.artefact.key, candidate.error)
+                assert all(torch.equal(found.artefact.tensors[k], v) for k, v in candidate.artefact.tensors.items())
 
 
 FILL = """
