@@ -29,7 +29,8 @@ test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke to
 	@$(PYTHON) -m pytest $(ARGS)
 
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@JUPYTER_PREFER_ENV_PATH=1 $(PYTHON) -m jupyterlab --notebook-dir=notebooks
+	@JUPYTER_PREFER_ENV_PATH=1 $(PYTHON) -m jupyterlab --notebook-dir=notebooks \
+		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(ARGS)
 
 data: $(READY)  ## fetch and decode the profile's data, or DATA
 	@data='$(DATA)'; $(PYTHON) -m nkdlib.data.fetch "$${data:-$$($(PYTHON) -c \

@@ -247,7 +247,7 @@ def test_capture_takes_the_first_images_once_and_says_how_much_it_keeps():
     numbers = 25 * (3 + 4 + 4 + 4)
     assert len(boundaries.store) == 10 and boundaries.bytes_per_image == 2 * numbers
     assert boundaries.store.bytes == 10 * 2 * numbers
-    assert repr(boundaries) == "boundaries of 10 images kept in memory, 0.00 GB"
+    assert repr(boundaries) == "boundaries of 10 images kept in memory, 0 MB"
     with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
         capture(net, neighbourhoods, [])
     with pytest.raises(OverflowError, match=r"boundary '0:x' is not finite in dtype \(=torch.float16\); use dtype="):

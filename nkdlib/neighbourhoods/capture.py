@@ -112,7 +112,7 @@ class Boundaries:
             yield pairs
 
     def __repr__(self) -> str:
-        size = f"{self.store.bytes / 1e9:.2f} GB"
+        size = f"{self.store.bytes / 1e6:,.0f} MB"
         if self.complete:
             return f"boundaries of {len(self.store):,} images kept in memory, {size}"
         return (

@@ -83,6 +83,8 @@ def plan(arguments: argparse.Namespace) -> list[Job]:
         runs, figures = arguments.out / "runs", arguments.out / "figures"
     jobs = []
     for notebook in arguments.notebooks or sorted((checkout() or Path.cwd()).glob("notebooks/*.ipynb")):
+        if not notebook.suffix:
+            notebook = (checkout() or Path.cwd()) / "notebooks" / f"{notebook}.ipynb"
         if not notebook.is_file():
             raise UsageError(f"there is no notebook {notebook}")
         try:
