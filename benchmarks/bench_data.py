@@ -1,6 +1,6 @@
 """Our batches against torchvision's transforms in a DataLoader with 2 workers, on CIFAR-10-sized images.
 
-Both shift, flip and normalise 20,000 random 32x32 RGB images, in batches of 128, by turns, an epoch each.
+Both shift, flip and normalize 20,000 random 32x32 RGB images, in batches of 128, by turns, an epoch each.
 The DataLoader keeps its workers from epoch to epoch, and its start is not counted. The aim is a ratio of 5.
 """
 

@@ -1,4 +1,4 @@
-"""Capture, distil, solve and recompose sub-networks, and check two papers with one command.
+"""Capture, distill, solve and recompose sub-networks, and check two papers with one command.
 
 ND is *Neighbourhood Distillation* (arXiv 2010.01189), FiGS is *Fine-Grained Stochastic Architecture
 Search* (arXiv 2006.09581).

@@ -1,4 +1,4 @@
-"""Every figure's look, in one place: theme, colours per method, intervals, saving with alternative text."""
+"""Every figure's look, in one place: theme, colors per method, intervals, saving with alternative text."""
 
 import io
 import os
@@ -20,8 +20,8 @@ WATERMARK = "smoke: not a result"
 _PALETTE = sns.color_palette("colorblind").as_hex()
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = _PALETTE
 
-# One colour per method, the same in every figure. Rivals never met in one figure may share one.
-method_colours: dict[str, str] = {
+# One color per method, the same in every figure. Rivals never met in one figure may share one.
+method_colors: dict[str, str] = {
     "ND": _BLUE,
     "ND, solved": _GREEN,
     "ND, copied": _PURPLE,
@@ -42,7 +42,7 @@ method_colours: dict[str, str] = {
     "MnasNet": _GREEN,
 }
 
-_STATES = {  # outcome of a criterion -> colour and marker, so that colour is never the only sign
+_STATES = {  # outcome of a criterion -> color and marker, so that color is never the only sign
     "full": (_GREEN, "o", "holds"),
     "partly": (_ORANGE, "D", "holds in part"),
     "does not hold": ("#a8123e", "X", "does not hold"),
@@ -51,7 +51,7 @@ _STATES = {  # outcome of a criterion -> colour and marker, so that colour is ne
 
 
 def theme() -> None:
-    """Set the look of all figures: seaborn's white grid, colour-blind palette, sizes for a 7 inch page."""
+    """Set the look of all figures: seaborn's white grid, color-blind palette, sizes for a 7 inch page."""
     sns.set_theme(
         context="paper",
         style="whitegrid",
@@ -130,14 +130,14 @@ def line_with_interval(
 ) -> None:
     """Draw the mean over seeds as a line, its 95 % t-interval as a band and every seed as a faint line.
 
-    Arguments: `x`, (n,); `values_by_seed`, seed -> (n,); `label`, the method, which also chooses the colour
+    Arguments: `x`, (n,); `values_by_seed`, seed -> (n,); `label`, the method, which also chooses the color
     unless `color` is given. Raises `ValueError` when a seed has another number of values than `x`.
     """
     for seed, values in values_by_seed.items():
         if len(values) != len(x):
             raise ValueError(f"values_by_seed[{seed}] has {len(values)} values for {len(x)} points of x")
     rows = np.asarray([list(values) for values in values_by_seed.values()], dtype=float)  # (seeds, n)
-    color = color or method_colours.get(label)
+    color = color or method_colors.get(label)
     mean = rows.mean(axis=0)
     (line,) = ax.plot(x, mean, label=label, color=color, marker=marker, linestyle=linestyle, zorder=3)
     for row in rows:
@@ -184,7 +184,7 @@ def forest(judgements: Sequence) -> Figure:
         mpl.lines.Line2D([], [], color=_STATES[s][0], marker=_STATES[s][1], linestyle="-", label=_STATES[s][2])
         for s in shown
     ]
-    handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle="-", label="bound (asked: grey side)"))
+    handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle="-", label="bound (asked: gray side)"))
     if any(assessment.criterion.reaches is not None for _, assessment in rows):
         handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle=":", label="in full from here"))
     fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))

@@ -20,11 +20,11 @@ def order(batches) -> list[int]:
     return torch.cat([y for _, y in batches]).tolist()
 
 
-def test_normalise_by_hand():
+def test_normalize_by_hand():
     images = numbered()
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
     expected = torch.tensor([-2.0, (0.2 - 0.5) / 0.25, 2.0]).view(3, 1, 1, 1)
-    torch.testing.assert_close(images.normalise(pixels), expected)
+    torch.testing.assert_close(images.normalize(pixels), expected)
 
 
 def test_batches_pair_pixels_with_labels_and_repeat():
@@ -185,6 +185,6 @@ def test_digits():
     assert (len(train), len(test), train.shape, train.num_classes) == (1437, 360, (1, 8, 8), 10)
     assert train.labels.bincount().min() >= 139 and test.labels.bincount().min() >= 35
     assert train.pixels.max() == 255 and (train.mean, train.std) == (test.mean, test.std)
-    x = train.normalise(train.pixels)
+    x = train.normalize(train.pixels)
     assert abs(x.mean()) < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
     assert repr(train).startswith("Images(digits train: 1,437 of 1x8x8, 10 classes, ")

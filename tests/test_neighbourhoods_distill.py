@@ -1,4 +1,4 @@
-"""Distillation of neighbourhoods: what is learnt from what, determinism, streaming, the cache and the errors."""
+"""Distillation of neighbourhoods: what is learned from what, determinism, streaming, the cache and the errors."""
 
 import copy
 import math
@@ -115,8 +115,8 @@ def test_held_out_images_are_never_trained_on(limit, batch):
     result = distill(teacher, {"1": Spy()}, inputs, recipe)
     streamed = limit < 1 and batch < 50
     assert ("streamed" in result.boundaries) == streamed and len(result["1"].losses) == len(Spy.seen) == 9
-    learnt = {i for rows in Spy.seen for i in rows}
-    assert learnt <= set(range(20, 50)) and len(learnt) >= 28  # a single image at an end of a batch is left out
+    learned = {i for rows in Spy.seen for i in rows}
+    assert learned <= set(range(20, 50)) and len(learned) >= 28  # a single image at an end of a batch is left out
     assert all(len(rows) <= 10 for rows in Spy.seen)
     if streamed:  # in order, one pass after another
         assert Spy.seen[0][0] in (20, 21) and sum(rows[0] == Spy.seen[0][0] for rows in Spy.seen) > 1

@@ -42,7 +42,7 @@ def given():
 @pytest.fixture
 def made(monkeypatch):
     """The labels of the tasks that are really run, by kind."""
-    calls, make = {"rank": [], "distil_candidate": [], "time_module": []}, cache._make
+    calls, make = {"rank": [], "distill_candidate": [], "time_module": []}, cache._make
 
     def noting(task, *rest):
         calls[task.fn.__name__].append(task.label)
@@ -80,23 +80,23 @@ def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
     with pytest.raises(ValueError, match=r"14 of 18 candidates have not been distilled; call fill\(\)"):
         first.best(params=1_000)
     everything = [(n, k) for n, mine in first.candidates.items() for k in mine if k != "teacher"]
-    assert first.fill() == everything and made["distil_candidate"] == [" ".join(place) for place in everything]
+    assert first.fill() == everything and made["distill_candidate"] == [" ".join(place) for place in everything]
     assert made["rank"] == list(first.candidates)  # once for all widths
-    made["rank"].clear(), made["distil_candidate"].clear()
+    made["rank"].clear(), made["distill_candidate"].clear()
     again = make_library(given)
-    assert again.fill() == first.fill() == [] and not made["distil_candidate"] and not made["rank"]
+    assert again.fill() == first.fill() == [] and not made["distill_candidate"] and not made["rank"]
     assert weights(again.best(params=5_000)) == weights(first.best(params=5_000))
     again.add("layer1.0", "3 channels", 3)
     again.add("layer1.0", "random", 0.5, Recipe(start="random", steps=2, batch_size=8))
     assert again.fill() == [("layer1.0", "3 channels"), ("layer1.0", "random")]
-    assert made["distil_candidate"] == ["layer1.0 3 channels", "layer1.0 random"] and not made["rank"]
+    assert made["distill_candidate"] == ["layer1.0 3 channels", "layer1.0 random"] and not made["rank"]
 
 
 def test_an_interrupted_fill_goes_on_where_it_was(given, made, monkeypatch):
     noting = cache._make
 
     def stopping(task, *rest):
-        if len(made["distil_candidate"]) == 5:
+        if len(made["distill_candidate"]) == 5:
             raise KeyboardInterrupt
         return noting(task, *rest)
 
@@ -104,13 +104,13 @@ def test_an_interrupted_fill_goes_on_where_it_was(given, made, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_library(given).fill()
     monkeypatch.setattr(cache, "_make", noting)
-    assert len(make_library(given).fill()) == 14 - 5 and len(made["distil_candidate"]) == 14
+    assert len(make_library(given).fill()) == 14 - 5 and len(made["distill_candidate"]) == 14
 
 
 def test_what_determines_a_candidate_is_in_its_key(given, made):
     teacher, x = given
     make_library(given).fill()
-    made["distil_candidate"].clear()
+    made["distill_candidate"].clear()
     other = copy.deepcopy(teacher)
     other.layer3[0].conv1.weight.data[0] += 0.1
     for changed in ((other, x), (teacher, x.flip(0))):
@@ -320,7 +320,7 @@ def test_workers_make_the_same_candidates(given, library, made):
     with make_executor(jobs=2) as workers:
         other = make_library(given)
         other.fill(workers)
-    assert not made["distil_candidate"]  # none in this process
+    assert not made["distill_candidate"]  # none in this process
     for name, mine in library.candidates.items():
         for label, candidate in mine.items():
             if label != "teacher":
@@ -347,4 +347,4 @@ def test_two_processes_fill_one_library_at_once(runs):
     both = [subprocess.Popen([sys.executable, "-c", FILL], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=120)[0].splitlines()[-1] for process in both]
     assert all(process.returncode == 0 for process in both) and said[0] == said[1]
-    assert len(list((runs / "cache" / "distil_candidate").iterdir())) == 3 * 3 + 1  # one block can be left out
+    assert len(list((runs / "cache" / "distill_candidate").iterdir())) == 3 * 3 + 1  # one block can be left out

@@ -56,7 +56,7 @@ def test_the_band_is_the_t_interval():
     at_ten = corners[corners[:, 0] == 10][:, 1]
     assert (at_ten.min(), at_ten.max()) == pytest.approx((low, high))
     assert ax.lines[0].get_ydata()[0] == pytest.approx(7 / 3)
-    assert ax.lines[0].get_color() == plots.method_colours["ND"]
+    assert ax.lines[0].get_color() == plots.method_colors["ND"]
     assert len(ax.lines) == 4 and ax.get_legend_handles_labels()[1] == ["ND"]
 
 
@@ -79,7 +79,7 @@ def test_forest_draws_what_was_observed_and_says_when_nothing_was():
     assert plots.forest([judge(claim, [], "cpu") for claim in CLAIMS]).axes[0].texts
 
 
-def test_colours_of_rivals_differ():
+def test_colors_of_rivals_differ():
     families = [
         (
             "ND",
@@ -95,8 +95,8 @@ def test_colours_of_rivals_differ():
         ("FiGS", "MobileNetV3", "MnasNet"),
     ]
     for family in families:
-        colours = [plots.method_colours[name] for name in family]
-        assert len(set(colours)) == len(colours)
+        colors = [plots.method_colors[name] for name in family]
+        assert len(set(colors)) == len(colors)
 
 
 def test_writing_leaves_whole_files_only(tmp_path, monkeypatch):

@@ -154,7 +154,7 @@ ND_CLAIMS = (
             _above(
                 "cost_ratio",
                 10.0,
-                "seconds to distil one more architecture end to end, over seconds to choose and recompose it "
+                "seconds to distill one more architecture end to end, over seconds to choose and recompose it "
                 "from the library",
                 "x",
                 reaches=100.0,

@@ -28,7 +28,7 @@ from nkdlib.runtime.provenance import provenance
 
 OBSERVATIONS = "observations.json"
 PROVENANCE = "provenance.json"
-VERDICT_COLOURS = {"reproduced": "#029e73", "partly": "#b07c00", "not reproduced": "#d55e00", "not attempted": "#777"}
+VERDICT_COLORS = {"reproduced": "#029e73", "partly": "#b07c00", "not reproduced": "#d55e00", "not attempted": "#777"}
 
 
 class Results:
@@ -126,8 +126,8 @@ class Verdicts(list[Judgement]):
     def _repr_html_(self) -> str:
         text = []
         for judgement in self:
-            claim, colour = judgement.claim, VERDICT_COLOURS[judgement.verdict]
-            badge = f'<b style="color: {colour}">{judgement.verdict}</b>'
+            claim, color = judgement.claim, VERDICT_COLORS[judgement.verdict]
+            badge = f'<b style="color: {color}">{judgement.verdict}</b>'
             level = f" ({judgement.evidence})" if judgement.evidence else ""
             below = html.escape(f"published: {claim.published}; {judgement.reason}")
             text.append(f"<p><b>{claim.id}</b> {html.escape(claim.title)}: {badge}{level}<br>{below}</p>")

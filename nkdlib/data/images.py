@@ -1,7 +1,7 @@
 """Images as one uint8 tensor, and batches drawn from it as whole tensors.
 
 No worker process and no per-image Python stands between the data and a small network: a batch is one gather,
-one normalisation and, if asked for, one augmentation, on the device. The order depends on the seed alone.
+one normalization and, if asked for, one augmentation, on the device. The order depends on the seed alone.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Images:
-    """Labelled images of one size; cheap to subset, and cheap to send to another process.
+    """Labeled images of one size; cheap to subset, and cheap to send to another process.
 
     name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W),
     memory-mapped when they come from the store; labels: int64 (M,); classes: names by label; mean, std: per
@@ -124,7 +124,7 @@ class Images:
         order = _permutation(len(self), seed)
         return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, mean 0 and deviation 1 per channel over the training split."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device).view(-1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
@@ -143,7 +143,7 @@ class Images:
         channels_last: bool = False,
         drop_last: bool | None = None,
     ) -> "Batches":
-        """Batches of normalised images and labels; iterating again gives the same sequence again.
+        """Batches of normalized images and labels; iterating again gives the same sequence again.
 
         steps: this many batches, over as many epochs as it takes; epochs: or this many epochs (1 when neither
         is given); seed: decides the order, anew for each epoch, and the augmentation; augment: changes uint8
@@ -222,7 +222,7 @@ class Batches:
             pixels, labels = self.images.gather(chosen, self.device)  # (B, C, H, W), (B,)
             if self.augment is not None:
                 pixels = self.augment(pixels, augment_generator)
-            x = self.images.normalise(pixels)
+            x = self.images.normalize(pixels)
             yield (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), labels
 
 

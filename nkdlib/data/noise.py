@@ -12,7 +12,7 @@ BLOCK = 64  # images drawn at once, so that the images do not depend on the batc
 
 @dataclass(frozen=True)
 class GaussianImages:
-    """Batches of white Gaussian noise, float32 (B, C, H, W), in normalised units; touches no real data.
+    """Batches of white Gaussian noise, float32 (B, C, H, W), in normalized units; touches no real data.
 
     Iterating again gives the same images again, whatever the batch size and the device.
     """

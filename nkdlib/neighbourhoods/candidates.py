@@ -75,7 +75,7 @@ def _ranking(artefact: Artefact, device: torch.device) -> Ranking:
     return Ranking(order=tensors.pop("order").cpu(), normal=Normal(**tensors, **artefact.info))
 
 
-def distil_candidate(
+def distill_candidate(
     name: str,
     piece: Portable,
     student: Portable | float,
@@ -122,7 +122,7 @@ def distil_candidate(
 
 
 def shape_of(piece: nn.Module, student: Student, example: Tensor) -> nn.Module:
-    """The module that a student is, before it has learnt anything: itself, or the teacher's part made narrower."""
+    """The module that a student is, before it has learned anything: itself, or the teacher's part made narrower."""
     return student if isinstance(student, nn.Module) else narrow(piece, example, student)
 
 
@@ -160,7 +160,7 @@ def candidate_task(
         "recipe": recipe,
         "seed": seed_of(recipe.seed, here.name, "library"),
     }
-    return Task(distil_candidate, kwargs, label)
+    return Task(distill_candidate, kwargs, label)
 
 
 def ranking_task(task: Task) -> Task:

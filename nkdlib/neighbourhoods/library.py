@@ -52,7 +52,7 @@ class Library:
 
     Args:
         teacher: copied; a later change of it does not change the library.
-        candidates: by neighbourhood name, widths (labelled by their number), or widths and modules by label. A
+        candidates: by neighbourhood name, widths (labeled by their number), or widths and modules by label. A
             module has the shapes of the teacher's part. The teacher's own part is always a candidate (`teacher`,
             error 0), and so is leaving it out where shapes allow (`identity`).
         inputs: batches of images, or one tensor (N, C, H, W); labels are not used. All of them are captured.
@@ -109,7 +109,7 @@ class Library:
                 self.add(name, label, student)
 
     def add(self, name: str, label: str, student: Student, recipe: Recipe | None = None) -> None:
-        """One more candidate, which the next `fill` distils; arguments as for the library.
+        """One more candidate, which the next `fill` distills; arguments as for the library.
 
         Raises:
             ValueError: a label that is taken, a start without meaning for a module, or a shape that does not fit.
@@ -127,7 +127,7 @@ class Library:
         self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
 
     def fill(self, executor: Executor | None = None, threads: int = 0, batch: int = 1, repeats: int = 50) -> list:
-        """Distil the candidates that nobody has distilled yet, and measure latencies where asked for.
+        """Distill the candidates that nobody has distilled yet, and measure latencies where asked for.
 
         Args:
             executor: where candidates are distilled; this process where omitted.
@@ -145,7 +145,7 @@ class Library:
         artefacts = {place: self.cache.find(task) for place, task in tasks.items()}
         missing = [place for place, artefact in artefacts.items() if artefact is None]
         if missing:
-            artefacts |= dict(zip(missing, self._distil([tasks[place] for place in missing], executor), strict=True))
+            artefacts |= dict(zip(missing, self._distill([tasks[place] for place in missing], executor), strict=True))
         for (name, label), artefact in artefacts.items():
             candidate = self.candidates[name][label]
             candidate.artefact, candidate.error = artefact, artefact.info["local_error"]
@@ -158,7 +158,7 @@ class Library:
                 self.candidates[name][label].latency = measured
         return missing
 
-    def _distil(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
+    def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
         """Capture what the tasks need in one pass of the teacher, share what widths share, and run them."""
         names = [name for name in self.neighbourhoods.names if any(t.kwargs["name"] == name for t in tasks)]
         parts, recipe = split(self.teacher, names, self.example), self.recipe
@@ -189,12 +189,12 @@ class Library:
         here, label = self.neighbourhoods[name], f"{name} {label}"
         return candidate_task(here, candidate.student, candidate.recipe, boundary, self.teacher, label)
 
-    def _module(self, name: str, label: str, learnt: bool = False) -> nn.Module:
-        """A candidate's module, a copy, with or without what it has learnt."""
+    def _module(self, name: str, label: str, learned: bool = False) -> nn.Module:
+        """A candidate's module, a copy, with or without what it has learned."""
         here, candidate = self.neighbourhoods[name], self.candidates[name][label]
         student = here.module if candidate.student is None else candidate.student
         module = copy.deepcopy(shape_of(here.module, student, here.example)).requires_grad_(True)
-        if learnt:
+        if learned:
             module.load_state_dict(candidate.artefact.tensors)
         return module.to(here.example.device).eval()
 
@@ -256,7 +256,7 @@ class Library:
 
     def _compose(self, chosen: Selection) -> Composition:
         def make() -> nn.Module:
-            students = {n: self._module(n, k, learnt=True) for n, k in chosen.labels.items() if k != TEACHER}
+            students = {n: self._module(n, k, learned=True) for n, k in chosen.labels.items() if k != TEACHER}
             network = recompose(self.teacher, students) if students else copy.deepcopy(self.teacher)
             return network.to(memory_format=torch.channels_last) if self.channels_last else network
 

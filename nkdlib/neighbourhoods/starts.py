@@ -108,7 +108,7 @@ def check_order(boundaries: Boundaries, x: Tensor) -> None:
     before = boundaries.of(boundaries.neighbourhoods[0].name).take(slice(0, count))["x"]
     if (x[:count] - before).abs().max() > 0.01 * before.abs().max():  # far above the rounding to recipe.dtype
         raise ValueError(
-            "inputs gives other images, or another order, in every pass, so that held-out images would be learnt "
+            "inputs gives other images, or another order, in every pass, so that held-out images would be learned "
             "from; give a loader with shuffle=False and without augmentation, or a list of batches"
         )
 

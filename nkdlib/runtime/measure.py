@@ -1,7 +1,7 @@
 """Seconds and bytes, measured the same way everywhere.
 
 Device-seconds are what a method occupies its device for: on a CPU the process' own CPU seconds, which a
-busy neighbour on the machine does not lengthen, on a GPU the wall seconds between two synchronisations.
+busy neighbour on the machine does not lengthen, on a GPU the wall seconds between two synchronizations.
 """
 
 import resource
@@ -15,7 +15,7 @@ import torch
 class Stopwatch:
     """Time a `with` block; the readings are running values inside it and final ones after it.
 
-    device: "cpu" or a CUDA device, synchronised at both ends.
+    device: "cpu" or a CUDA device, synchronized at both ends.
     """
 
     def __init__(self, device: str | torch.device = "cpu"):
@@ -51,7 +51,7 @@ class Stopwatch:
 
     @property
     def device_s(self) -> float:
-        """Device-seconds: CPU seconds on a CPU, synchronised wall seconds on a GPU."""
+        """Device-seconds: CPU seconds on a CPU, synchronized wall seconds on a GPU."""
         return self.wall_s if self._cuda else self.cpu_s
 
 
