@@ -1,6 +1,6 @@
 """One candidate of one neighbourhood, made and measured by tasks of the cache.
 
-Neighbourhood Distillation, section 3, with the closed form of `closed_form` as a start. A candidate is solved on what
+ND (arXiv 2010.01189), with the closed form of `closed_form` as a start. A candidate is solved on what
 the teacher feeds it, never on what other students produce, so that it can stand beside any of them.
 """
 

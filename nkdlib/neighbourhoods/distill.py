@@ -1,6 +1,6 @@
 """Neighbourhood Distillation: one teacher pass, then every student neighbourhood by itself.
 
-Shao et al., arXiv 2010.01189, section 3.
+Shao et al., arXiv 2010.01189.
 """
 
 import dataclasses

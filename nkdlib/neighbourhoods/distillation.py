@@ -1,6 +1,6 @@
 """What distilling gives: students with their local errors and their costs.
 
-Shao et al., arXiv 2010.01189, section 3.
+Shao et al., arXiv 2010.01189.
 """
 
 from collections.abc import Iterator, Mapping

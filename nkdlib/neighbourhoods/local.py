@@ -1,6 +1,6 @@
 """Training one student neighbourhood against its teacher's part, on nothing but its own input and output.
 
-Neighbourhood Distillation, section 3: S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network. The loss is the
+ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network. The loss is the
 mean squared error over the variance of h_i, so that one learning rate serves every neighbourhood (the normalization
 is our choice).
 """

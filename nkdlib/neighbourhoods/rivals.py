@@ -1,6 +1,6 @@
 """Rules that the exact choice is compared with: local, uniform, random, and a climb by measured accuracy.
 
-Shao et al., arXiv 2010.01189: Student Search "locally selects the best candidate". Every rule takes a menu and a
+Shao et al., arXiv 2010.01189: candidates are re-used for search by choosing locally. Every rule takes a menu and a
 budget as `select` does, returns a `Selection` within the budget, and raises ValueError where it finds none.
 """
 

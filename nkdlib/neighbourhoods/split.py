@@ -1,6 +1,6 @@
 """Cut a network into neighbourhoods by the names of its submodules, without a change to its code.
 
-Neighbourhood Distillation, section 3: T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a
+ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a
 run of consecutive children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays
 the teacher's.
 """
