@@ -6,7 +6,7 @@ import torchvision.models as zoo
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.models import BasicBlock, Cost, cost, count_params, resnet
+from nkdlib.models import FORMS, BasicBlock, Cost, Residual, cost, count_params, resnet
 from nkdlib.models.channels import channel_groups, cut, trace
 
 PUBLISHED = (
@@ -76,6 +76,26 @@ def test_a_seed_draws_the_same_network_and_nothing_else():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_residual_blocks_of_other_forms_cost_what_hand_counts_say():
+    norms = {"1x1": 6 + 12, "3x3": 6 + 12, "5x5": 6 + 12, "bottleneck": 6 + 6 + 12, "separable": 8 + 6 + 6 + 12}
+    kernels = {
+        "1x1": 8 * 6 + 6 * 12,
+        "3x3": 9 * (8 * 6 + 6 * 12),
+        "5x5": 25 * (8 * 6 + 6 * 12),
+        "bottleneck": 8 * 6 + 9 * 6 * 6 + 6 * 12,
+        "separable": 9 * 8 + 8 * 6 + 9 * 6 + 6 * 12,
+    }
+    for form in FORMS:
+        block = Residual(8, 12, form, inner=6, stride=2)
+        assert count_params(block) == kernels[form] + 2 * norms[form] + 8 * 12 + 2 * 12
+        assert block(torch.randn(2, 8, 5, 5)).shape == (2, 12, 3, 3)
+        assert sum(isinstance(part, nn.ReLU) for part in block.body) == (2 if form == "bottleneck" else 1)
+    same = Residual(8, 8, "3x3").eval()
+    nn.init.zeros_(same.body[-1].weight)
+    x = torch.randn(2, 8, 5, 5)
+    assert torch.equal(same(x), x.relu()) and isinstance(same.shortcut, nn.Identity)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -83,6 +103,7 @@ def test_a_seed_draws_the_same_network_and_nothing_else():
         (lambda: resnet(8, 10, widths=(4, 8)), r"blocks \(=\(1, 1, 1\)\) and widths \(=\(4, 8\)\)"),
         (lambda: resnet(8, 10, inner=(4,)), r"inner \(=\[4\]\) must name one width for each of the 3 blocks"),
         (lambda: BasicBlock(4, 4, inner=0), r"inner \(=0\) must be at least 1"),
+        (lambda: Residual(4, 4, "wide"), r"form \(='wide'\) must be one of 1x1, 3x3"),
     ],
 )
 def test_what_cannot_be_built_is_named(make, message):

@@ -25,6 +25,7 @@ from nkdlib.neighbourhoods import (
 )
 from nkdlib.runtime import Cache, cache, make_executor
 from nkdlib.training import Store, accuracy, predict, reestimate_batchnorm
+from nkdlib.training.end_to_end import soft_targets
 
 RECIPE = Recipe(steps=0, holdout=16, solve_images=64)
 WIDTHS = {"0.25": 0.25, "0.5": 0.5, "6 channels": 6}
@@ -152,7 +153,7 @@ def test_local_errors_are_those_of_held_out_images(given, library):
     assert mine["identity"].error == pytest.approx(local_error(nn.Identity(), boundary), rel=1e-3)
     for label in ("0.5", "depthwise", "1x1"):
         chosen = {**dict.fromkeys(library.candidates, "teacher"), "layer2.1": label}
-        student = library.compose(chosen).build().layer2[1]
+        student = library.compose(chosen).build(bn_images=0).layer2[1]
         assert mine[label].error == pytest.approx(local_error(student, boundary), rel=1e-3)
         assert mine[label].artefact.info["params"] == mine[label].cost.params
     assert mine["0.5"].error < mine["1x1"].error
@@ -183,12 +184,68 @@ def test_the_best_network_meets_several_budgets_and_is_the_teacher_where_all_is_
     rivals.append(library.best(params=4_500, rule=choose_at_random, seed=3))
     assert all(found.error <= rival.error for rival in rivals[:2]) and rivals[2].costs["params"] <= 4_500
     assert set(library.best(params=4_500, rule=choose_uniform).labels.values()) == {"0.5"}
-    heavy = library.best(params=4_500, weights={"layer1.0": 1e6})
-    assert heavy.labels["layer1.0"] == "teacher" != library.best(params=4_500).labels["layer1.0"]
     with pytest.raises(ValueError, match=r"params \(=10\) can be [\d,]+ at the smallest"):
         library.best(params=10)
     with pytest.raises(ValueError, match=r"must give a limit for one or more of \['macs', 'params'\]"):
         library.best(latency_ms=1.0)
+
+
+def test_a_random_sample_is_drawn_from_all_networks_and_from_its_seed(library):
+    drawn = [tuple(c.labels.values()) for c in library.sample(40, seed=1)]
+    assert drawn == [tuple(c.labels.values()) for c in library.sample(40, seed=1)] != library.sample(40, seed=2)
+    for place, mine in enumerate(library.candidates.values()):
+        assert {labels[place] for labels in drawn} == set(mine)
+
+
+def test_a_calibrated_library_predicts_accuracies(given, library):
+    teacher, x = given
+    batch = [(x, predict(teacher, [x]).argmax(1))]  # the teacher is always right
+    calibrated = copy.copy(library)
+    forecast = calibrated.calibrate(batch, networks=8)
+    assert library.forecast is None and len(forecast.errors) == 9 and forecast.errors[0] == 0.0
+    assert forecast.accuracies[0] == forecast.accuracy(0.0) == 100.0 and forecast.tau < 0
+    composition = calibrated.best(params=5_000)
+    assert composition.accuracy == forecast.accuracy(composition.error)
+    assert f"predicted: accuracy {composition.accuracy:.1f} %, sum of errors" in repr(composition)
+
+
+def test_errors_in_context_are_what_a_candidate_does_to_predictions(given, library):
+    teacher, x = given
+    around = library.best(params=4_500)
+    found = library.in_context(around)
+    wanted, held_out, others = teacher(x[:16]), x[:16], x[16:]
+
+    def divergence(labels):
+        network = reestimate_batchnorm(library.compose(labels).build(bn_images=0), [others])
+        return soft_targets(network(held_out), wanted, 1.0).item()
+
+    for name, label in (("layer1.0", "0.25"), ("layer2.1", "depthwise"), ("layer3.0", "0.5")):
+        own = divergence({**around.labels, name: "teacher"})
+        rise = divergence({**around.labels, name: label}) - own
+        assert found.candidates[name][label].error == pytest.approx(rise, rel=1e-3, abs=1e-5)
+    assert all(mine["teacher"].error == 0.0 for mine in found.candidates.values())
+    assert "error in context" in repr(found) and "local error" in repr(library)
+    weights_before = weights(library.compose(around.labels))
+    assert weights(found.compose(around.labels)) == weights_before
+    assert found.best(params=4_500).costs["params"] <= 4_500
+
+
+def test_a_network_without_logits_has_no_errors_in_context(given):
+    teacher, x = given
+    headless = nn.Sequential(teacher.stem, teacher.layer1)
+    library = Library(headless, {"1.0": [0.5]}, x, RECIPE)
+    library.fill()
+    with pytest.raises(ValueError, match=r"in_context needs a teacher with logits \(B, classes\), not \(16, 8, 8, 8\)"):
+        library.in_context(library.compose({"1.0": "0.5"}))
+
+
+def test_the_library_says_what_it_took(given, made):
+    library = make_library(given)
+    library.fill()
+    infos = [c.artefact.info for mine in library.candidates.values() for c in mine.values() if c.artefact]
+    rankings = {round(info["ranking_s"], 9) for info in infos} - {0.0}
+    assert len(rankings) == len(made["rank"]) == 4
+    assert library.device_s == pytest.approx(sum(i["start_s"] + i["device_s"] for i in infos) + sum(rankings))
 
 
 def test_local_search_measures_networks_that_are_built(given, library):
@@ -207,8 +264,9 @@ def test_a_built_network_is_plain_and_its_own(given, library, tmp_path):
     composition = library.best(params=4_500)
     network, twin = composition.build(), library.compose(composition.labels).build()
     assert type(network) is type(teacher) and not network.training
-    students = {n: twin.get_submodule(n) for n in library.candidates}
-    assert torch.equal(predict(recompose(teacher, students), [x]), predict(network, [x]))
+    bare = composition.build(bn_images=0)
+    students = {n: bare.get_submodule(n) for n in library.candidates}
+    assert torch.equal(predict(recompose(teacher, students), [x]), predict(bare, [x]))
     torch.save(network.state_dict(), tmp_path / "network.pt")
     for parameter in twin.parameters():
         assert parameter.requires_grad
@@ -276,9 +334,7 @@ def test_it_reads_as_a_table(given, library):
     assert lines[0].split()[:4] == ["neighbourhood", "candidate", "local", "error"]
     assert lines[-1] == "18 candidates of 4 neighbourhoods, 400 networks" and library.size == 5 * 4 * 5 * 4
     composition = library.best(params=4_500)
-    assert f"predicted: sum of local errors {composition.error:.4f}, {composition.costs['params']:,} par" in repr(
-        composition
-    )
+    assert f"predicted: sum of errors {composition.error:.4f}, {composition.costs['params']:,} par" in repr(composition)
     assert len(composition.table) == 4
     assert "<table" in library._repr_html_() and "<table" in composition._repr_html_()
 

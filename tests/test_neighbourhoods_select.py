@@ -24,7 +24,7 @@ def random_menu(seed, neighbourhoods=4, candidates=5, correlated=True):
             costs = int(width * draw.integers(8, 12)), int(width * draw.integers(90, 110)), width * draw.random()
             options[f"n{i}"][f"k{k}"] = Option(float(error), dict(zip(COSTS, costs, strict=True)))
     base = {"params": 17, "macs": 1234, "latency_ms": -0.5}  # what is measured apart may add up to too much
-    return Menu(options, base, {"n0": 2.5} if seed % 3 == 0 else {})
+    return Menu(options, base)
 
 
 def every(menu):
@@ -103,22 +103,12 @@ def test_a_budget_that_says_nothing_is_refused(rule, budget):
         rule(random_menu(0), budget)
 
 
-def test_unknown_labels_and_weights_are_refused():
+def test_unknown_labels_are_refused():
     menu = random_menu(0, 2)
     with pytest.raises(ValueError, match=r"labels\['n1'\] \(=None\) is no candidate; choose from \['k0', 'k1'"):
         menu.selection({"n0": "k0"})
     with pytest.raises(ValueError, match=r"labels\['other'\]"):
         menu.selection({"n0": "k0", "n1": "k0", "other": "k0"})
-    with pytest.raises(ValueError, match=r"weights names \['x'\]"):
-        select(Menu(menu.options, {}, {"x": 1.0}), {"params": 1e9})
-
-
-def test_weights_move_the_choice_to_where_errors_matter():
-    options = {n: {"thin": Option(0.2, {"macs": 1}), "wide": Option(0.1, {"macs": 2})} for n in ("a", "b")}
-    for heavy, light in (("a", "b"), ("b", "a")):
-        found = select(Menu(options, {}, {heavy: 3.0}), {"macs": 3})
-        assert found.labels[heavy] == "wide" and found.labels[light] == "thin"
-        assert found.error == pytest.approx(0.5)
 
 
 def test_dominated_candidates_are_left_out_and_of_equal_ones_the_first_stays():

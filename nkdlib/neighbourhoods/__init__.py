@@ -9,6 +9,7 @@ from nkdlib.neighbourhoods.distill import distill, solve
 from nkdlib.neighbourhoods.distillation import Distillation, Distilled
 from nkdlib.neighbourhoods.library import Library
 from nkdlib.neighbourhoods.local import Recipe, local_error
+from nkdlib.neighbourhoods.prediction import Forecast
 from nkdlib.neighbourhoods.recompose import perturb, recompose
 from nkdlib.neighbourhoods.rivals import choose_at_random, choose_locally, choose_uniform, local_search
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
@@ -20,6 +21,7 @@ __all__ = [
     "Composition",
     "Distillation",
     "Distilled",
+    "Forecast",
     "Library",
     "Menu",
     "Neighbourhood",

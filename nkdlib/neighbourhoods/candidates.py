@@ -8,23 +8,34 @@ import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import cost
-from nkdlib.models.latency import latency
+from nkdlib.models.cost import Cost, cost
+from nkdlib.models.latency import Latency, latency
 from nkdlib.neighbourhoods.closed_form import Normal, Pairs, Ranking, rank_channels, solve_neighbourhood
-from nkdlib.neighbourhoods.distill import Portable
+from nkdlib.neighbourhoods.distill import Portable, classes_of
 from nkdlib.neighbourhoods.local import Recipe, local_error, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood
 from nkdlib.neighbourhoods.starts import CHUNK, Student, seed_of
 from nkdlib.neighbourhoods.students import narrow, reset
 from nkdlib.runtime.cache import Artefact, Task
-from nkdlib.runtime.keys import qualified_name
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.store import Store, images_of
+
+
+@dataclass
+class Candidate:
+    """One architecture for one neighbourhood; what is None is not known yet."""
+
+    student: Student | None = field(repr=False)  # None is the teacher's own part
+    recipe: Recipe = field(repr=False)
+    cost: Cost
+    error: float | None = None  # on held-out images: local, or in context
+    latency: Latency | None = None
+    artefact: Artefact | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -62,17 +73,18 @@ def rank(
     piece: Portable, classes: tuple[type, ...], boundary: Known, holdout: int, solve_images: int, ridge: float
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """What the closed form of every width shares, see `Ranking`; `classes` stands for the modules' code."""
-    found = rank_channels(copy.deepcopy(piece.module), _pairs(boundary.value, holdout, solve_images), ridge)
-    tensors, plain = {"order": found.order}, {}
-    for field in dataclasses.fields(Normal):
-        value = getattr(found.normal, field.name)
-        (tensors if isinstance(value, Tensor) else plain)[field.name] = value
+    with Stopwatch(boundary.value.take(slice(0, 1))["x"].device) as watch:
+        found = rank_channels(copy.deepcopy(piece.module), _pairs(boundary.value, holdout, solve_images), ridge)
+    tensors, plain = {"order": found.order}, {"seconds": watch.device_s}
+    for name, value in vars(found.normal).items():
+        (tensors if isinstance(value, Tensor) else plain)[name] = value
     return tensors, plain
 
 
 def _ranking(artefact: Artefact, device: torch.device) -> Ranking:
     tensors = {name: value.to(device) for name, value in artefact.tensors.items()}
-    return Ranking(order=tensors.pop("order").cpu(), normal=Normal(**tensors, **artefact.info))
+    plain = {name: value for name, value in artefact.info.items() if name != "seconds"}
+    return Ranking(order=tensors.pop("order").cpu(), normal=Normal(**tensors, **plain))
 
 
 def distill_candidate(
@@ -99,7 +111,8 @@ def distill_candidate(
         seed: of random weights and of the order of examples.
 
     Returns:
-        Its state; local_error on the held-out images, losses, params, macs, and device-seconds of start and steps.
+        Its state; local_error on the held-out images, losses, params, macs, and device-seconds of start,
+        steps and the ranking that all widths share.
     """
     teacher, store = copy.deepcopy(piece.module).eval(), boundary.value
     module = copy.deepcopy(student.module) if isinstance(student, Portable) else student
@@ -118,6 +131,7 @@ def distill_candidate(
     else:
         info = {"local_error": local_error(module, store[: recipe.holdout]), "losses": [], "device_s": 0.0}
     info |= {"params": counted.params, "macs": counted.macs, "start_s": watch.device_s}
+    info["ranking_s"] = ranking.value.info["seconds"] if ranking else 0.0  # shared by all widths
     return module.state_dict(), info
 
 
@@ -153,8 +167,8 @@ def candidate_task(
         "name": here.name,
         "piece": Portable(here.module),
         "student": Portable(student) if module else student,
-        "teacher_classes": _classes(teacher),
-        "student_classes": _classes(student) if module else (),
+        "teacher_classes": classes_of(teacher),
+        "student_classes": classes_of(student) if module else (),
         "boundary": boundary,
         "ranking": Known("follows from the rest") if recipe.start == "solved" and not module else None,
         "recipe": recipe,
@@ -176,9 +190,5 @@ def latency_task(module: nn.Module, shape: tuple[int, ...], **how: object) -> Ta
     blank = copy.deepcopy(module)
     for value in blank.state_dict().values():
         value.zero_()
-    kwargs = {"module": Portable(blank), "classes": _classes(module), "shape": shape, **how}
+    kwargs = {"module": Portable(blank), "classes": classes_of(module), "shape": shape, **how}
     return Task(time_module, kwargs, type(module).__name__)
-
-
-def _classes(module: nn.Module) -> tuple[type, ...]:
-    return tuple(sorted({type(part) for part in module.modules()}, key=qualified_name))

@@ -16,15 +16,21 @@ class Composition:
     """What was chosen, what that predicts, and how to build it; prints itself as a table."""
 
     labels: dict[str, str]  # the candidate by neighbourhood
-    error: float  # sum of the local errors, weighted where weights were given
+    error: float  # sum of the errors that the choice was made by
     costs: dict[str, float]  # of the whole network: params and macs, exactly; latency_ms, a sum over its parts
     table: pd.DataFrame = field(repr=False, compare=False)  # the library's rows of these candidates
-    make: Callable[[], nn.Module] = field(repr=False, compare=False)
+    accuracy: float | None  # predicted, in percent, where the library is calibrated
+    make: Callable[[int | None], nn.Module] = field(repr=False, compare=False)
     time: Callable[[nn.Module], Latency] = field(repr=False, compare=False)
 
-    def build(self) -> nn.Module:
-        """The recomposed network in evaluation mode, its weights its own: to be saved, loaded and fine-tuned."""
-        return self.make()
+    def build(self, bn_images: int | None = None) -> nn.Module:
+        """The recomposed network in evaluation mode, its weights its own: to be saved, loaded and fine-tuned.
+
+        Args:
+            bn_images: of the library's inputs, on which the running statistics of BatchNorm are measured again where
+                a neighbourhood was replaced; the recipe's where omitted, 0 leaves them.
+        """
+        return self.make(bn_images)
 
     def latency(self) -> Latency:
         """Measured on the built network as on its parts, to be held against `costs["latency_ms"]`."""
@@ -34,7 +40,8 @@ class Composition:
         """Predictions in one line."""
         units = {"params": "{:,} parameters", "macs": "{:,} MACs", "latency_ms": "{:.3g} ms"}
         costs = ", ".join(units[cost].format(value) for cost, value in self.costs.items())
-        return f"predicted: sum of local errors {self.error:.4f}, {costs}"
+        accuracy = "" if self.accuracy is None else f"accuracy {self.accuracy:.1f} %, "
+        return f"predicted: {accuracy}sum of errors {self.error:.4f}, {costs}"
 
     def __str__(self) -> str:
         return text(self.table, self.caption())
@@ -49,6 +56,7 @@ def formats(table: pd.DataFrame) -> dict[str, Callable[[object], str]]:
     """How the columns of a library's table are written."""
     known = {
         "local error": "{:.4f}".format,
+        "error in context": "{:.4f}".format,
         "params": "{:,}".format,
         "MACs": "{:,}".format,
         "latency [ms]": "{:.3g}".format,

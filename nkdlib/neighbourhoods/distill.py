@@ -218,15 +218,16 @@ def _task(
     return {
         "name": name,
         "student": Portable(started[name][label]),
-        "classes": _classes(started[name][label]),
+        "classes": classes_of(started[name][label]),
         "store": stores[name],
         "recipe": recipe,
         "seed": seed_of(recipe.seed, name, label, "order"),
     }
 
 
-def _classes(module: nn.Module) -> tuple[type, ...]:
-    return tuple(sorted({type(part) for part in module.modules()}, key=qualified_name))
+def classes_of(*modules: nn.Module) -> tuple[type, ...]:
+    """The classes that modules are made of; in a key they stand for their code."""
+    return tuple(sorted({type(part) for module in modules for part in module.modules()}, key=qualified_name))
 
 
 def train_portable(

@@ -8,20 +8,29 @@ exactly instead of locally.
 import copy
 import dataclasses
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import Cost, cost
+from nkdlib.models.cost import cost
 from nkdlib.models.latency import Latency
-from nkdlib.neighbourhoods.candidates import Known, candidate_task, latency_task, look_at, ranking_task, shape_of
+from nkdlib.neighbourhoods.candidates import (
+    Candidate,
+    Known,
+    candidate_task,
+    latency_task,
+    look_at,
+    ranking_task,
+    shape_of,
+)
 from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.composition import Composition, html, text
 from nkdlib.neighbourhoods.distill import BATCH, Executor, Portable
 from nkdlib.neighbourhoods.local import Recipe
+from nkdlib.neighbourhoods.prediction import Forecast, context_task
 from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import split
@@ -29,22 +38,13 @@ from nkdlib.neighbourhoods.starts import Student, check_shape
 from nkdlib.runtime.cache import Artefact, Cache, Task
 from nkdlib.runtime.executors import make_executor
 from nkdlib.runtime.keys import sha256
+from nkdlib.runtime.progress import progress
 from nkdlib.runtime.provenance import provenance
-from nkdlib.training.evaluate import device_of
+from nkdlib.training.batchnorm import reestimate_batchnorm
+from nkdlib.training.evaluate import accuracy, device_of
+from nkdlib.training.store import images_of
 
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
-
-
-@dataclass
-class Candidate:
-    """One architecture for one neighbourhood; what is None is not known yet."""
-
-    student: Student | None = field(repr=False)  # None is the teacher's own part
-    recipe: Recipe = field(repr=False)
-    cost: Cost
-    error: float | None = None  # local, on held-out images
-    latency: Latency | None = None
-    artefact: Artefact | None = field(default=None, repr=False)
 
 
 class Library:
@@ -92,6 +92,7 @@ class Library:
         self.inputs = list(inputs) if iter(inputs) is inputs else inputs
         images, digest = look_at(self.inputs)
         self._determined = [Portable(self.teacher).fingerprint, digest]
+        self.measure, self.forecast = "local error", None  # what errors are, and what they mean for accuracy
         self.example = images[:1].to(device_of(self.teacher))
         self.neighbourhoods = split(self.teacher, list(candidates), self.example)
         self.channels_last = any(
@@ -231,7 +232,6 @@ class Library:
         params: int | None = None,
         macs: int | None = None,
         latency_ms: float | None = None,
-        weights: Mapping[str, float] | None = None,
         rule: Callable[..., Selection] = select,
         **options: object,
     ) -> Composition:
@@ -240,31 +240,109 @@ class Library:
         Args:
             params, macs, latency_ms: limits of the whole network: learnable parameters, multiply-accumulates of one
                 image, predicted milliseconds of a batch (needs `fill(threads=...)`).
-            weights: of each neighbourhood's error, such as its measured sensitivity; 1 where omitted.
             rule: how to choose: `select`, which is exact, or one of its rivals; `options` are for the rule.
 
         Raises:
             ValueError: no budget, one that cannot be met (the smallest possible is named), or an unfilled library.
         """
         budget = {"params": params, "macs": macs, "latency_ms": latency_ms}
-        menu = dataclasses.replace(self.menu, weights=weights or {})
-        return self._compose(rule(menu, {k: v for k, v in budget.items() if v is not None}, **options))
+        return self._compose(rule(self.menu, {k: v for k, v in budget.items() if v is not None}, **options))
 
     def compose(self, labels: Mapping[str, str]) -> Composition:
         """The network with these candidates, by neighbourhood; ValueError where one is missing or unknown."""
         return self._compose(self.menu.selection(labels))
 
+    def sample(self, count: int, seed: int = 0) -> list[Composition]:
+        """Networks whose candidates are drawn at random, each candidate of a neighbourhood as likely as the others."""
+        draw = random.Random(seed)
+        return [self.compose({n: draw.choice(list(mine)) for n, mine in self.candidates.items()}) for _ in range(count)]
+
+    def calibrate(self, inputs: Iterable, networks: int = 16, metric: str = "params", seed: int = 0) -> Forecast:
+        """Measure the best networks under random budgets, so that those to come have a predicted accuracy.
+
+        Args:
+            inputs: batches of (images, labels) that nothing else is decided by.
+            networks: to measure, beside the teacher.
+            metric: the cost that the budgets are in, from the smallest network to the teacher.
+            seed: of the budgets.
+
+        Returns:
+            The forecast, also kept as `forecast`.
+        """
+        inputs, menu, draw = list(inputs), self.menu, random.Random(seed)
+        least = menu.base[metric] + sum(min(o.costs[metric] for o in mine.values()) for mine in menu.options.values())
+        whole = self.compose(dict.fromkeys(self.candidates, TEACHER))
+        budgets = [draw.uniform(least, whole.costs[metric]) for _ in range(networks)]
+        chosen = [whole, *(self._compose(select(menu, {metric: budget})) for budget in budgets)]
+        measured = [accuracy(c.build(), inputs) for c in progress(chosen, "calibrating", unit="networks")]
+        self.forecast = Forecast([c.error for c in chosen], measured)
+        return self.forecast
+
+    def in_context(self, around: Composition, executor: Executor | None = None) -> "Library":
+        """The same candidates with errors measured within a network that is about as small as the wanted ones.
+
+        A candidate's error is how much further the network's predictions move away from the teacher's with it than
+        with the teacher's own part in this one place: Kullback-Leibler divergence in nats on the held-out images,
+        BatchNorm measured again. No labels and no training; the choice stays exact. (Our own: a sum of local errors
+        does not know which errors the later layers forgive.)
+
+        Args:
+            around: the network, such as `best` gives for a middle budget.
+            executor: where this is measured; this process where omitted.
+        """
+        network = around.build(bn_images=0)
+        how = {"holdout": self.recipe.holdout, "bn_images": self.recipe.bn_images}
+        images = Known(self._determined[1], self._first_images(sum(how.values())))
+        tasks = []
+        for name, mine in self.candidates.items():
+            students = {label: self._module(name, label, learned=label != TEACHER) for label in mine}
+            tasks.append(context_task(self.teacher, network, name, students, images, **how))
+        found = self.cache.run(tasks, executor, "measuring candidates in context")
+        other = copy.copy(self)
+        other.measure, other.forecast, other.candidates = "error in context", None, {}
+        for (name, mine), artefact in zip(self.candidates.items(), found, strict=True):
+            shift = artefact.info
+            other.candidates[name] = {
+                k: dataclasses.replace(c, error=shift[k] - shift[TEACHER]) for k, c in mine.items()
+            }
+        return other
+
+    def _first_images(self, count: int) -> Tensor:
+        """The first images of the inputs, (at most `count`, C, H, W), on the teacher's device."""
+        chosen: list[Tensor] = []
+        for batch in self.inputs:
+            if sum(map(len, chosen)) >= count:
+                break
+            chosen.append(images_of(batch))
+        return torch.cat(chosen)[:count].to(self.example.device, self.example.dtype)
+
     def _compose(self, chosen: Selection) -> Composition:
-        def make() -> nn.Module:
+        def make(bn_images: int | None) -> nn.Module:
             students = {n: self._module(n, k, learned=True) for n, k in chosen.labels.items() if k != TEACHER}
             network = recompose(self.teacher, students) if students else copy.deepcopy(self.teacher)
-            return network.to(memory_format=torch.channels_last) if self.channels_last else network
+            network = network.to(memory_format=torch.channels_last) if self.channels_last else network
+            count = self.recipe.bn_images if bn_images is None else bn_images
+            if students and count:
+                reestimate_batchnorm(network, self._first_images(count).split(BATCH), count)
+            return network
 
         table = self.table()
         rows = [chosen.labels[row.neighbourhood] == row.candidate for row in table.itertuples()]
+        predicted = self.forecast.accuracy(chosen.error) if self.forecast else None
         return Composition(
-            **vars(chosen), table=table[rows], make=make, time=lambda m: self._time([(m, self.example)])[0]
+            **vars(chosen),
+            table=table[rows],
+            accuracy=predicted,
+            make=make,
+            time=lambda m: self._time([(m, self.example)])[0],
         )
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds that the candidates took, without the teacher's pass: rankings, closed forms and steps."""
+        families = [[c.artefact.info for c in mine.values() if c.artefact] for mine in self.candidates.values()]
+        own = sum(info["start_s"] + info["device_s"] for infos in families for info in infos)
+        return own + sum(max((info["ranking_s"] for info in infos), default=0.0) for infos in families)
 
     @property
     def size(self) -> int:
@@ -276,7 +354,7 @@ class Library:
         rows = []
         for name, mine in self.candidates.items():
             for label, c in mine.items():
-                row = {"neighbourhood": name, "candidate": label, "local error": c.error}
+                row = {"neighbourhood": name, "candidate": label, self.measure: c.error}
                 row |= {"params": c.cost.params, "MACs": c.cost.macs}
                 if c.latency:
                     row |= {"latency [ms]": c.latency.ms, "95 %": f"{c.latency.low_ms:.3g} to {c.latency.high_ms:.3g}"}

@@ -27,7 +27,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Selection:
-    """One candidate for each neighbourhood, the sum of their weighted errors, and the whole network's costs."""
+    """One candidate for each neighbourhood, the sum of their errors, and the whole network's costs."""
 
     labels: dict[str, str]
     error: float
@@ -49,7 +49,6 @@ class Menu:
 
     options: Mapping[str, Mapping[str, Option]]
     base: Mapping[str, float] = field(default_factory=dict)  # costs of what lies around the neighbourhoods
-    weights: Mapping[str, float] = field(default_factory=dict)  # of a neighbourhood's errors, 1 where omitted
 
     def selection(self, labels: Labels) -> Selection:
         """What these labels add up to; ValueError where one is missing or unknown."""
@@ -60,23 +59,21 @@ class Menu:
         chosen = {name: options[labels[name]] for name, options in self.options.items()}
         costs = next(iter(chosen.values())).costs
         total = {cost: sum((o.costs[cost] for o in chosen.values()), self.base.get(cost, 0)) for cost in costs}
-        error = math.fsum(self.weights.get(name, 1.0) * option.error for name, option in chosen.items())
+        error = math.fsum(option.error for option in chosen.values())
         return Selection({name: labels[name] for name in chosen}, error, total)
 
     def check(self, budget: Budget) -> None:
-        """Raise ValueError for a budget that names no cost, or weights that name no neighbourhood."""
+        """Raise ValueError for a budget that names no cost."""
         known = set.intersection(*(set(o.costs) for options in self.options.values() for o in options.values()))
         if not budget or not set(budget) <= known or any(math.isnan(limit) for limit in budget.values()):
             raise ValueError(f"budget (={dict(budget)}) must give a limit for one or more of {sorted(known)}")
-        if unknown := set(self.weights) - set(self.options):
-            raise ValueError(f"weights names {sorted(unknown)}; the neighbourhoods are {list(self.options)}")
 
 
 def select(menu: Menu, budget: Budget) -> Selection:
-    """The choice with the least sum of weighted errors within all budgets: exact, not a heuristic.
+    """The choice with the least sum of errors within all budgets: exact, not a heuristic.
 
     Args:
-        menu: options, the costs around them, and optional weights of their errors.
+        menu: options and the costs around them.
         budget: the limits of one or several costs of the whole network.
 
     Raises:
@@ -109,8 +106,7 @@ def _minimize(menu: Menu, budget: Budget, cost: str | None = None) -> dict[str, 
     places: list[tuple[str, str]] = []
     values, uses, left = [], {c: [] for c in budget}, {c: budget[c] - menu.base.get(c, 0) for c in budget}
     for name, options in menu.options.items():
-        weight = menu.weights.get(name, 1.0)
-        value = {k: weight * o.error if cost is None else o.costs[cost] for k, o in options.items()}
+        value = {k: o.error if cost is None else o.costs[cost] for k, o in options.items()}
         kept = undominated({k: (value[k], *(o.costs[c] for c in budget)) for k, o in options.items()})
         places += [(name, label) for label in kept]
         values += [value[label] - value[kept[0]] for label in kept]  # above the neighbourhood's least

@@ -44,6 +44,19 @@ _SPEED = {
     "repeats": 3,
 }
 _REPLACE = {"steps": 800, "probe_images": 2_000}
+_SEARCH = {
+    "images": 4_096,
+    "steps": 100,
+    "combinations": 60,
+    "budgets": [0.1, 0.15, 0.2, 0.3, 0.5],
+    "random_draws": 3,
+    "tuned_budgets": [0.15, 0.3],
+    "fine_tune_steps": 30,
+    "rival_steps": [30, 120, 480],
+    "rates": [5e-3, 1.5e-2, 4e-2],
+    "evaluations": 12,
+    "repeats": 50,
+}
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -59,6 +72,7 @@ PROFILES: dict[str, Profile] = {
                 "00_start_here": {**_FASHION, "teacher_steps": 400, "images": 3_000},
                 "01_local_replacement": {**_FASHION, **_IMAGES, **_REPLACE},
                 "02_distillation_speed": {**_FASHION, **_IMAGES, **_SPEED},
+                "03_student_search": {**_FASHION, **_IMAGES, **_SEARCH, "depth": 20, "teacher_steps": 800},
             },
         ),
         Profile(
@@ -71,6 +85,7 @@ PROFILES: dict[str, Profile] = {
                 "00_start_here": {**_CIFAR, "teacher_steps": 2_000, "images": 3_000},
                 "01_local_replacement": {**_CIFAR, **_IMAGES, **_REPLACE, "augment": True},
                 "02_distillation_speed": {**_CIFAR, **_IMAGES, **_SPEED, "augment": True},
+                "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "augment": True},
             },
         ),
         Profile("paper", data="imagenet", device="cuda", seeds=5, judged=True),
