@@ -90,7 +90,7 @@ def test_colors_of_rivals_differ():
             "end to end, copied",
             "teacher",
         ),
-        ("exact", "greedy", "random", "uniform", "local search", "teacher"),
+        ("exact", "in context", "local", "random", "uniform", "local search", "teacher"),
         ("FiGS", "uniform", "random", "original", "magnitude"),
         ("FiGS", "MobileNetV3", "MnasNet"),
     ]
