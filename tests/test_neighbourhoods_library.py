@@ -43,7 +43,7 @@ def given():
 @pytest.fixture
 def made(monkeypatch):
     """The labels of the tasks that are really run, by kind."""
-    calls, make = {"rank": [], "distill_candidate": [], "time_module": []}, cache._make
+    calls, make = {"rank": [], "distill_candidate": [], "time_modules": []}, cache._make
 
     def noting(task, *rest):
         calls[task.fn.__name__].append(task.label)
@@ -309,8 +309,8 @@ def test_gradient_steps_lower_the_error_of_a_start(given, library):
 def test_latency_has_its_circumstances_and_an_interval(given, made):
     library = Library(given[0], {"layer1.0": WIDTHS, "layer2.1": WIDTHS}, given[1], RECIPE)
     library.fill(threads=1, batch=4, repeats=12)
-    shapes = len(made["time_module"])
-    assert shapes == 1 + 10  # the teacher, and two neighbourhoods with the same input but for its height and width
+    # The teacher, and two neighbourhoods with the same input but for its height and width, in one go.
+    assert made["time_modules"] == ["11 modules"]
     for mine in library.candidates.values():
         for candidate in mine.values():
             found = candidate.latency
@@ -322,7 +322,7 @@ def test_latency_has_its_circumstances_and_an_interval(given, made):
     measured = whole.latency()
     assert 0 < measured.low_ms <= measured.high_ms
     library.fill(threads=1, batch=4, repeats=12)
-    assert len(made["time_module"]) == shapes  # kept, like the candidates
+    assert made["time_modules"] == ["11 modules", "1 modules"]  # kept, like the candidates
     with pytest.raises(ValueError, match=r"repeats \(=5\) must be at least 6"):
         library.fill(threads=1, repeats=5)
 

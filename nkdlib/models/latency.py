@@ -1,6 +1,7 @@
 """Seconds that a network takes on this machine, with an interval."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,14 +25,22 @@ class Latency:
         return f"{self.ms:.3g} ms [{self.low_ms:.3g}, {self.high_ms:.3g}], batch {self.batch}, {where}"
 
 
-@torch.inference_mode()
 def latency(model: nn.Module, example: Tensor, repeats: int = 50, hardware: str = "") -> Latency:
-    """Time forward passes one by one, in evaluation mode, under the current number of threads.
+    """The latency of one model; see `latencies`."""
+    return latencies([(model, example)], repeats, hardware)[0]
+
+
+@torch.inference_mode()
+def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, hardware: str = "") -> list[Latency]:
+    """Time forward passes, in evaluation mode, under the current number of threads.
+
+    Models take turns, one pass each, so that what else the machine does meets all of them alike, and each finds the
+    caches as another one left them, as it would within a network.
 
     Args:
-        model: put into evaluation mode; a convolutional one is fastest in the layout of its weights.
-        example: (B, ...), passed each time as it is; in-place work on it is the model's own affair.
-        repeats: timed passes, after a fifth as many that are not.
+        models: (model, example) each; a model is put into evaluation mode and is fastest in the layout of its
+            weights; an example, (B, ...), is passed each time as it is, in-place work on it is the model's own affair.
+        repeats: timed passes of each, after a fifth as many that are not.
         hardware: the processor's name, for the record; a GPU is asked for its own.
 
     Raises:
@@ -43,17 +52,27 @@ def latency(model: nn.Module, example: Tensor, repeats: int = 50, hardware: str 
     """
     if repeats < 6:
         raise ValueError(f"repeats (={repeats}) must be at least 6 for a 95 % interval of the median")
-    model.eval()
-    cuda, seconds = example.device.type == "cuda", []
+    seconds: list[list[float]] = [[] for _ in models]
     for _ in range(repeats // 5 + 1 + repeats):
-        if cuda:
-            torch.cuda.synchronize(example.device)
-        start = time.perf_counter()
-        model(example)
-        if cuda:
-            torch.cuda.synchronize(example.device)
-        seconds.append(time.perf_counter() - start)
-    ordered = sorted(1e3 * s for s in seconds[-repeats:])
+        for (model, example), taken in zip(models, seconds, strict=True):
+            taken.append(_seconds(model.eval(), example))
+    return [_summary(taken[-repeats:], example, hardware) for (_, example), taken in zip(models, seconds, strict=True)]
+
+
+def _seconds(model: nn.Module, example: Tensor) -> float:
+    cuda = example.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize(example.device)
+    start = time.perf_counter()
+    model(example)
+    if cuda:
+        torch.cuda.synchronize(example.device)
+    return time.perf_counter() - start
+
+
+def _summary(seconds: list[float], example: Tensor, hardware: str) -> Latency:
+    cuda, repeats = example.device.type == "cuda", len(seconds)
+    ordered = sorted(1e3 * s for s in seconds)
     below = int(binom.ppf(0.025, repeats, 0.5)) - 1  # order statistics that hold the median with 95 %, and more
     middle = (ordered[(repeats - 1) // 2] + ordered[repeats // 2]) / 2
     threads, name = (0, torch.cuda.get_device_name(example.device)) if cuda else (torch.get_num_threads(), hardware)

@@ -5,7 +5,6 @@ the teacher feeds it, never on what other students produce, so that it can stand
 """
 
 import copy
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost, cost
-from nkdlib.models.latency import Latency, latency
+from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.closed_form import Normal, Pairs, Ranking, rank_channels, solve_neighbourhood
 from nkdlib.neighbourhoods.distill import Portable, classes_of
 from nkdlib.neighbourhoods.local import Recipe, local_error, train_local
@@ -140,24 +139,6 @@ def shape_of(piece: nn.Module, student: Student, example: Tensor) -> nn.Module:
     return student if isinstance(student, nn.Module) else narrow(piece, example, student)
 
 
-def time_module(
-    module: Portable,
-    classes: tuple[type, ...],
-    shape: tuple[int, ...],
-    channels_last: bool,
-    repeats: int,
-    threads: int,
-    hardware: str,
-    device: str,
-) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Latency of a module on inputs of `shape`, (B, ...), under the current threads; see `Latency`."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    example = torch.randn(shape, device=device)
-    example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
-    network = copy.deepcopy(module.module).to(memory_format=layout)
-    return {}, dataclasses.asdict(latency(network, example, repeats, hardware))
-
-
 def candidate_task(
     here: Neighbourhood, student: Student, recipe: Recipe, boundary: Known, teacher: nn.Module, label: str
 ) -> Task:
@@ -182,13 +163,3 @@ def ranking_task(task: Task) -> Task:
     recipe, given = task.kwargs["recipe"], {name: task.kwargs[name] for name in ("piece", "boundary")}
     given |= {"classes": task.kwargs["teacher_classes"], "holdout": recipe.holdout}
     return Task(rank, given | {"solve_images": recipe.solve_images, "ridge": recipe.ridge}, task.kwargs["name"])
-
-
-@torch.no_grad()
-def latency_task(module: nn.Module, shape: tuple[int, ...], **how: object) -> Task:
-    """The task that times a module; with weights of zero, so that equal shapes are timed once."""
-    blank = copy.deepcopy(module)
-    for value in blank.state_dict().values():
-        value.zero_()
-    kwargs = {"module": Portable(blank), "classes": classes_of(module), "shape": shape, **how}
-    return Task(time_module, kwargs, type(module).__name__)

@@ -150,7 +150,7 @@ def capture(
 
     def fitting() -> Iterator[Tensor]:
         nonlocal complete
-        for batch in _first(inputs, images) if images is not None else map(images_of, inputs):
+        for batch in first_images(inputs, images) if images is not None else map(images_of, inputs):
             over = (shelf.filled + len(batch)) * per_image > memory_limit_gb * 1e9
             if over and shelf.filled >= min(keep, images or keep):
                 complete = False
@@ -176,7 +176,7 @@ def capture(
     return Boundaries(teacher, neighbourhoods, inputs, store, complete, per_image)
 
 
-def _first(inputs: Iterable, images: int) -> Iterator[Tensor]:
+def first_images(inputs: Iterable, images: int) -> Iterator[Tensor]:
     """The first `images` images, batch by batch."""
     left = images
     for batch in inputs:

@@ -16,17 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.cost import cost
-from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.candidates import (
     Candidate,
     Known,
     candidate_task,
-    latency_task,
     look_at,
     ranking_task,
     shape_of,
 )
-from nkdlib.neighbourhoods.capture import capture
+from nkdlib.neighbourhoods.capture import capture, first_images
 from nkdlib.neighbourhoods.composition import Composition, html, text
 from nkdlib.neighbourhoods.distill import BATCH, Executor, Portable
 from nkdlib.neighbourhoods.local import Recipe
@@ -35,14 +33,12 @@ from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import split
 from nkdlib.neighbourhoods.starts import Student, check_shape
+from nkdlib.neighbourhoods.timing import Timing, time_together
 from nkdlib.runtime.cache import Artefact, Cache, Task
-from nkdlib.runtime.executors import make_executor
 from nkdlib.runtime.keys import sha256
 from nkdlib.runtime.progress import progress
-from nkdlib.runtime.provenance import provenance
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import accuracy, device_of
-from nkdlib.training.store import images_of
 
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
 
@@ -95,11 +91,9 @@ class Library:
         self.measure, self.forecast = "local error", None  # what errors are, and what they mean for accuracy
         self.example = images[:1].to(device_of(self.teacher))
         self.neighbourhoods = split(self.teacher, list(candidates), self.example)
-        self.channels_last = any(
-            p.dim() == 4 and not p.is_contiguous() and p.is_contiguous(memory_format=torch.channels_last)
-            for p in self.teacher.parameters()
-        )
-        self.timing, self.whole = (1, 1, 50), None  # threads, batch, repeats; latency of the whole teacher
+        maps = [p for p in self.teacher.parameters() if p.dim() == 4 and not p.is_contiguous()]
+        channels_last = any(p.is_contiguous(memory_format=torch.channels_last) for p in maps)
+        self.timing, self.whole = Timing(channels_last=channels_last), None  # the latter: latency of the teacher
         self.candidates: dict[str, dict[str, Candidate]] = {}
         for here in self.neighbourhoods:
             self.candidates[here.name] = {TEACHER: Candidate(None, self.recipe, here.cost, error=0.0)}
@@ -132,8 +126,8 @@ class Library:
 
         Args:
             executor: where candidates are distilled; this process where omitted.
-            threads: to measure latencies with, one module after another in this process, so let nothing else run;
-                0 measures none.
+            threads: to measure latencies with, in this process and of all candidates again where one is new, so let
+                nothing else run; 0 measures none.
             batch, repeats: images of a timed forward pass, and passes.
 
         Returns:
@@ -151,10 +145,10 @@ class Library:
             candidate = self.candidates[name][label]
             candidate.artefact, candidate.error = artefact, artefact.info["local_error"]
         if threads:
-            self.timing = (threads, batch, repeats)
+            self.timing = dataclasses.replace(self.timing, threads=threads, batch=batch, repeats=repeats)
             parts = [(here.name, label) for here in self.neighbourhoods for label in self.candidates[here.name]]
             modules = [(self._module(name, label), self.neighbourhoods[name].example) for name, label in parts]
-            self.whole, *found = self._time([(self.teacher, self.example), *modules])
+            self.whole, *found = time_together(self.cache, [(self.teacher, self.example), *modules], self.timing)
             for (name, label), measured in zip(parts, found, strict=True):
                 self.candidates[name][label].latency = measured
         return missing
@@ -198,15 +192,6 @@ class Library:
         if learned:
             module.load_state_dict(candidate.artefact.tensors)
         return module.to(here.example.device).eval()
-
-    def _time(self, modules: Iterable[tuple[nn.Module, Tensor]]) -> list[Latency]:
-        """Latencies of (module, example), one after another, as `fill` was told to; known ones are not taken again."""
-        threads, batch, repeats = self.timing
-        how = {"channels_last": self.channels_last, "repeats": repeats, "threads": threads}
-        how |= {"hardware": provenance({})["hardware"]["cpu"], "device": str(self.example.device)}
-        tasks = [latency_task(module, (batch, *example.shape[1:]), **how) for module, example in modules]
-        found = self.cache.run(tasks, make_executor(threads=threads), "measuring latencies")
-        return [Latency(**artefact.info) for artefact in found]
 
     @property
     def menu(self) -> Menu:
@@ -263,7 +248,7 @@ class Library:
         Args:
             inputs: batches of (images, labels) that nothing else is decided by.
             networks: to measure, beside the teacher.
-            metric: the cost that the budgets are in, from the smallest network to the teacher.
+            metric: the cost that the budgets are in, log-uniformly from the smallest network to the teacher.
             seed: of the budgets.
 
         Returns:
@@ -272,8 +257,8 @@ class Library:
         inputs, menu, draw = list(inputs), self.menu, random.Random(seed)
         least = menu.base[metric] + sum(min(o.costs[metric] for o in mine.values()) for mine in menu.options.values())
         whole = self.compose(dict.fromkeys(self.candidates, TEACHER))
-        budgets = [draw.uniform(least, whole.costs[metric]) for _ in range(networks)]
-        chosen = [whole, *(self._compose(select(menu, {metric: budget})) for budget in budgets)]
+        budgets = [least * (whole.costs[metric] / least) ** draw.random() for _ in range(networks - 1)]
+        chosen = [whole, *(self._compose(select(menu, {metric: budget})) for budget in [*budgets, least])]
         measured = [accuracy(c.build(), inputs) for c in progress(chosen, "calibrating", unit="networks")]
         self.forecast = Forecast([c.error for c in chosen], measured)
         return self.forecast
@@ -290,40 +275,29 @@ class Library:
             around: the network, such as `best` gives for a middle budget.
             executor: where this is measured; this process where omitted.
         """
-        network = around.build(bn_images=0)
-        how = {"holdout": self.recipe.holdout, "bn_images": self.recipe.bn_images}
-        images = Known(self._determined[1], self._first_images(sum(how.values())))
-        tasks = []
+        holdout, bn_images = self.recipe.holdout, self.recipe.bn_images
+        images = torch.cat(list(first_images(self.inputs, holdout + bn_images))).to(self.example.device)
+        images = Known(self._determined[1], images)
+        network, tasks = around.build(bn_images=0), []
         for name, mine in self.candidates.items():
             students = {label: self._module(name, label, learned=label != TEACHER) for label in mine}
-            tasks.append(context_task(self.teacher, network, name, students, images, **how))
-        found = self.cache.run(tasks, executor, "measuring candidates in context")
+            tasks.append(context_task(self.teacher, network, name, students, images, holdout, bn_images))
+        shifts = self.cache.run(tasks, executor, "measuring candidates in context")
         other = copy.copy(self)
         other.measure, other.forecast, other.candidates = "error in context", None, {}
-        for (name, mine), artefact in zip(self.candidates.items(), found, strict=True):
-            shift = artefact.info
-            other.candidates[name] = {
-                k: dataclasses.replace(c, error=shift[k] - shift[TEACHER]) for k, c in mine.items()
-            }
+        for (name, mine), shift in zip(self.candidates.items(), (artefact.info for artefact in shifts), strict=True):
+            own = shift[TEACHER]
+            other.candidates[name] = {k: dataclasses.replace(c, error=shift[k] - own) for k, c in mine.items()}
         return other
-
-    def _first_images(self, count: int) -> Tensor:
-        """The first images of the inputs, (at most `count`, C, H, W), on the teacher's device."""
-        chosen: list[Tensor] = []
-        for batch in self.inputs:
-            if sum(map(len, chosen)) >= count:
-                break
-            chosen.append(images_of(batch))
-        return torch.cat(chosen)[:count].to(self.example.device, self.example.dtype)
 
     def _compose(self, chosen: Selection) -> Composition:
         def make(bn_images: int | None) -> nn.Module:
             students = {n: self._module(n, k, learned=True) for n, k in chosen.labels.items() if k != TEACHER}
             network = recompose(self.teacher, students) if students else copy.deepcopy(self.teacher)
-            network = network.to(memory_format=torch.channels_last) if self.channels_last else network
+            network = network.to(memory_format=torch.channels_last) if self.timing.channels_last else network
             count = self.recipe.bn_images if bn_images is None else bn_images
             if students and count:
-                reestimate_batchnorm(network, self._first_images(count).split(BATCH), count)
+                reestimate_batchnorm(network, self.inputs, count)
             return network
 
         table = self.table()
@@ -334,7 +308,7 @@ class Library:
             table=table[rows],
             accuracy=predicted,
             make=make,
-            time=lambda m: self._time([(m, self.example)])[0],
+            time=lambda network: time_together(self.cache, [(network, self.example)], self.timing)[0],
         )
 
     @property

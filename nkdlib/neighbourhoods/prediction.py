@@ -90,13 +90,23 @@ def shift_of_predictions(
 
 
 def context_task(
-    teacher: nn.Module, network: nn.Module, name: str, students: dict[str, nn.Module], images: Known, **how: int
+    teacher: nn.Module,
+    network: nn.Module,
+    name: str,
+    students: dict[str, nn.Module],
+    images: Known,
+    holdout: int,
+    bn_images: int,
 ) -> Task:
     """The task that measures the candidates of one neighbourhood within a network, see `shift_of_predictions`."""
     kwargs = {
         "teacher": Portable(teacher),
         "network": Portable(network),
+        "name": name,
         "students": {label: Portable(student) for label, student in students.items()},
         "classes": classes_of(*students.values(), teacher),
+        "images": images,
+        "holdout": holdout,
+        "bn_images": bn_images,
     }
-    return Task(shift_of_predictions, {"name": name, "images": images, **kwargs, **how}, name)
+    return Task(shift_of_predictions, kwargs, name)

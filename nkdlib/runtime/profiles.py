@@ -49,6 +49,8 @@ _SEARCH = {
     "steps": 100,
     "combinations": 60,
     "budgets": [0.1, 0.15, 0.2, 0.3, 0.5],
+    "latency_budgets": [0.5, 0.6, 0.7, 0.8, 0.9],
+    "latency_batch": 8,
     "random_draws": 3,
     "tuned_budgets": [0.15, 0.3],
     "fine_tune_steps": 30,

@@ -1,0 +1,71 @@
+"""Latencies of a library's modules, taken together and kept."""
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.models.latency import Latency, latencies
+from nkdlib.neighbourhoods.distill import Portable, classes_of
+from nkdlib.runtime.cache import Cache, Task
+from nkdlib.runtime.executors import make_executor
+from nkdlib.runtime.provenance import provenance
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """How latencies are taken."""
+
+    threads: int = 1
+    batch: int = 1  # images of one forward pass
+    repeats: int = 50  # timed passes
+    channels_last: bool = False
+
+
+def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], timing: Timing) -> list[Latency]:
+    """Latencies of (module, example of one image), measured in this process; equal shapes are timed once."""
+    modules = list(modules)
+    blanks = [(_blank(module), (timing.batch, *example.shape[1:])) for module, example in modules]
+    keys = [(portable.fingerprint, shape) for portable, shape in blanks]
+    different = dict(zip(keys, blanks, strict=True))
+    portables, shapes = zip(*different.values(), strict=True)
+    kwargs = {
+        "modules": portables,
+        "shapes": shapes,
+        "classes": classes_of(*(portable.module for portable in portables)),
+        "timing": timing,
+        "hardware": provenance({})["hardware"]["cpu"],
+        "device": str(modules[0][1].device),
+    }
+    task = Task(time_modules, kwargs, f"{len(different)} modules")
+    (artefact,) = cache.run([task], make_executor(threads=timing.threads), "measuring latencies")
+    found = dict(zip(different, artefact.info["latencies"], strict=True))
+    return [Latency(**found[key]) for key in keys]
+
+
+def time_modules(
+    modules: tuple[Portable, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    classes: tuple[type, ...],
+    timing: Timing,
+    hardware: str,
+    device: str,
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Latencies of modules on inputs of `shapes`, (B, ...) each; a task for the cache, `classes` stands for code."""
+    layout, models = torch.channels_last if timing.channels_last else torch.contiguous_format, []
+    for module, shape in zip(modules, shapes, strict=True):
+        example = torch.randn(shape, device=device)
+        example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
+        models.append((copy.deepcopy(module.module).to(memory_format=layout), example))
+    return {}, {"latencies": [dataclasses.asdict(found) for found in latencies(models, timing.repeats, hardware)]}
+
+
+@torch.no_grad()
+def _blank(module: nn.Module) -> Portable:
+    """A module with weights of zero, so that those of equal shapes are alike; zeros take no longer than others."""
+    module = copy.deepcopy(module)
+    for value in module.state_dict().values():
+        value.zero_()
+    return Portable(module)
