@@ -9,6 +9,9 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 
+TURN = 5  # timed passes in a row
+
+
 @dataclass(frozen=True)
 class Latency:
     """Median milliseconds of one forward pass over a batch, with a 95 % interval of that median."""
@@ -34,13 +37,13 @@ def latency(model: nn.Module, example: Tensor, repeats: int = 50, hardware: str 
 def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, hardware: str = "") -> list[Latency]:
     """Time forward passes, in evaluation mode, under the current number of threads.
 
-    Models take turns, one pass each, so that what else the machine does meets all of them alike, and each finds the
-    caches as another one left them, as it would within a network.
+    Models take turns of a few passes, so that what else the machine does meets all of them alike; the first pass of a
+    turn, which finds the caches as another model left them, is not timed.
 
     Args:
         models: (model, example) each; a model is put into evaluation mode and is fastest in the layout of its
             weights; an example, (B, ...), is passed each time as it is, in-place work on it is the model's own affair.
-        repeats: timed passes of each, after a fifth as many that are not.
+        repeats: timed passes of each, in turns of five after one that is not timed.
         hardware: the processor's name, for the record; a GPU is asked for its own.
 
     Raises:
@@ -53,9 +56,10 @@ def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, har
     if repeats < 6:
         raise ValueError(f"repeats (={repeats}) must be at least 6 for a 95 % interval of the median")
     seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(repeats // 5 + 1 + repeats):
+    for _ in range(-(-repeats // TURN) + 1):
         for (model, example), taken in zip(models, seconds, strict=True):
-            taken.append(_seconds(model.eval(), example))
+            model.eval()(example)
+            taken.extend(_seconds(model, example) for _ in range(TURN))
     return [_summary(taken[-repeats:], example, hardware) for (_, example), taken in zip(models, seconds, strict=True)]
 
 
