@@ -19,10 +19,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", 
 
 
 def _git(*command: str) -> str | None:
-    if (root := checkout()) is None:
-        return None
     try:
-        return subprocess.check_output(["git", "-C", str(root), *command], stderr=subprocess.DEVNULL, text=True).strip()
+        command = ["git", "-C", str(checkout() or os.devnull), *command]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         return None
 
