@@ -5,7 +5,6 @@ one normalization and, if asked for, one augmentation, on the device. The order 
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, is_dataclass
 from functools import cached_property
@@ -19,11 +18,10 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 class Images:
     """Labeled images of one size; cheap to subset, and cheap to send to another process.
 
-    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W),
-    memory-mapped when they come from the store; labels: int64 (M,); classes: names by label; mean, std: per
-    channel, of the training split, white being 1; fingerprint: SHA-256 of it all, computed when left out;
-    rows: which of the M images these are, all when left out; opener: opens the M images again in another
-    process, which spares sending them there.
+    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W); labels:
+    int64 (M,); classes: names by label; mean, std: per channel, of the training split, white being 1;
+    fingerprint: SHA-256 of it all, computed when left out; rows: which of the M images these are, all when left
+    out; opener: opens the M images again in another process, which spares sending them there.
     """
 
     def __init__(
@@ -82,9 +80,8 @@ class Images:
         return len(self._stored if self._rows is None else self._rows)
 
     def __repr__(self) -> str:
-        size = "x".join(map(str, self.shape))
-        what = f"{self.name} {self.part}: {len(self):,} of {size}, {self.num_classes} classes"
-        return f"Images({what}, {self.fingerprint[:8]})"
+        what = f"{len(self):,} of {'x'.join(map(str, self.shape))}, {self.num_classes} classes"
+        return f"Images({self.name} {self.part}: {what}, {self.fingerprint[:8]})"
 
     def __reduce__(self):
         if self._opener is not None:
@@ -108,8 +105,7 @@ class Images:
         if indices.dim() != 1 or not len(indices) or indices.min() < 0 or indices.max() >= len(self):
             raise ValueError(f"indices must be one row of positions from 0 to {len(self) - 1:,} of {self!r}")
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
-        rows = indices if self._rows is None else self._rows[indices]
-        return self._select(rows, digest)
+        return self._select(indices if self._rows is None else self._rows[indices], digest)
 
     def _select(self, rows: Tensor | None, fingerprint: str) -> "Images":
         stored = (self._stored, self._stored_labels, self.classes, self.mean, self.std, fingerprint)
@@ -161,24 +157,20 @@ class Images:
                 f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}; "
                 "or pass drop_last=False for one smaller batch"
             )
-        per_epoch = math.floor(len(self) / batch_size) if drop_last else math.ceil(len(self) / batch_size)
+        per_epoch = len(self) // batch_size if drop_last else -(-len(self) // batch_size)
         steps = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
-        where = torch.device(device), channels_last
-        return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, *where)
+        return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, torch.device(device), channels_last)
 
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
         rows = positions if self._rows is None else self._rows[positions]
         labels = self._stored_labels[rows].to(device)
-        if device.type == "cpu":
-            return self._stored.index_select(0, rows), labels
-        if device not in self._copies and device.type == "cuda":
+        if device.type == "cuda" and device not in self._copies:
             free_bytes, _ = torch.cuda.mem_get_info(device)
             if self._stored.numel() < free_bytes // 2:
                 self._copies[device] = self._stored.to(device)
-        if device in self._copies:
-            return self._copies[device].index_select(0, rows.to(device)), labels
-        return self._stored.index_select(0, rows).to(device), labels
+        stored = self._copies.get(device, self._stored)
+        return stored.index_select(0, rows.to(stored.device)).to(device), labels
 
 
 @dataclass(frozen=True, eq=False)

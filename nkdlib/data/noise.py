@@ -25,7 +25,6 @@ class GaussianImages:
     channels_last: bool = False
 
     name = "gaussian noise"
-    real_data = False
 
     def __post_init__(self):
         if self.count < 1 or self.batch_size < 1 or len(self.shape) != 3 or min(self.shape) < 1:
