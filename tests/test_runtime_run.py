@@ -144,7 +144,8 @@ def test_cells_and_the_results_of_others_that_a_notebook_reads_count(notebook, r
 
 def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(command, parameters, tmp_path, capsys):
     parameters(step=1)
-    assert run.main(command()) == 2
+    with pytest.raises(SystemExit, match="2"):
+        run.main(command())
     error = capsys.readouterr().err
     assert "00_nap.ipynb declares no parameter `step`" in error and "the nearest it has: steps" in error
     assert not (tmp_path / "out").exists()
@@ -153,7 +154,8 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(comma
 @pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
 def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert run.main(command(*options)) == 2
+    with pytest.raises(SystemExit, match="2"):
+        run.main(command(*options))
     assert "GPU" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ one normalization and, if asked for, one augmentation, on the device. The order 
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -131,34 +131,25 @@ class Images:
         batch_size: int,
         *,
         steps: int | None = None,
-        epochs: int | None = None,
         seed: int | None = None,
         shuffle: bool = True,
         augment: Augmentation | None = None,
         device: str | torch.device = "cpu",
         channels_last: bool = False,
-        drop_last: bool | None = None,
     ) -> "Batches":
         """Batches of normalized images and labels; iterating again gives the same sequence again.
 
-        steps: this many batches, over as many epochs as it takes; epochs: or this many epochs (1 when neither
-        is given); seed: decides the order, anew for each epoch, and the augmentation; augment: changes uint8
-        batches, see random_shift_flip; channels_last: memory format of x; drop_last: leave out an incomplete
-        last batch of an epoch, by default when shuffling.
+        steps: this many batches, over as many epochs as it takes, one epoch when not given; seed: decides the
+        order, anew for each epoch, and the augmentation; shuffle: an incomplete last batch is left out where it is
+        on; augment: changes uint8 batches, see random_shift_flip; channels_last: memory format of x.
         Raises ValueError for a combination that gives no batches or an undetermined order.
         """
-        drop_last = shuffle if drop_last is None else drop_last
-        if steps is not None and epochs is not None:
-            raise ValueError(f"give steps (={steps}) or epochs (={epochs}), not both")
         if seed is None and (shuffle or augment):
             raise ValueError("seed (=None) must be a number where shuffle or augment is on")
-        if batch_size < 1 or (drop_last and batch_size > len(self)):
-            raise ValueError(
-                f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}; "
-                "or pass drop_last=False for one smaller batch"
-            )
-        per_epoch = len(self) // batch_size if drop_last else -(-len(self) // batch_size)
-        steps = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
+        if batch_size < 1 or (shuffle and batch_size > len(self)):
+            raise ValueError(f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}")
+        per_epoch = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
+        steps = per_epoch if steps is None else steps
         return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, torch.device(device), channels_last)
 
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -189,15 +180,6 @@ class Batches:
 
     def __len__(self) -> int:
         return self.steps
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the batches; `augment` must be a dataclass to have one."""
-        if self.augment is not None and not is_dataclass(self.augment):
-            raise TypeError(f"augment (={self.augment}) must be a dataclass, whose fields can be told apart")
-        order = (self.batch_size, self.steps, self.steps_per_epoch, self.seed, self.shuffle)
-        how = f"{self.images.fingerprint} {order} {self.augment} {self.device.type}"
-        return hashlib.sha256(how.encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order_generator, augment_generator = torch.Generator(), torch.Generator()

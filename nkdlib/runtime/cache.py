@@ -59,10 +59,8 @@ class Artefact:
     """A result on disk; pickled as its path."""
 
     key: str
-    kind: str  # name of the function that made it
     path: Path = field(compare=False)
     info: dict[str, object] = field(compare=False, repr=False)
-    seconds: dict[str, float] = field(compare=False, repr=False)  # "wall" and "cpu", when it was made
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -98,7 +96,7 @@ def open_artefact(path: Path) -> Artefact:
             _VERIFIED.add(stamp)
     except (OSError, ValueError) as error:
         raise ArtefactDamaged(f"{path} is damaged: {error}") from error
-    return Artefact(content["key"], content["kind"], path, content["info"], content["seconds"])
+    return Artefact(content["key"], path, content["info"])
 
 
 class Cache:

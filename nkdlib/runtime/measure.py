@@ -5,7 +5,6 @@ busy neighbour on the machine does not lengthen, on a GPU the wall seconds betwe
 """
 
 import resource
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -42,8 +41,7 @@ def peak_memory_mb(device: str | torch.device = "cpu") -> float:
     status = Path("/proc/self/status")  # getrusage would count what the parent held before this program began
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
 
 
 class ChildrenMemory:

@@ -32,16 +32,6 @@ def _cpu_model() -> str:
     return named[1] if named else platform.processor() or platform.machine()
 
 
-def _without_paths(value: object) -> object:
-    if isinstance(value, str | os.PathLike) and Path(value).is_absolute():
-        return Path(value).name
-    if isinstance(value, Mapping):
-        return {str(name): _without_paths(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_paths(item) for item in value]
-    return value
-
-
 def provenance(
     parameters: Mapping[str, object], data_digest: str = "", seconds: Mapping[str, float] | None = None
 ) -> dict[str, object]:
@@ -55,7 +45,10 @@ def provenance(
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
-        "parameters": _without_paths(parameters),
+        "parameters": {
+            name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+            for name, value in parameters.items()
+        },
         "seeds": parameters.get("seeds"),
         "data": data_digest,
         "packages": {name: metadata.version(name) for name in PACKAGES},

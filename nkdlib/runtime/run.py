@@ -14,8 +14,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from unittest.mock import patch
 
 import nbformat
@@ -33,10 +35,6 @@ from nkdlib.runtime.places import checkout, figures_root, locked, runs_root
 from nkdlib.runtime.profiles import PROFILES
 
 ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class UsageError(Exception):
-    """The command line asks for something that cannot be."""
 
 
 class OwnKernel(AsyncKernelManager):
@@ -60,25 +58,25 @@ class Job:
         return runs_root() / self.profile / f"{self.notebook.stem}.{ending}"
 
 
-def plan(options: argparse.Namespace) -> list[Job]:
-    """Return the jobs that the command line asks for; raises UsageError for what no run could satisfy."""
+def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list[Job]:
+    """Return the jobs that the command line asks for; calls `refuse` with what no run could satisfy."""
     profile = PROFILES[options.profile]
     named = {key: getattr(options, key) for key in ("data", "seeds", "jobs", "device", "executor")}
     if str(named["device"] or profile.device).startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"profile {profile.name} runs on a GPU and none is usable here; choose profile cpu")
+        refuse(f"profile {profile.name} runs on a GPU and none is usable here; choose profile cpu")
     folder, jobs = (checkout() or Path.cwd()) / "notebooks", []
     for notebook in options.notebooks or sorted(folder.glob("*.ipynb")):
         notebook = notebook if notebook.suffix else folder / f"{notebook}.ipynb"
         if not notebook.is_file():
-            raise UsageError(f"there is no notebook {notebook}")
+            refuse(f"there is no notebook {notebook}")
         try:
             declared = papermill.inspect_notebook(str(notebook))
         except ValueError as error:  # not a notebook, or one that names no kernel
-            raise UsageError(f"{notebook} cannot be read: {error}") from error
+            refuse(f"{notebook} cannot be read: {error}")
         parameters = profile.for_notebook(notebook.stem, **named)
         for name in parameters.keys() - declared.keys():
             near = ", ".join(difflib.get_close_matches(name, declared, n=3, cutoff=0) or ["none"])
-            raise UsageError(f"{notebook.name} declares no parameter `{name}`; the nearest it has: {near}")
+            refuse(f"{notebook.name} declares no parameter `{name}`; the nearest it has: {near}")
         jobs.append(Job(notebook.resolve(), profile.name, parameters))
     return jobs
 
@@ -178,11 +176,11 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def reproduce(options: argparse.Namespace) -> int:
+def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
     """Run the notebooks that changed; returns 1 when one failed, else 0."""
     errors: dict[str, str] = {}
     started, ran, kept = time.monotonic(), 0, 0
-    for job in plan(options):
+    for job in jobs:
         with locked(runs_root(), "another run is at work here; waiting for it"):
             if not options.force and up_to_date(job):
                 print(f"{job.notebook.stem}: up to date", flush=True)
@@ -200,15 +198,14 @@ def reproduce(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the notebooks; returns 0, 1 when one failed, 2 for a usage error, 130 when interrupted."""
-    options = parser().parse_args(arguments)
+    """Run the notebooks; returns 0, 1 when one failed, 130 when interrupted; exits with 2 for a usage error."""
+    command = parser()
+    options = command.parse_args(arguments)
+    jobs = plan(options, command.error)
     private = tempfile.TemporaryDirectory(prefix="nkdlib-", dir="/tmp")  # a socket's path ends at 103 characters
     with private as folder, patch.dict(os.environ, environment(options.out, folder)):
         try:
-            return reproduce(options)
-        except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+            return reproduce(options, jobs)
         except KeyboardInterrupt:
             print("\ninterrupted; what was done is kept, and the next run goes on from there", file=sys.stderr)
             return 130
