@@ -215,8 +215,7 @@ def test_names_that_are_refused(tmp_path, monkeypatch):
         load("fashion-mnist")
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_cifar10_as_published(tmp_path, monkeypatch, packed):
+def test_cifar10_as_published(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     random, names = np.random.default_rng(0), [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
@@ -227,18 +226,12 @@ def test_cifar10_as_published(tmp_path, monkeypatch, packed):
     monkeypatch.setattr(CIFAR10, "train_list", [[name, md5[name]] for name in names[:5]])
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": md5["batches.meta"]})
-    damaged = folder / "test_batch"
-    if packed:
-        damaged = tmp_path / "cifar-10-python.tar.gz"
-        with tarfile.open(damaged, "w:gz") as archive:
-            archive.add(folder, folder.name)
-        shutil.rmtree(folder)
     train, test = load("cifar10", root=tmp_path), load("cifar10", "test", root=tmp_path)
     assert (len(train), len(test), train.shape) == (10, 2, (3, 32, 32))
     assert test.pixels.flatten().tolist() == batches["test_batch"]["data"].flatten().tolist()
     assert train.labels.tolist() == [3, 9] * 5 and train.classes[3] == "cat"
-    damaged.write_bytes(damaged.read_bytes()[:-20])
-    with pytest.raises(DataDamaged, match="cifar-10-"):
+    (folder / "test_batch").write_bytes((folder / "test_batch").read_bytes()[:-20])
+    with pytest.raises(DataDamaged, match="cifar-10-batches-py is damaged"):
         load("cifar10", root=tmp_path)
 
 

@@ -56,20 +56,15 @@ def _row(claim: Claim, judged: dict | None, notebooks: Path) -> tuple[str, ...]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, or put it into a file."""
+    """Put the table of profile cpu into a file."""
     parser = argparse.ArgumentParser("python -m nkdlib.claims.table", description=__doc__)
-    parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--update", type=Path, metavar="FILE", help=f"a file with {BEGIN} and {END}")
-    options = parser.parse_args(arguments)
-    notebooks = (options.update.parent if options.update else Path()) / "notebooks"
-    table = claims_table(read_reference(options.profile), notebooks)
-    if options.update is None:
-        print(table)
-        return 0
+    parser.add_argument("--update", type=Path, required=True, metavar="FILE", help=f"a file with {BEGIN} and {END}")
+    page = parser.parse_args(arguments).update
     try:
-        write_atomically(options.update, updated(options.update.read_text(), table).encode())
+        table = claims_table(read_reference("cpu"), page.parent / "notebooks")
+        write_atomically(page, updated(page.read_text(), table).encode())
     except (OSError, ValueError) as error:
-        print(f"error: {options.update}: {error}", file=sys.stderr)
+        print(f"error: {page}: {error}", file=sys.stderr)
         return 2
     return 0
 

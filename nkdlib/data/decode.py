@@ -5,10 +5,8 @@ import hashlib
 import io
 import lzma
 import tarfile
-import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -88,17 +86,12 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
     return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def read_cifar10(path: Path) -> Decoded:
-    """CIFAR-10 as published: the folder `cifar-10-batches-py`, or the archive that contains it."""
-    with tempfile.TemporaryDirectory() as unpacked:
-        if path.is_file():
-            with _opened(path) as archive:
-                archive.extractall(unpacked, filter="data")
-        root = unpacked if path.is_file() else path.parent
-        try:
-            parts = {split: CIFAR10(root, train=split == "train") for split in ("train", "test")}
-        except RuntimeError as error:
-            raise _damaged(path, "not CIFAR-10 as published, by its MD5 sums") from error
+def read_cifar10(folder: Path) -> Decoded:
+    """CIFAR-10 as published, the folder `cifar-10-batches-py`."""
+    try:
+        parts = {split: CIFAR10(folder.parent, train=split == "train") for split in ("train", "test")}
+    except RuntimeError as error:
+        raise _damaged(folder, "not CIFAR-10 as published, by its MD5 sums") from error
     splits = {split: (part.data.transpose(0, 3, 1, 2), np.array(part.targets)) for split, part in parts.items()}
     return splits, parts["train"].classes
 
@@ -141,12 +134,18 @@ def read_images(path: Path, image_size: int | None = None) -> Decoded:
 
 
 def _files(path: Path) -> dict[PurePosixPath, Path | io.BytesIO]:
-    """What lies in a folder of images or in its tar archive, by name."""
+    """What lies in a folder of images or in its tar archive, packed or not, by name."""
     if path.is_dir():
         return {PurePosixPath(file.relative_to(path)): file for file in path.glob("*/*/*")}
-    with _opened(path) as archive:
-        members = (member for member in archive if member.isfile())
-        return {PurePosixPath(member.name): io.BytesIO(archive.extractfile(member).read()) for member in members}
+    try:
+        with tarfile.open(path) as archive:
+            members = (member for member in archive if member.isfile())
+            files = {PurePosixPath(member.name): io.BytesIO(archive.extractfile(member).read()) for member in members}
+            if len(archive.fileobj.read()) < tarfile.BLOCKSIZE:  # tarfile takes a cut between files for the end
+                raise EOFError("the end-of-archive mark is missing")
+            return files
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise _damaged(path, f"not a whole tar archive ({error})") from error
 
 
 def _images_in(path: Path, files: Iterable[PurePosixPath], *accepted: str) -> list[PurePosixPath]:
@@ -170,18 +169,6 @@ def _read_image(path: Path, file: Path | io.BytesIO, image_size: int | None) -> 
     if image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """A tar archive, packed or not, to be read to its end; a cut is an error."""
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-            if len(archive.fileobj.read()) < tarfile.BLOCKSIZE:  # tarfile takes a cut between files for the end
-                raise EOFError("the end-of-archive mark is missing")
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise _damaged(path, f"not a whole tar archive ({error})") from error
 
 
 def _damaged(path: Path, found: str) -> DataDamaged:

@@ -33,7 +33,7 @@ NAMES = ("digits", "fashion-mnist", "cifar10")
 DIGITS_TEST, DIGITS_SEED = 360, 0  # a fifth of the 1,797, stratified by class
 BRING = {
     "fashion-mnist": "its four files, train-images-idx3-ubyte.gz and so on",
-    "cifar10": "cifar-10-python.tar.gz, the folder cifar-10-batches-py from it, or images as "
+    "cifar10": "the folder cifar-10-batches-py, unpacked from cifar-10-python.tar.gz, or images as "
     "cifar10/{train,test}/<class>/*.png (or .jpg; also packed as cifar10*.tar, .tar.gz or .tar.xz)",
 }
 
@@ -125,17 +125,16 @@ def _find_or_fetch(name: str, search: Path | None) -> Source:
 
 def _find_fashion_mnist(root: Path) -> Source | None:
     for folder in (root, root / "fashion-mnist", root / "FashionMNIST/raw"):
-        files = [file for name in FASHION_MD5 for file in (folder / f"{name}.gz", folder / name) if file.is_file()]
-        if len({file.stem if file.suffix else file.name for file in files}) == len(FASHION_MD5):
-            return Source(folder, read_fashion_mnist, tuple(files))
+        files = tuple(sorted(folder.glob("*-ubyte*")))
+        if FASHION_MD5.keys() <= {file.name.removesuffix(".gz") for file in files}:
+            return Source(folder, read_fashion_mnist, files)
     return None
 
 
 def _find_cifar10(root: Path) -> Source | None:
     for folder in (root, root / "cifar10"):
-        for original in (folder / CIFAR10.base_folder, folder / CIFAR10.filename):
-            if original.exists():
-                return Source(original, read_cifar10)
+        if (folder / CIFAR10.base_folder).is_dir():
+            return Source(folder / CIFAR10.base_folder, read_cifar10)
         if (folder / "train" / "airplane").is_dir():
             return Source(folder, read_cifar10_images)
     archives = sorted(root.glob("cifar10*.tar*"))
