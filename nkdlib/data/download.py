@@ -58,8 +58,9 @@ def fetch(name: str, folder: Path) -> list[str]:
         scratch.mkdir()
         socket.setdefaulttimeout(CONNECT_SECONDS)  # torchvision sets none
         try:
-            with Progress(f"fetching {name} from {place}", unit="data sets"):
+            with Progress(f"fetching {name} from {place}", 1, "data set") as progress:
                 fetched = fetcher(scratch)
+                progress.advance()
             shutil.rmtree(folder / fetched.name, ignore_errors=True)  # incomplete, or it would have been found
             fetched.rename(folder / fetched.name)
             return failures
