@@ -1,4 +1,7 @@
-"""Read the formats that image data sets come in; what was published is checked against its checksums."""
+"""Read the formats that image data sets come in; what was published is checked against its checksums.
+
+Torchvision is imported where it is used: it takes seconds, in every worker.
+"""
 
 import gzip
 import hashlib
@@ -13,8 +16,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets import CIFAR10, FashionMNIST
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nkdlib.data.images import Images
 from nkdlib.runtime.progress import Progress
@@ -63,6 +64,8 @@ def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 def read_fashion_mnist(folder: Path) -> Decoded:
     """Fashion-MNIST's four idx files, each packed or not."""
+    from torchvision.datasets import FashionMNIST
+
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         splits[split] = (
@@ -88,6 +91,8 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 
 def read_cifar10(folder: Path) -> Decoded:
     """CIFAR-10 as published, the folder `cifar-10-batches-py`."""
+    from torchvision.datasets import CIFAR10
+
     try:
         parts = {split: CIFAR10(folder.parent, train=split == "train") for split in ("train", "test")}
     except RuntimeError as error:
@@ -150,6 +155,8 @@ def _files(path: Path) -> dict[PurePosixPath, Path | io.BytesIO]:
 
 def _images_in(path: Path, files: Iterable[PurePosixPath], *accepted: str) -> list[PurePosixPath]:
     """The images in the one folder called so, sorted by class and name."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     folders: dict[PurePosixPath, list[PurePosixPath]] = {}
     for name in sorted(files):
         image = name.suffix.lower() in IMG_EXTENSIONS and not name.name.startswith(".")

@@ -6,8 +6,6 @@ import subprocess
 from http.client import HTTPException
 from pathlib import Path
 
-from torchvision.datasets import CIFAR10, FashionMNIST
-
 from nkdlib.runtime.progress import Progress
 
 CONNECT_SECONDS = 20  # and between two pieces of a download
@@ -16,6 +14,8 @@ DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
 
 def fashion_mnist_from_mirror(scratch: Path) -> Path:
+    from torchvision.datasets import FashionMNIST
+
     FashionMNIST(scratch, download=True)
     return scratch / "FashionMNIST"
 
@@ -33,16 +33,18 @@ def fashion_mnist_from_debian(scratch: Path) -> Path:
 
 
 def cifar10_from_mirror(scratch: Path) -> Path:
+    from torchvision.datasets import CIFAR10
+
     CIFAR10(scratch, download=True)
     return scratch / CIFAR10.base_folder
 
 
 FETCHERS = {  # name -> place -> what fetches a folder into an empty one and returns it
     "fashion-mnist": {
-        FashionMNIST.mirrors[0]: fashion_mnist_from_mirror,
+        "torchvision's mirror": fashion_mnist_from_mirror,
         f"Debian's package {DEBIAN_PACKAGE}": fashion_mnist_from_debian,
     },
-    "cifar10": {CIFAR10.url: cifar10_from_mirror},
+    "cifar10": {"torchvision's mirror": cifar10_from_mirror},
 }
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.datasets import CIFAR10
 
 from nkdlib.data.decode import (
     FASHION_MD5,
@@ -133,8 +132,8 @@ def _find_fashion_mnist(root: Path) -> Source | None:
 
 def _find_cifar10(root: Path) -> Source | None:
     for folder in (root, root / "cifar10"):
-        if (folder / CIFAR10.base_folder).is_dir():
-            return Source(folder / CIFAR10.base_folder, read_cifar10)
+        if (folder / "cifar-10-batches-py").is_dir():
+            return Source(folder / "cifar-10-batches-py", read_cifar10)
         if (folder / "train" / "airplane").is_dir():
             return Source(folder, read_cifar10_images)
     archives = sorted(root.glob("cifar10*.tar*"))
