@@ -150,10 +150,14 @@ def execute(job: Job) -> str | None:
 
 def environment(out: Path | None, private: str) -> dict[str, str]:
     """Return the variables that kernels get; out: a folder for runs/ and figures/; private: one to be removed."""
+    try:
+        terminal = os.ttyname(sys.__stderr__.fileno())
+    except OSError:  # none, or one without a name
+        terminal = os.devnull
     return {
         "NKD_RUNS": str((out / "runs" if out else runs_root()).resolve()),
         "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve()),
-        "NKD_PROGRESS": os.ttyname(sys.stderr.fileno()) if sys.stderr.isatty() else os.devnull,
+        "NKD_PROGRESS": terminal,  # where a kernel draws its bars
         "IPYTHONDIR": private,  # the user's start-up files stay out
         **dict.fromkeys(THREAD_VARIABLES, "1"),
         "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
