@@ -12,27 +12,28 @@ from nkdlib.runtime.code import reached_code
 
 LIBRARY = {
     "__init__.py": '"""Top."""\n',
-    "shapes/__init__.py": "from nkdlib.shapes.round import circle as disc\nfrom nkdlib.shapes.square import side\n",
-    "shapes/round.py": "from nkdlib.numbers import PI\n\ndef circle(r):\n    return PI * r * r\n",
+    "shapes/__init__.py": "from house.shapes.round import circle as disc\nfrom .square import side\n",
+    "shapes/round.py": "from ..numbers import PI\n\ndef circle(r):\n    return PI * r * r\n",
     "shapes/square.py": "def side(a):\n    return a * a\n",
-    "numbers.py": "import nkdlib.runtime.cache\nPI = 3\n",
-    "runtime/__init__.py": "",
-    "runtime/cache.py": "import nkdlib.secret\n",
+    "numbers.py": "import math\nimport house.cache\nPI = 3\n",
+    "cache.py": "import house.secret\n",
     "secret.py": "",
 }
+AREA = "def area(r):\n    from house.shapes import disc\n\n    return disc(r)\n"
 
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A small library in nkdlib's place; returns a function that writes one of its files."""
+    """A small library, whose `cache` is neutral; returns a function that writes one of its files."""
 
     def write(name, text):
-        path = tmp_path / "nkdlib" / name
+        path = tmp_path / "house" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         monkeypatch.setattr(code, "_LOADED", {})
 
-    monkeypatch.setattr(code, "SOURCES", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(code, "NEUTRAL", ("house.cache",))
     for name, text in LIBRARY.items():
         write(name, text)
     return write
@@ -53,40 +54,32 @@ def cell(monkeypatch):
     return run
 
 
-def area(r):
-    from nkdlib.shapes import disc
-
-    return disc(r)
-
-
-def test_imports_are_followed_through_re_exports_to_the_modules_that_define(library):
-    assert set(reached_code(area)) == {f"{__name__}.area", "nkdlib.shapes.round", "nkdlib.numbers"}
+def test_imports_are_followed_through_re_exports_to_the_modules_that_define(library, cell):
+    assert set(reached_code(cell(AREA).area)) == {"__main__.area", "house.shapes.round", "house.numbers"}
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "counts"),
+    ("name", "old", "new", "counts"),
     [
-        ("numbers.py", "import nkdlib.runtime.cache\nPI = 4\n", True),
-        ("numbers.py", '"""Numbers."""\nimport nkdlib.runtime.cache  # why\n\nPI = (3)\n', False),
-        (
-            "shapes/round.py",
-            LIBRARY["shapes/round.py"].replace("    return", '    """Area."""\n    return'),
-            False,
-        ),
-        ("shapes/round.py", LIBRARY["shapes/round.py"].replace("r * r", "r**2"), True),
-        ("shapes/square.py", "def side(a):\n    return a\n", False),
-        ("secret.py", "changed = True\n", False),
+        ("numbers.py", "PI = 3", "PI = 4", True),
+        ("numbers.py", "PI = 3", "\nPI = (3)  # why", False),
+        ("shapes/round.py", "    return", '    """Area."""\n    return', False),
+        ("shapes/round.py", "r * r", "r**2", True),
+        ("shapes/square.py", "a * a", "a", False),
+        ("secret.py", "", "changed = True\n", False),
     ],
 )
-def test_only_reached_code_counts(library, name, text, counts):
+def test_only_reached_code_counts(library, cell, name, old, new, counts):
+    area = cell(AREA).area
     before = reached_code(area)
-    library(name, text)
+    library(name, LIBRARY[name].replace(old, new))
     assert (reached_code(area) != before) == counts
 
 
-def test_code_edited_after_it_was_loaded_is_an_error(library, tmp_path):
+def test_code_edited_after_it_was_loaded_is_an_error(library, cell, tmp_path):
+    area = cell(AREA).area
     reached_code(area)
-    (tmp_path / "nkdlib" / "numbers.py").write_text("PI = 5\n")
+    (tmp_path / "house" / "numbers.py").write_text("PI = 5\n")
     with pytest.raises(RuntimeError, match=r"numbers.py was edited .* restart"):
         reached_code(area)
 
@@ -155,13 +148,7 @@ def test_a_closure_counts():
     assert reached_code(make(1)) == reached_code(make(1)) != reached_code(make(2))
 
 
-def test_the_users_own_modules_count(cell, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own_networks.py").write_text("WIDTH = 2\n\n\ndef build():\n    return WIDTH\n")
-    task = cell("import own_networks\n\ndef task():\n    return own_networks.build()\n").task
-    assert set(reached_code(task)) == {"__main__.task", "own_networks.build", "own_networks.WIDTH"}
-    del sys.modules["own_networks"]
+def test_nkdlib_as_this_process_loaded_it_counts():
+    from nkdlib.data import Images
 
-
-def test_everything_that_is_loaded_is_known():
-    assert Path(code.__file__) in code._LOADED
+    assert {"nkdlib.data.images"} <= set(reached_code(Images)) and Path(code.__file__) in code._LOADED

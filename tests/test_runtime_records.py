@@ -10,7 +10,7 @@ from joblib import cpu_count
 
 from nkdlib.runtime.measure import Stopwatch, peak_memory_mb
 from nkdlib.runtime.profiles import PROFILES, Profile
-from nkdlib.runtime.progress import clock, progress
+from nkdlib.runtime.progress import progress
 from nkdlib.runtime.provenance import provenance
 
 
@@ -29,12 +29,8 @@ def test_parameters_go_from_common_to_the_notebooks_to_the_users():
 
 def test_a_stopwatch_reads_wall_cpu_and_device_seconds():
     with Stopwatch() as watch:
-        total = sum(range(300_000))
-        inside = watch.wall_s
-    assert total and 0 < inside <= watch.wall_s == watch.wall_s
-    assert watch.device_s == watch.cpu_s > 0
-    with pytest.raises(RuntimeError, match="never started"):
-        _ = Stopwatch().wall_s
+        assert sum(range(300_000))
+    assert watch.wall_s > 0 and watch.device_s == watch.cpu_s > 0
 
 
 def test_memory_is_in_mebibytes():
@@ -52,21 +48,11 @@ def test_progress_says_one_line_in_a_log(capsys):
     ]
 
 
-def test_progress_reports_its_latest_step_to_the_runner(tmp_path, monkeypatch, capsys):
-    report = tmp_path / "progress.json"
-    monkeypatch.setenv("NKD_PROGRESS", str(report))
-    monkeypatch.setattr(sys.modules["nkdlib.runtime.progress"], "REPORT_EVERY_S", 0)
-    steps = progress(["a", "b", "c"], "spelling")
-    assert next(steps) == "a" and json.loads(report.read_text())["left_s"] is None
-    assert next(steps) == "b"
-    step = json.loads(report.read_text())
-    assert (step["title"], step["done"], step["total"]) == ("spelling", 1, 3) and step["left_s"] >= 0
-    steps.close()
-    assert capsys.readouterr().out == ""
-
-
-def test_seconds_read_as_a_clock():
-    assert [clock(seconds) for seconds in (0, 59.6, 130, 3_725)] == ["00:00", "01:00", "02:10", "1:02:05"]
+def test_progress_is_drawn_where_the_runner_says(tmp_path, monkeypatch, capsys):
+    (tmp_path / "terminal").touch()
+    monkeypatch.setenv("NKD_PROGRESS", str(tmp_path / "terminal"))
+    assert list(progress("abc", "spelling")) == ["a", "b", "c"]
+    assert "spelling:" in (tmp_path / "terminal").read_text() and capsys.readouterr().out == ""
 
 
 def test_provenance_names_code_data_packages_and_hardware_and_no_one():

@@ -1,10 +1,14 @@
 """The notebook runner, on a small notebook in a folder with a space in its name."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
+from dataclasses import replace
 
 import nbformat
 import psutil
@@ -12,8 +16,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nkdlib.runtime import run
-from nkdlib.runtime.monitor import Monitor
 from nkdlib.runtime.places import locked
+from nkdlib.runtime.profiles import PROFILES
 
 PARAMETERS = """
 profile: str = "cpu"  # the budget
@@ -87,6 +91,16 @@ def command(notebook, tmp_path):
     return lambda *options: [str(notebook), "--profile", "smoke", "--out", str(tmp_path / "out"), *options]
 
 
+@pytest.fixture
+def parameters(monkeypatch):
+    """Return a function that sets the notebook's parameters in the profile."""
+
+    def change(**values):
+        monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], parameters={"00_nap": values}))
+
+    return change
+
+
 def log(tmp_path):
     """Return the seeds that were computed, in order."""
     path = tmp_path / "out" / "runs" / "log"
@@ -106,29 +120,32 @@ def test_a_notebook_runs_once_and_again_only_after_a_change(notebook, command, t
     assert run.main(command()) == 0 and figure.exists()
     assert "up to date" not in capsys.readouterr().out.splitlines()[1]
     assert run.main(command("--seeds", "3")) == 0
-    text = nbformat.read(notebook, as_version=4)
-    text.cells[0].source = "# A nap"
-    nbformat.write(text, notebook)
-    assert not run.up_to_date(run.plan(run.parser().parse_args(command("--seeds", "3")))[0])
     assert log(tmp_path) == [0, 1, 2]  # the artefacts were kept all along
 
 
-def test_results_of_other_notebooks_that_a_notebook_reads_count(notebook, command, tmp_path):
-    text = nbformat.read(notebook, as_version=4)
-    text.metadata["nkdlib"] = {"reads": ["*/observations.json"]}
-    nbformat.write(text, notebook)
-    other = tmp_path / "out" / "figures" / "smoke" / "01_other" / "observations.json"
+def test_cells_and_the_results_of_others_that_a_notebook_reads_count(notebook, runs, monkeypatch, tmp_path):
+    monkeypatch.setenv("NKD_FIGURES", str(tmp_path / "figures"))
+    other = tmp_path / "figures" / "smoke" / "01_other" / "observations.json"
     other.parent.mkdir(parents=True)
-    other.write_text("[]")
-    job = run.plan(run.parser().parse_args(command()))[0]
+    job = run.Job(notebook, "smoke", {})
+    text = nbformat.read(notebook, as_version=4)
+    for change in ("[]", "[1]"):
+        text.metadata["nkdlib"] = {"reads": ["*/observations.json"]}
+        nbformat.write(text, notebook)
+        before = run.state(job)
+        assert run.state(job) == before
+        other.write_text(change)
+        assert run.state(job) != before
     before = run.state(job)
-    assert run.state(job) == before
-    other.write_text("[1]")
+    text.cells[0].source = "# A nap"
+    nbformat.write(text, notebook)
     assert run.state(job) != before
 
 
-def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(command, tmp_path, capsys):
-    assert run.main(command("-p", "step", "1")) == 2
+def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(command, parameters, tmp_path, capsys):
+    parameters(step=1)
+    with pytest.raises(SystemExit, match="2"):
+        run.main(command())
     error = capsys.readouterr().err
     assert "00_nap.ipynb declares no parameter `step`" in error and "the nearest it has: steps" in error
     assert not (tmp_path / "out").exists()
@@ -137,24 +154,28 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(comma
 @pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
 def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert run.main(command(*options)) == 2
+    with pytest.raises(SystemExit, match="2"):
+        run.main(command(*options))
     assert "GPU" in capsys.readouterr().err
 
 
-def test_a_failing_cell_is_shown_last_and_the_notebook_kept(command, tmp_path, capsys):
-    assert run.main(command("-p", "end", "error")) == 1
+def test_a_failing_cell_is_shown_last_and_the_notebook_kept(command, parameters, tmp_path, capsys):
+    parameters(end="error")
+    assert run.main(command()) == 1
     out, error = capsys.readouterr()
     assert error.rstrip().endswith("ValueError: as asked") and "\x1b" not in error
     kept = tmp_path / "out" / "runs" / "smoke" / "00_nap.failed.ipynb"
     assert str(kept) in out and kept.exists() and not kept.with_name("00_nap.ipynb").exists()
+    parameters(end="well")
     assert run.main(command()) == 0
     assert not kept.exists()
     assert log(tmp_path) == [0, 1]
 
 
-def test_a_kernel_that_dies_is_explained(command, capsys):
-    assert run.main(command("-p", "end", "death")) == 1
-    assert "the kernel died in cell 4 of 4: most often memory ran out" in capsys.readouterr().err
+def test_a_kernel_that_dies_is_explained(command, parameters, capsys):
+    parameters(end="death")
+    assert run.main(command()) == 1
+    assert "the kernel died in cell 4: most often memory ran out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -189,13 +210,19 @@ def test_two_runs_at_once_do_the_work_once(command, tmp_path):
     assert sum("up to date\n" in text for text in said) == 1
 
 
-def test_the_live_line_says_where_a_notebook_is(notebook, tmp_path):
-    monitor = Monitor(notebook, tmp_path / "report")
-    monitor.next_cell()
-    assert monitor.line() == "00_nap [cell 1/4]"
-    step = {"title": "distilling", "done": 37, "total": 90, "left_s": 130.4, "time": time.time()}
-    (tmp_path / "report").write_text(json.dumps(step))
-    assert monitor.line() == "00_nap [cell 1/4] distilling 37/90, 02:10 left"
+def test_a_terminal_shows_the_steps_of_a_kernel(command, tmp_path):
+    terminal, inside = os.openpty()
+    termios.tcsetwinsize(inside, (24, 100))
+    line = [sys.executable, "-m", "nkdlib.runtime.run", *command()]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=inside)
+    os.close(inside)
+    shown = b""
+    with suppress(OSError):  # the terminal is closed with the process
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    os.close(terminal)
+    assert process.wait() == 0
+    assert b"00_nap:" in shown and b"napping: " in shown and b"2/2" in shown
 
 
 def _wait(condition):

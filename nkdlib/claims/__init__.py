@@ -1,22 +1,9 @@
 """What the papers say, as data, and the judge: criterion, statistics, verdict."""
 
 from nkdlib.claims.catalogue import CLAIMS, Claim, claim_by_id
-from nkdlib.claims.criteria import Criterion, Interval, t_interval
-from nkdlib.claims.judge import Assessment, Judgement, Observation, judge
-from nkdlib.claims.observations import Results, Verdicts, read_observations
+from nkdlib.claims.criteria import Criterion, t_interval
+from nkdlib.claims.judge import Observation, judge
+from nkdlib.claims.observations import Results, read_observations
 
-__all__ = [
-    "CLAIMS",
-    "Assessment",
-    "Claim",
-    "Criterion",
-    "Interval",
-    "Judgement",
-    "Observation",
-    "Results",
-    "Verdicts",
-    "claim_by_id",
-    "judge",
-    "read_observations",
-    "t_interval",
-]
+__all__ = ["CLAIMS", "Claim", "Criterion", "Observation", "Results", "claim_by_id", "judge", "read_observations"]
+__all__ += ["t_interval"]

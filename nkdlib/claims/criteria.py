@@ -31,10 +31,14 @@ class Interval:
         """Number of seeds."""
         return len(self.values)
 
+    @property
+    def missed(self) -> str:
+        """The seeds that did not reach what was asked."""
+        return ", ".join(str(seed) for seed, value in self.values.items() if value is None)
+
     def __str__(self) -> str:
         if self.mean is None:
-            missed = [seed for seed, value in self.values.items() if value is None]
-            return f"not reached by seed {', '.join(map(str, missed))}, n={self.n}"
+            return f"not reached by seed {self.missed}, n={self.n}"
         bounds = "" if self.low is None else f" [{short(self.low)}, {short(self.high)}]"
         return f"{short(self.mean)}{bounds}, n={self.n}"
 
@@ -49,8 +53,8 @@ def short(value: float | None) -> str:
 def t_interval(values: Mapping[int, float | None]) -> Interval:
     """Student's t-interval over seeds: mean ± t(0.975, n - 1) * s / sqrt(n).
 
-    Arguments: `values`, the metric by seed; for two methods that is already their difference or ratio under
-    the same seed. Raises `ValueError` for no seed at all and for values that are not finite.
+    values: the metric by seed; for two methods that is already their difference or ratio under the same seed.
+    Raises `ValueError` for no seed at all and for values that are not finite.
     """
     if not values:
         raise ValueError("values is empty; a t-interval needs at least one seed")
@@ -103,8 +107,7 @@ class Criterion:
         if interval.n < self.seeds:
             return "not judged", f"{self.metric} has {interval.n} of {self.seeds} seeds"
         if interval.mean is None:
-            missed = [str(seed) for seed, value in interval.values.items() if value is None]
-            return "does not hold", f"{self.metric} was not reached by seed {', '.join(missed)}"
+            return "does not hold", f"{self.metric} was not reached by seed {interval.missed}"
         sign = 1 if self.sense == "above" else -1
         near, far = sorted((sign * interval.low, sign * interval.high))
         if near <= sign * self.bound:

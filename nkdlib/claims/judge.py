@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Literal
 
 from nkdlib.claims.catalogue import Claim, claim_by_id
@@ -27,11 +26,7 @@ class Observation:
         claim_by_id(self.claim).criterion(self.metric)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed (={self.seed!r}) of {self.claim} {self.metric} must be an int")
-        if self.value is not None and not isfinite(self.value):
-            raise ValueError(
-                f"value (={self.value}) of {self.claim} {self.metric}, seed {self.seed}, must be finite; "
-                "use None for 'not reached'"
-            )
+        t_interval({self.seed: self.value})  # refuses what is not finite
         if self.profile not in PROFILES:
             raise ValueError(f"profile (={self.profile!r}) must be one of {', '.join(PROFILES)}")
 
@@ -74,7 +69,7 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str)
     if profile not in PROFILES:
         raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")
     own = [observation for observation in observations if observation.claim == claim.id]
-    values = by_metric(own, claim.id)
+    values = by_metric(own)
     assessments = tuple(_assess(c, values.get(c.metric)) for c in claim.criteria if c.applies(profile))
     foreign = sorted({observation.profile for observation in own} - {profile})
 
@@ -102,18 +97,17 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str)
     return judgement("partly", short_of)
 
 
-def by_metric(observations: Iterable[Observation], claim: str) -> dict[str, dict[int, float | None]]:
+def by_metric(observations: Iterable[Observation]) -> dict[str, dict[int, float | None]]:
     """The values of one claim's metrics by seed. Raises `ValueError` for two values of one metric and seed."""
     values: dict[str, dict[int, float | None]] = {}
     for observation in observations:
-        if observation.claim == claim:
-            seeds = values.setdefault(observation.metric, {})
-            if observation.seed in seeds:
-                raise ValueError(
-                    f"{claim} {observation.metric} was observed twice under seed {observation.seed}; "
-                    "observe it once per seed and put conditions into a table"
-                )
-            seeds[observation.seed] = observation.value
+        seeds = values.setdefault(observation.metric, {})
+        if observation.seed in seeds:
+            raise ValueError(
+                f"{observation.claim} {observation.metric} was observed twice under seed {observation.seed}; "
+                "observe it once per seed and put conditions into a table"
+            )
+        seeds[observation.seed] = observation.value
     return values
 
 

@@ -19,39 +19,28 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from nkdlib import plots
-from nkdlib.claims.catalogue import claim_by_id
 from nkdlib.claims.criteria import short
-from nkdlib.claims.judge import Assessment, Judgement, Observation, by_metric, judge
+from nkdlib.claims.judge import Judgement, Observation, by_metric, judge
 from nkdlib.runtime.places import figures_root, runs_root
 from nkdlib.runtime.profiles import PROFILES
 from nkdlib.runtime.provenance import provenance
 
 OBSERVATIONS = "observations.json"
 PROVENANCE = "provenance.json"
-VERDICT_COLORS = {"reproduced": "#029e73", "partly": "#b07c00", "not reproduced": "#d55e00", "not attempted": "#777"}
 
 
 class Results:
     """Collects what one notebook observed, and writes it beside its figures and tables.
 
-    Arguments: `notebook`, the notebook's stem; `profile`; `parameters`, the notebook's own by name;
-    `data_fingerprint`, of the images it used; `root`, the folder to write to (default: see the module).
-    Raises `ValueError` for an unknown profile.
+    notebook: its stem; parameters: its own, by name; data_fingerprint: of the images it used.
     """
 
-    def __init__(
-        self,
-        notebook: str,
-        profile: str,
-        parameters: Mapping[str, object],
-        data_fingerprint: str = "",
-        root: str | Path | None = None,
-    ) -> None:
+    def __init__(self, notebook: str, profile: str, parameters: Mapping[str, object], data_fingerprint: str = ""):
         if profile not in PROFILES:
             raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")
         self.notebook, self.profile = notebook, profile
         self.parameters, self.data_fingerprint = dict(parameters), data_fingerprint
-        self.root = Path(root) if root is not None else _folder(notebook, profile)
+        self.root = _folder(notebook, profile)
         self.observations: list[Observation] = []
         self._started = time.perf_counter(), time.process_time()
 
@@ -63,12 +52,12 @@ class Results:
     def observe(self, claim_id: str, metric: str, seed: int, value: float | None, **condition: object) -> None:
         """Note one metric of one claim under one seed; `value` None: the seed did not reach what was asked.
 
-        Arguments: `condition`, what held while it was measured, for the reader. Raises `ValueError` for an
-        unknown claim or metric, a value that is not finite, and a second value for a metric and seed.
+        condition: what held while it was measured, for the reader. Raises `ValueError` for an unknown claim or
+        metric, a value that is not finite, and a second value for a metric and seed.
         """
         value = None if value is None else float(value)
         observation = Observation(claim_id, metric, int(seed), value, self.profile, condition)
-        by_metric([*self.observations, observation], claim_id)
+        by_metric(o for o in [*self.observations, observation] if o.claim == claim_id)
         self.observations.append(observation)
 
     def record(self, name: str, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
@@ -98,7 +87,7 @@ class Results:
 
     def verdict(self, *claim_ids: str) -> "Verdicts":
         """Judge the claims from what was observed so far."""
-        return Verdicts([judge(claim_by_id(claim), self.observations, self.profile) for claim in claim_ids])
+        return Verdicts(judge(claim, self.observations, self.profile) for claim in claim_ids)
 
     def write(self) -> Path:
         """Write observations and provenance, in an order that depends on their content only; their folder."""
@@ -118,58 +107,29 @@ class Results:
 
 
 class Verdicts(list[Judgement]):
-    """Judgements that print themselves, in a terminal and in a notebook."""
+    """Judgements that print themselves: the verdict, then two lines per criterion with every seed."""
 
     def __repr__(self) -> str:
-        return "\n".join(map(_text, self))
-
-    def _repr_html_(self) -> str:
         text = []
         for judgement in self:
-            claim, color = judgement.claim, VERDICT_COLORS[judgement.verdict]
-            badge = f'<b style="color: {color}">{judgement.verdict}</b>'
-            level = f" ({judgement.evidence})" if judgement.evidence else ""
-            below = html.escape(f"published: {claim.published}; {judgement.reason}")
-            text.append(f"<p><b>{claim.id}</b> {html.escape(claim.title)}: {badge}{level}<br>{below}</p>")
-            if judgement.assessments:
-                rows = [
-                    (f"{a.criterion.metric} ({a.criterion.unit})", a.criterion, a.interval or "-", _seeds(a))
-                    for a in judgement.assessments
-                ]
-                columns = ["metric", "criterion", "mean [95 % interval]", "seeds"]
-                text.append(pd.DataFrame(rows, columns=columns).to_html(index=False, border=0, justify="left"))
-        return "".join(text)
+            claim, level = judgement.claim, f", {judgement.evidence}" if judgement.evidence else ""
+            text.append(f"{claim.id:6}{claim.title}: {judgement.verdict.upper()}{level}")
+            text.append(f"      published: {claim.published}; here: {judgement.reason}")
+            for a in judgement.assessments:
+                if a.interval is not None:
+                    seeds = ", ".join(map(short, a.interval.values.values()))
+                    text.append(f"      {a.criterion.metric} = {a.interval} {a.criterion.unit}; seeds {seeds}")
+                    text.append(f"          asked: {a.criterion}; {a.outcome}")
+        return "\n".join(text)
 
 
-def _text(judgement: Judgement) -> str:
-    """A judgement for the terminal: the verdict, then one line per criterion with every seed."""
-    claim = judgement.claim
-    level = f", {judgement.evidence}" if judgement.evidence else ""
-    text = [f"{claim.id:6}{claim.title}: {judgement.verdict.upper()}{level}"]
-    text.append(f"      published: {claim.published}; here: {judgement.reason}")
-    for a in judgement.assessments:
-        if a.interval is not None:
-            text.append(f"      {a.criterion.metric} = {a.interval} {a.criterion.unit}; seeds {_seeds(a)}")
-            text.append(f"          asked: {a.criterion}; {a.outcome}")
-    return "\n".join(text)
-
-
-def _seeds(assessment: Assessment) -> str:
-    return ", ".join(map(short, assessment.interval.values.values())) if assessment.interval else ""
-
-
-def read_observations(profile: str, figures: str | Path | None = None) -> list[Observation]:
-    """Everything that the notebooks of a profile observed.
-
-    Arguments: `figures`, the folder of all profiles (default: the checkout's `figures/`). Raises `ValueError`
-    for a file that cannot be read, naming it and the remedy.
-    """
+def read_observations(profile: str) -> list[Observation]:
+    """Everything that the notebooks of a profile observed; ValueError for a file that cannot be read."""
     found: list[Observation] = []
-    for path in sorted((Path(figures or figures_root()) / profile).glob(f"*/{OBSERVATIONS}")):
+    for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}")):
         try:
             content = json.loads(path.read_text())
-            rows = [{**row, "profile": content["profile"]} for row in content["observations"]]
-            found.extend(Observation(**row) for row in rows)
+            found += [Observation(**row, profile=content["profile"]) for row in content["observations"]]
         except (ValueError, KeyError, TypeError) as error:
             remedy = f"remove it and run make reproduce PROFILE={profile}"
             raise ValueError(f"{path} is not a file of observations ({error}); {remedy}") from error

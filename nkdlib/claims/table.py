@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nkdlib.claims.catalogue import CLAIMS, Claim
-from nkdlib.claims.criteria import Criterion, Interval
+from nkdlib.claims.criteria import Interval
 from nkdlib.claims.observations import markdown
 from nkdlib.claims.verify import read_reference
 from nkdlib.plots import write_atomically
@@ -19,18 +19,15 @@ UPDATE = "python -m nkdlib.claims.table --update README.md"
 def claims_table(reference: dict | None, notebooks: Path) -> str:
     """The papers' claims, then the extensions, as the reference judges them.
 
-    Arguments: `reference`, of one profile, None: nothing was attempted yet; `notebooks`, their folder, to
-    link those that exist.
+    reference: of one profile, None: nothing was attempted yet; notebooks: their folder, to link those that exist.
     """
     judged = (reference or {}).get("claims", {})
-    rows = {
-        kind: [_row(c, judged.get(c.id), notebooks) for c in CLAIMS if c.extension is kind] for kind in (False, True)
-    }
-    where = f"profile `{reference['profile']}`" if reference else "no reference run is committed yet"
-    return (
-        f"The papers' claims ({where}):\n\n{markdown(COLUMNS, rows[False])}\n"
-        f"Extensions, which never fill a claim's row:\n\n{markdown(COLUMNS, rows[True])}"
+    claims, extensions = (
+        markdown(COLUMNS, [_row(c, judged.get(c.id), notebooks) for c in CLAIMS if c.extension is kind])
+        for kind in (False, True)
     )
+    where = f"profile `{reference['profile']}`" if reference else "no reference run is committed yet"
+    return f"The papers' claims ({where}):\n\n{claims}\nExtensions, which never fill a claim's row:\n\n{extensions}"
 
 
 def updated(text: str, table: str) -> str:
@@ -42,25 +39,6 @@ def updated(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, or put it into a file."""
-    parser = argparse.ArgumentParser("python -m nkdlib.claims.table", description=__doc__)
-    parser.add_argument("--profile", default="cpu")
-    parser.add_argument("--update", type=Path, metavar="FILE", help=f"a file with {BEGIN} and {END}")
-    options = parser.parse_args(arguments)
-    notebooks = (options.update.parent if options.update else Path()) / "notebooks"
-    table = claims_table(read_reference(options.profile), notebooks)
-    if options.update is None:
-        print(table)
-        return 0
-    try:
-        write_atomically(options.update, updated(options.update.read_text(), table).encode())
-    except (OSError, ValueError) as error:
-        print(f"error: {options.update}: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def _row(claim: Claim, judged: dict | None, notebooks: Path) -> tuple[str, ...]:
     name = f"**{claim.id}** {claim.title}"
     if claim.notebook and (notebooks / f"{claim.notebook}.ipynb").exists():
@@ -68,15 +46,27 @@ def _row(claim: Claim, judged: dict | None, notebooks: Path) -> tuple[str, ...]:
     published = claim.published if claim.extension else f"{claim.published} ({claim.source})"
     if judged is None:
         return name, published, "", "not attempted", ""
-    observed = [(c, judged["metrics"][c.metric]) for c in claim.criteria if c.metric in judged["metrics"]]
-    here = "<br>".join(_observed(criterion, found) for criterion, found in observed)
+    here = [
+        f"{criterion.metric} {Interval(**found)} ({criterion.unit}; asked: {criterion})"
+        for criterion in claim.criteria
+        if (found := {k: v for k, v in judged["metrics"].get(criterion.metric, {}).items() if k != "outcome"})
+    ]
     reason = "" if judged["verdict"] == "reproduced" else f": {judged['reason']}"
-    return name, published, here, f"**{judged['verdict']}**{reason}", judged["evidence"]
+    return name, published, "<br>".join(here), f"**{judged['verdict']}**{reason}", judged["evidence"]
 
 
-def _observed(criterion: Criterion, found: dict) -> str:
-    interval = Interval(found["mean"], found["low"], found["high"], found["values"])
-    return f"{criterion.metric} {interval} ({criterion.unit}; asked: {criterion})"
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Put the table of profile cpu into a file."""
+    parser = argparse.ArgumentParser("python -m nkdlib.claims.table", description=__doc__)
+    parser.add_argument("--update", type=Path, required=True, metavar="FILE", help=f"a file with {BEGIN} and {END}")
+    page = parser.parse_args(arguments).update
+    try:
+        table = claims_table(read_reference("cpu"), page.parent / "notebooks")
+        write_atomically(page, updated(page.read_text(), table).encode())
+    except (OSError, ValueError) as error:
+        print(f"error: {page}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -24,31 +24,43 @@ REFERENCE = "reference.json"
 INDIFFERENT = {"jobs", "executor"}  # parameters that must not change a result
 
 
-def judge_all(profile: str, figures: str | Path | None = None) -> Verdicts:
+def judge_all(profile: str) -> Verdicts:
     """Judge every claim of the catalogue on what the profile's notebooks observed."""
-    observations = read_observations(profile, figures)
+    observations = read_observations(profile)
     return Verdicts(judge(claim, observations, profile) for claim in CLAIMS)
 
 
-def as_reference(judgements: Sequence[Judgement], profile: str, figures: str | Path | None = None) -> dict:
+def as_reference(judgements: Sequence[Judgement], profile: str) -> dict:
     """What is committed for a profile: verdicts, means and every seed, with the notebooks' provenance."""
-    return {
-        "profile": profile,
-        "claims": {j.claim.id: _summary(j) for j in judgements},
-        "provenance": _origins(Path(figures or figures_root()) / profile),
+    folders = [path.parent for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}"))]
+    origins = {folder.name: folder / PROVENANCE for folder in folders}
+    claims = {
+        judgement.claim.id: {
+            "verdict": judgement.verdict,
+            "reason": judgement.reason,
+            "evidence": judgement.evidence,
+            "metrics": {
+                a.criterion.metric: {**asdict(a.interval), "outcome": a.outcome}
+                for a in judgement.assessments
+                if a.interval is not None
+            },
+        }
+        for judgement in judgements
     }
+    provenance = {name: json.loads(path.read_text()) for name, path in origins.items() if path.exists()}
+    return {"profile": profile, "claims": claims, "provenance": provenance}
 
 
-def read_reference(profile: str, figures: str | Path | None = None) -> dict | None:
+def read_reference(profile: str, figures: Path | None = None) -> dict | None:
     """The committed reference of a profile, None where there is none."""
-    path = Path(figures or figures_root()) / profile / REFERENCE
+    path = (figures or figures_root()) / profile / REFERENCE
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def differences(reference: dict, here: dict) -> list[str]:
     """What differs between two references beyond the criteria's tolerances, one sentence each."""
     found = []
-    nothing = {"verdict": "not attempted", "reason": "", "metrics": {}}
+    nothing = {"verdict": "not attempted", "metrics": {}}
     for claim in sorted({*reference["claims"], *here["claims"]}):
         if claim not in here["claims"]:
             found.append(f"{claim} is in the reference and no longer in the catalogue")
@@ -56,11 +68,10 @@ def differences(reference: dict, here: dict) -> list[str]:
         then, now = reference["claims"].get(claim, nothing), here["claims"][claim]
         if then["verdict"] != now["verdict"]:
             found.append(f"{claim}: {now['verdict']} ({now['reason']}); the reference: {then['verdict']}")
-        for metric in sorted({*then["metrics"], *now["metrics"]}):
-            if metric not in now["metrics"] or metric not in then["metrics"]:
-                where = "the reference" if metric in then["metrics"] else "this run"
-                found.append(f"{claim} {metric} was observed only in {where}")
-                continue
+        for metric in sorted({*then["metrics"]} ^ {*now["metrics"]}):
+            where = "the reference" if metric in then["metrics"] else "this run"
+            found.append(f"{claim} {metric} was observed only in {where}")
+        for metric in sorted({*then["metrics"]} & {*now["metrics"]}):
             criterion = claim_by_id(claim).criterion(metric)
             was, is_now = then["metrics"][metric]["mean"], now["metrics"][metric]["mean"]
             if not criterion.within(is_now, was):
@@ -72,13 +83,13 @@ def differences(reference: dict, here: dict) -> list[str]:
 
 def other_parameters(reference: dict, here: dict) -> list[str]:
     """Which notebooks ran with other parameters than the reference's: the first thing to look at."""
-    notes = []
-    for notebook in sorted({*reference["provenance"]} & {*here["provenance"]}):
-        then, now = (side["provenance"][notebook].get("parameters", {}) for side in (reference, here))
-        for name in sorted(({*then} | {*now}) - INDIFFERENT):
-            if then.get(name) != now.get(name):
-                notes.append(f"{notebook} ran with {name}={now.get(name)}, the reference with {then.get(name)}")
-    return notes
+    return [
+        f"{notebook} ran with {name}={now.get(name)}, the reference with {then.get(name)}"
+        for notebook in sorted({*reference["provenance"]} & {*here["provenance"]})
+        for then, now in [(side["provenance"][notebook].get("parameters", {}) for side in (reference, here))]
+        for name in sorted(({*then} | {*now}) - INDIFFERENT)
+        if then.get(name) != now.get(name)
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,24 +127,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = differences(reference, here)
     print("\n".join(f"DIFFERS: {difference}" for difference in found) or "as in the committed reference")
     return 1 if found else 0
-
-
-def _summary(judgement: Judgement) -> dict:
-    return {
-        "verdict": judgement.verdict,
-        "reason": judgement.reason,
-        "evidence": judgement.evidence,
-        "metrics": {
-            a.criterion.metric: {**asdict(a.interval), "outcome": a.outcome}
-            for a in judgement.assessments
-            if a.interval is not None
-        },
-    }
-
-
-def _origins(folder: Path) -> dict[str, dict]:
-    found = (path.with_name(PROVENANCE) for path in sorted(folder.glob(f"*/{OBSERVATIONS}")))
-    return {path.parent.name: json.loads(path.read_text()) for path in found if path.exists()}
 
 
 if __name__ == "__main__":

@@ -19,11 +19,7 @@ class ShiftFlip:
             raise ValueError(f"pad (={self.pad}) must be 0 or more pixels; 0 shifts nothing")
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Change a batch.
-
-        pixels: (B, C, H, W), integers or floats with black at 0; generator: on the CPU, it alone decides.
-        Returns a new tensor of the same shape and type.
-        """
+        """Return a changed copy of `pixels` (B, C, H, W), black being 0; the generator, on the CPU, decides alone."""
         count, channels, height, width = pixels.shape
         down, right = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator)  # (B, 1) each
         rows, columns = torch.arange(height), torch.arange(width)
@@ -36,6 +32,4 @@ class ShiftFlip:
         return padded.flatten(2).gather(2, places).view_as(pixels)
 
 
-def random_shift_flip(pad: int = 4, flip: bool = True) -> ShiftFlip:
-    """The usual augmentation of small images, for `Images.batches(augment=...)`; see ShiftFlip."""
-    return ShiftFlip(pad, flip)
+random_shift_flip = ShiftFlip  # the usual augmentation of small images, for `Images.batches(augment=...)`

@@ -3,11 +3,10 @@
 import argparse
 
 from nkdlib.data.load import NAMES, load
-from nkdlib.data.store import cache_root
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Load each data set once, and print where it lies, its sizes and its digest."""
+    """Load each data set once, and print its sizes and its digest."""
     parser = argparse.ArgumentParser(prog="python -m nkdlib.data.fetch", description=main.__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(NAMES)}, or a folder of images")
     parser.add_argument("--image-size", type=int, help="pixels, for folders whose images differ in size")
@@ -18,8 +17,6 @@ def main(arguments: list[str] | None = None) -> None:
             size = "x".join(map(str, images.shape))
             print(f"{images.name} {split}: {len(images):,} images of {size}, {images.num_classes} classes")
             print(f"  SHA-256 {images.fingerprint}")
-        if name != "digits":
-            print(f"  in {cache_root() / images.name}")
 
 
 if __name__ == "__main__":

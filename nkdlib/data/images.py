@@ -5,9 +5,8 @@ one normalization and, if asked for, one augmentation, on the device. The order 
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -19,11 +18,10 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 class Images:
     """Labeled images of one size; cheap to subset, and cheap to send to another process.
 
-    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W),
-    memory-mapped when they come from the store; labels: int64 (M,); classes: names by label; mean, std: per
-    channel, of the training split, white being 1; fingerprint: SHA-256 of it all, computed when left out;
-    rows: which of the M images these are, all when left out; opener: opens the M images again in another
-    process, which spares sending them there.
+    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W); labels:
+    int64 (M,); classes: names by label; mean, std: per channel, of the training split, white being 1;
+    fingerprint: SHA-256 of it all, computed when left out; rows: which of the M images these are, all when left
+    out; opener: opens the M images again in another process, which spares sending them there.
     """
 
     def __init__(
@@ -82,9 +80,8 @@ class Images:
         return len(self._stored if self._rows is None else self._rows)
 
     def __repr__(self) -> str:
-        size = "x".join(map(str, self.shape))
-        what = f"{self.name} {self.part}: {len(self):,} of {size}, {self.num_classes} classes"
-        return f"Images({what}, {self.fingerprint[:8]})"
+        what = f"{len(self):,} of {'x'.join(map(str, self.shape))}, {self.num_classes} classes"
+        return f"Images({self.name} {self.part}: {what}, {self.fingerprint[:8]})"
 
     def __reduce__(self):
         if self._opener is not None:
@@ -108,8 +105,7 @@ class Images:
         if indices.dim() != 1 or not len(indices) or indices.min() < 0 or indices.max() >= len(self):
             raise ValueError(f"indices must be one row of positions from 0 to {len(self) - 1:,} of {self!r}")
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
-        rows = indices if self._rows is None else self._rows[indices]
-        return self._select(rows, digest)
+        return self._select(indices if self._rows is None else self._rows[indices], digest)
 
     def _select(self, rows: Tensor | None, fingerprint: str) -> "Images":
         stored = (self._stored, self._stored_labels, self.classes, self.mean, self.std, fingerprint)
@@ -135,50 +131,37 @@ class Images:
         batch_size: int,
         *,
         steps: int | None = None,
-        epochs: int | None = None,
         seed: int | None = None,
         shuffle: bool = True,
         augment: Augmentation | None = None,
         device: str | torch.device = "cpu",
         channels_last: bool = False,
-        drop_last: bool | None = None,
     ) -> "Batches":
         """Batches of normalized images and labels; iterating again gives the same sequence again.
 
-        steps: this many batches, over as many epochs as it takes; epochs: or this many epochs (1 when neither
-        is given); seed: decides the order, anew for each epoch, and the augmentation; augment: changes uint8
-        batches, see random_shift_flip; channels_last: memory format of x; drop_last: leave out an incomplete
-        last batch of an epoch, by default when shuffling.
+        steps: this many batches, over as many epochs as it takes, one epoch when not given; seed: decides the
+        order, anew for each epoch, and the augmentation; shuffle: an incomplete last batch is left out where it is
+        on; augment: changes uint8 batches, see random_shift_flip; channels_last: memory format of x.
         Raises ValueError for a combination that gives no batches or an undetermined order.
         """
-        drop_last = shuffle if drop_last is None else drop_last
-        if steps is not None and epochs is not None:
-            raise ValueError(f"give steps (={steps}) or epochs (={epochs}), not both")
         if seed is None and (shuffle or augment):
             raise ValueError("seed (=None) must be a number where shuffle or augment is on")
-        if batch_size < 1 or (drop_last and batch_size > len(self)):
-            raise ValueError(
-                f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}; "
-                "or pass drop_last=False for one smaller batch"
-            )
-        per_epoch = math.floor(len(self) / batch_size) if drop_last else math.ceil(len(self) / batch_size)
-        steps = per_epoch * (1 if epochs is None else epochs) if steps is None else steps
-        where = torch.device(device), channels_last
-        return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, *where)
+        if batch_size < 1 or (shuffle and batch_size > len(self)):
+            raise ValueError(f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}")
+        per_epoch = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
+        steps = per_epoch if steps is None else steps
+        return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, torch.device(device), channels_last)
 
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
         rows = positions if self._rows is None else self._rows[positions]
         labels = self._stored_labels[rows].to(device)
-        if device.type == "cpu":
-            return self._stored.index_select(0, rows), labels
-        if device not in self._copies and device.type == "cuda":
+        if device.type == "cuda" and device not in self._copies:
             free_bytes, _ = torch.cuda.mem_get_info(device)
             if self._stored.numel() < free_bytes // 2:
                 self._copies[device] = self._stored.to(device)
-        if device in self._copies:
-            return self._copies[device].index_select(0, rows.to(device)), labels
-        return self._stored.index_select(0, rows).to(device), labels
+        stored = self._copies.get(device, self._stored)
+        return stored.index_select(0, rows.to(stored.device)).to(device), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,15 +180,6 @@ class Batches:
 
     def __len__(self) -> int:
         return self.steps
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the batches; `augment` must be a dataclass to have one."""
-        if self.augment is not None and not is_dataclass(self.augment):
-            raise TypeError(f"augment (={self.augment}) must be a dataclass, whose fields can be told apart")
-        order = (self.batch_size, self.steps, self.steps_per_epoch, self.seed, self.shuffle)
-        how = f"{self.images.fingerprint} {order} {self.augment} {self.device.type}"
-        return hashlib.sha256(how.encode()).hexdigest()
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order_generator, augment_generator = torch.Generator(), torch.Generator()

@@ -3,7 +3,6 @@
 A data set that is not found is an error, never replaced by another.
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,25 +13,26 @@ import numpy as np
 import torch
 
 from nkdlib.data.decode import (
-    CIFAR10_CLASSES,
     FASHION_MD5,
-    Allocate,
-    DataDamaged,
     Decoded,
-    decode_cifar10,
-    decode_fashion_mnist,
-    decode_image_tree,
+    channel_statistics,
+    decode,
+    read_cifar10,
+    read_cifar10_images,
+    read_fashion_mnist,
+    read_images,
 )
 from nkdlib.data.download import fetch
 from nkdlib.data.images import Images
-from nkdlib.data.store import cache_root, channel_statistics, open_or_decode
-from nkdlib.runtime.places import locked
+from nkdlib.runtime.cache import Artefact, Cache, Task
+from nkdlib.runtime.keys import sha256
+from nkdlib.runtime.places import data_root, locked
 
 NAMES = ("digits", "fashion-mnist", "cifar10")
 DIGITS_TEST, DIGITS_SEED = 360, 0  # a fifth of the 1,797, stratified by class
 BRING = {
     "fashion-mnist": "its four files, train-images-idx3-ubyte.gz and so on",
-    "cifar10": "cifar-10-python.tar.gz, the folder cifar-10-batches-py from it, or images as "
+    "cifar10": "the folder cifar-10-batches-py, unpacked from cifar-10-python.tar.gz, or images as "
     "cifar10/{train,test}/<class>/*.png (or .jpg; also packed as cifar10*.tar, .tar.gz or .tar.xz)",
 }
 
@@ -43,18 +43,16 @@ class DataNotFound(FileNotFoundError):
 
 @dataclass(frozen=True)
 class Source:
-    """Files of a data set that were found, and what decodes them."""
+    """Files of a data set that were found, and what reads them."""
 
     path: Path
-    decode: Callable[[Path, Allocate], Decoded]
-    files: tuple[str, ...] | None = None  # in `path`, where not all of that folder matters
+    read: Callable[..., Decoded]
+    files: tuple[Path, ...] = ()  # where not all of `path` matters
 
-    def identity(self) -> str:
-        """Which files these are: a digest of their names, sizes and times."""
-        files = [self.path / name for name in self.files or ()] or sorted(self.path.rglob("*")) or [self.path]
-        stats = [(file.relative_to(self.path).as_posix(), file.stat()) for file in files]
-        listing = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        return hashlib.sha256(repr((self.decode.__name__, listing)).encode()).hexdigest()[:16]
+    def digest(self) -> str:
+        """Which files these are, by their names, sizes and times."""
+        stats = [(file, file.stat()) for file in self.files or sorted(self.path.rglob("*")) or [self.path]]
+        return sha256([(str(file.relative_to(self.path)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 
 def load(
@@ -75,17 +73,19 @@ def load(
         raise ValueError(f"image_size (={image_size}) is for folders of images; {name} has its own size")
     if name == "digits":
         return _digits(split)
-    search = _search_root(root)
-    if name in NAMES:
-        title, source = str(name), _find_or_fetch(str(name), search)
-    else:
-        path = _own_images(Path(name), search)
-        title = path.name.split(".")[0]
-        source = Source(path, decode_image_tree)
-    decode = source.decode if image_size is None else partial(source.decode, image_size=image_size)
-    size = f"-{image_size}" if image_size else ""
-    home = cache_root() / title / f"decoded-{source.identity()}{size}"
-    return open_or_decode(home, split, title, partial(decode, source.path))
+    source = _find_or_fetch(str(name), _search_root(root))
+    title = str(name) if name in NAMES else source.path.name.split(".")[0]
+    given = {"read": source.read, "path": str(source.path.resolve()), "files": source.digest(), "name": title}
+    task, kept = Task(decode, given | ({"image_size": image_size} if image_size else {}), f"decoding {title}"), Cache()
+    return open_split(kept.find(task) or kept.run([task])[0], split)
+
+
+def open_split(decoded: Artefact, split: str) -> Images:
+    """One split of a decoded data set, memory-mapped."""
+    info, tensors = decoded.info, decoded.state(f"{split}-")
+    about = info["classes"], info["mean"], info["std"], info["fingerprints"][split]
+    opener = partial(open_split, decoded, split)
+    return Images(info["name"], split, tensors["pixels"], tensors["labels"], *about, opener=opener)
 
 
 def _search_root(root: str | Path | None) -> Path | None:
@@ -97,18 +97,16 @@ def _search_root(root: str | Path | None) -> Path | None:
     return Path(named)
 
 
-def _own_images(path: Path, search: Path | None) -> Path:
-    for candidate in [path] + ([search / path] if search else []):
-        if candidate.exists():
-            return candidate
-    raise DataNotFound(
-        f"data set {str(path)!r} is neither one of {', '.join(NAMES)} nor a folder or archive of images"
-        + (f", here or in {search}" if search else "; NKD_DATA can name the folder that contains it")
-    )
-
-
 def _find_or_fetch(name: str, search: Path | None) -> Source:
-    fetched = cache_root() / name
+    if name not in NAMES:
+        for path in [Path(name)] + ([search / name] if search else []):
+            if path.exists():
+                return Source(path, read_images)
+        raise DataNotFound(
+            f"data set {name!r} is neither one of {', '.join(NAMES)} nor a folder or archive of images"
+            + (f", here or in {search}" if search else "; NKD_DATA can name the folder that contains it")
+        )
+    fetched = data_root() / name
     tried = []
     with locked(fetched):  # whoever waits here finds what the other one fetched
         for place in [search, fetched] if search else [fetched]:
@@ -126,35 +124,23 @@ def _find_or_fetch(name: str, search: Path | None) -> Source:
 
 def _find_fashion_mnist(root: Path) -> Source | None:
     for folder in (root, root / "fashion-mnist", root / "FashionMNIST/raw"):
-        files = [f for name in FASHION_MD5 for f in (f"{name}.gz", name) if (folder / f).is_file()]
-        if len({file.removesuffix(".gz") for file in files}) == len(FASHION_MD5):
-            return Source(folder, decode_fashion_mnist, tuple(files))
+        files = tuple(sorted(folder.glob("*-ubyte*")))
+        if FASHION_MD5.keys() <= {file.name.removesuffix(".gz") for file in files}:
+            return Source(folder, read_fashion_mnist, files)
     return None
 
 
 def _find_cifar10(root: Path) -> Source | None:
     for folder in (root, root / "cifar10"):
-        for original in (folder / "cifar-10-batches-py", folder / "cifar-10-python.tar.gz"):
-            if original.exists():
-                return Source(original, decode_cifar10)
-    for folder in (root, root / "cifar10"):
-        if (folder / "train" / CIFAR10_CLASSES[0]).is_dir():
-            return Source(folder, decode_cifar10_images)
+        if (folder / "cifar-10-batches-py").is_dir():
+            return Source(folder / "cifar-10-batches-py", read_cifar10)
+        if (folder / "train" / "airplane").is_dir():
+            return Source(folder, read_cifar10_images)
     archives = sorted(root.glob("cifar10*.tar*"))
-    return Source(archives[0], decode_cifar10_images) if archives else None
+    return Source(archives[0], read_cifar10_images) if archives else None
 
 
 FINDERS = {"fashion-mnist": _find_fashion_mnist, "cifar10": _find_cifar10}
-
-
-def decode_cifar10_images(path: Path, allocate: Allocate) -> Decoded:
-    """CIFAR-10 as plain images, which must be all 60,000 of them."""
-    labels, classes = decode_image_tree(path, allocate)
-    counts = {split: np.bincount(of_split).tolist() for split, of_split in labels.items()}
-    if classes != CIFAR10_CLASSES or counts != {"train": [5000] * 10, "test": [1000] * 10}:
-        found = f"{len(labels['train']):,} + {len(labels['test']):,} of {len(classes)} classes"
-        raise DataDamaged(f"{path} must have CIFAR-10's 50,000 + 10,000 images of 10 classes, found {found}")
-    return labels, classes
 
 
 @cache
@@ -164,10 +150,9 @@ def _digits(split: str) -> Images:
 
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]  # (N, 1, 8, 8), from 0 to 16
-    parts = train_test_split(
-        pixels, digits.target, test_size=DIGITS_TEST, stratify=digits.target, random_state=DIGITS_SEED
+    train, test = train_test_split(
+        range(len(pixels)), test_size=DIGITS_TEST, stratify=digits.target, random_state=DIGITS_SEED
     )
-    mean, std = channel_statistics(parts[0])
-    chosen = parts[:1] + parts[2:3] if split == "train" else parts[1:2] + parts[3:]
-    chosen_pixels, labels = (torch.from_numpy(np.ascontiguousarray(part)) for part in chosen)
-    return Images("digits", split, chosen_pixels, labels.long(), tuple(map(str, range(10))), mean, std)
+    rows = train if split == "train" else test
+    about = tuple(map(str, range(10))), *channel_statistics(torch.from_numpy(pixels[train]))
+    return Images("digits", split, torch.from_numpy(pixels[rows]), torch.from_numpy(digits.target[rows]).long(), *about)

@@ -1,6 +1,5 @@
 """Images of pure noise: what a student can learn from when no data are at hand."""
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -24,9 +23,6 @@ class GaussianImages:
     device: str = "cpu"  # where batches are put; they are drawn on the CPU
     channels_last: bool = False
 
-    name = "gaussian noise"
-    real_data = False
-
     def __post_init__(self):
         if self.count < 1 or self.batch_size < 1 or len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"{self} must have a shape (C, H, W), a count and a batch_size of 1 or more")
@@ -38,12 +34,6 @@ class GaussianImages:
         """
         count = self.count if steps is None else steps * batch_size
         return replace(self, batch_size=batch_size, count=count, **where)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the batches."""
-        how = (self.name, tuple(self.shape), self.count, self.seed, self.batch_size)
-        return hashlib.sha256(repr(how).encode()).hexdigest()
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)

@@ -5,7 +5,6 @@ place and renamed into it, so it is there whole or not at all; its digests are c
 opens it.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -15,9 +14,9 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Future, as_completed
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -60,16 +59,13 @@ class Artefact:
     """A result on disk; pickled as its path."""
 
     key: str
-    kind: str  # name of the function that made it
     path: Path = field(compare=False)
     info: dict[str, object] = field(compare=False, repr=False)
-    seconds: dict[str, float] = field(compare=False, repr=False)  # "wall" and "cpu", when it was made
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensors by name, on the CPU, read when first asked for; clone before changing one in place."""
-        data = (self.path / TENSORS).read_bytes()  # not mapped: a file that changes must not change a result
-        return safetensors.torch.load(data)
+        return safetensors.torch.load_file(self.path / TENSORS)  # mapped: processes share the memory
 
     @property
     def fingerprint(self) -> str:
@@ -100,7 +96,7 @@ def open_artefact(path: Path) -> Artefact:
             _VERIFIED.add(stamp)
     except (OSError, ValueError) as error:
         raise ArtefactDamaged(f"{path} is damaged: {error}") from error
-    return Artefact(content["key"], content["kind"], path, content["info"], content["seconds"])
+    return Artefact(content["key"], path, content["info"])
 
 
 class Cache:
@@ -114,7 +110,7 @@ class Cache:
 
     def key(self, task: Task) -> str:
         """Return the SHA-256 of what determines the result; TypeError for an argument without a key."""
-        return sha256(self._ingredients(task))
+        return sha256(_ingredients(task))
 
     def find(self, task: Task) -> Artefact | None:
         """Return the task's artefact where it is there, None where it would have to be made."""
@@ -133,63 +129,63 @@ class Cache:
         The first task that fails cancels those not yet begun; its error is raised with the task's label in a
         note. What is done by then is kept.
         """
-        wanted = [(task, self._ingredients(task)) for task in tasks]
+        wanted = [(task, _ingredients(task)) for task in tasks]
         keys = [sha256(ingredients) for _, ingredients in wanted]
         by_key = dict(zip(keys, wanted, strict=True))
         artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
+        missing = [key for key, artefact in artefacts.items() if artefact is None]
         executor = executor or make_executor()
         futures: dict[Future, str] = {}
         with Progress(title or (wanted[0][0].label if wanted else ""), len(by_key), "task") as progress:
-            progress.advance(sum(artefact is not None for artefact in artefacts.values()))
+            progress.advance(len(by_key) - len(missing))
             try:
-                for key, (task, ingredients) in by_key.items():
-                    if artefacts[key] is None:
-                        future = executor.submit(_make, task, key, ingredients, self._place(task, key))
-                        future.add_done_callback(lambda done: _succeeded(done) and progress.advance())
-                        futures[future] = key
-                        if future.done() and not _succeeded(future):
-                            break
+                for key in missing:
+                    task, ingredients = by_key[key]
+                    future = executor.submit(_make, task, key, ingredients, self._place(task, key))
+                    future.add_done_callback(lambda it: it.cancelled() or it.exception() or progress.advance())
+                    futures[future] = key
+                    if future.done():
+                        future.result()  # raises at once what went wrong in this process
                 for future in as_completed(futures):
                     key = futures[future]
                     artefacts[key] = future.result()
             except BaseException as error:
                 for future in futures:
                     future.cancel()
-                if isinstance(error, Exception):
-                    error.add_note(f"in task {by_key[key][0].label!r}")
-                else:  # Ctrl-C
-                    executor.shutdown(wait=True, kill=True)
                 if isinstance(error, BrokenExecutor):
                     raise RuntimeError(
                         "a worker process was killed, most often because memory ran out; use fewer jobs. "
                         f"What was done is kept in {self.root}, so the next run goes on from there"
                     ) from error
+                if isinstance(error, Exception):
+                    error.add_note(f"in task {by_key[key][0].label!r}")
+                else:  # Ctrl-C
+                    executor.shutdown(wait=True, kill=True)
                 raise
         return [artefacts[key] for key in keys]
-
-    def _ingredients(self, task: Task) -> dict[str, object]:
-        code = [task.fn]
-        where = f"argument {{}} of {task.fn.__name__}"
-        kwargs = {name: canonical(value, where.format(name), code) for name, value in task.kwargs.items()}
-        ingredients = {
-            "function": qualified_name(task.fn),
-            "arguments": kwargs,
-            "code": reached_code(*code),
-            "torch": torch.__version__,
-            "torchvision": metadata.version("torchvision"),
-            "machine": platform.machine(),
-        }
-        if "device" in task.kwargs:
-            device = torch.device(task.kwargs["device"])
-            ingredients["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return ingredients
 
     def _place(self, task: Task, key: str) -> Path:
         return self.root / task.fn.__name__ / key[:16]
 
 
-def _succeeded(future: Future) -> bool:
-    return not future.cancelled() and future.exception() is None
+def _ingredients(task: Task) -> dict[str, object]:
+    """Return everything that determines a task's result."""
+    code = [task.fn]
+    ingredients = {
+        "function": qualified_name(task.fn),
+        "arguments": {
+            name: canonical(value, f"argument {name} of {task.fn.__name__}", code)
+            for name, value in task.kwargs.items()
+        },
+        "code": reached_code(*code),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "machine": platform.machine(),
+    }
+    if "device" in task.kwargs:
+        device = torch.device(task.kwargs["device"])
+        ingredients["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return ingredients
 
 
 def _open_or_discard(place: Path) -> Artefact | None:
@@ -203,19 +199,26 @@ def _open_or_discard(place: Path) -> Artefact | None:
         return None
 
 
-def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> Artefact:
-    """Make one artefact in its place; runs in a worker or in the caller's process."""
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from freshly seeded global generators, and leave them as they were found."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    seed, python_state, numpy_state = int(key[:8], 16), random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices), Stopwatch() as watch:
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
         try:
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
-            made = task.fn(**task.kwargs)
+            yield
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> Artefact:
+    """Make one artefact in its place; runs in a worker or in the caller's process."""
+    with _seeded(int(key[:8], 16)), Stopwatch() as watch:
+        made = task.fn(**task.kwargs)
     match made:
         case dict() as tensors, dict() as info if all(isinstance(value, torch.Tensor) for value in tensors.values()):
             pass
@@ -245,9 +248,11 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
 
 def _write(place: Path, files: dict[str, bytes]) -> None:
     """Write a directory of files so that it appears whole; where another writer was first, theirs stands."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f"{PART}*"):  # by writers that were killed, unless one is still at it
+        if time.time() - left.stat().st_mtime > 3_600:
+            shutil.rmtree(left, ignore_errors=True)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place.parent)
         with tempfile.TemporaryDirectory(prefix=PART, dir=place.parent) as temporary:
             whole = Path(temporary) / place.name
             whole.mkdir()
@@ -258,20 +263,9 @@ def _write(place: Path, files: dict[str, bytes]) -> None:
                     os.fsync(file.fileno())
             whole.rename(place)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise OSError(
-                error.errno,
-                f"{error.strerror}: {sum(map(len, files.values())):,} bytes are needed for one artefact; make room, "
-                "or set NKD_RUNS to a larger disk, and run again",
-                str(place),
-            ) from error
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        if not place.is_dir():
+            error.add_note(
+                f"{sum(map(len, files.values())):,} bytes are needed for {place}; make room, or set NKD_RUNS to a "
+                "larger disk, and run again"
+            )
             raise
-
-
-def _sweep(directory: Path) -> None:
-    """Remove what writers that were killed left more than an hour ago."""
-    for left in directory.glob(f"{PART}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > 3_600:
-                shutil.rmtree(left, ignore_errors=True)

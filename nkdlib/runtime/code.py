@@ -1,22 +1,23 @@
 """Fingerprint of the code that makes an artefact: what the task's function can reach, no more.
 
-Functions and classes of a notebook, a script or a test count one by one with the constants that they name;
-modules of nkdlib count whole, followed through their imports of nkdlib. Comments, formatting and docstrings
+Functions and classes of a notebook or a script count one by one with the constants that they name; modules, of
+nkdlib or the user's own, count whole and are followed through their imports. Comments, formatting and docstrings
 do not count, nor do the modules in NEUTRAL, which carry results and never make them, nor installed packages.
 """
 
 import ast
 import contextlib
-import dis
 import functools
+import importlib.util
 import inspect
 import linecache
+import symtable
 import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 
 from nkdlib.runtime.keys import canonical, qualified_name, sha256
 
@@ -30,102 +31,73 @@ def reached_code(*roots: object) -> dict[str, str]:
     """Return name -> SHA-256 of everything that the functions and classes `roots` reach.
 
     Raises TypeError where a function names a global that has no canonical form, RuntimeError where a reached
-    module of nkdlib was edited after this process loaded it.
+    module was edited after this process loaded it.
     """
-    reach = _Reach()
+    found: dict[str, str] = {}
     for root in roots:
-        reach.add(root, getattr(root, "__qualname__", str(root)))
-    return dict(sorted(reach.found.items()))
+        _reach(root, getattr(root, "__qualname__", str(root)), found)
+    return dict(sorted(found.items()))
 
 
-class _Reach:
-    """Walk from functions to everything that they name; found: name -> SHA-256."""
-
-    def __init__(self):
-        self.found: dict[str, str] = {}
-
-    def add(self, value: object, name: str) -> None:
-        value = inspect.unwrap(value) if callable(value) else value
-        if isinstance(value, ModuleType | type | FunctionType):
-            module = value.__name__ if isinstance(value, ModuleType) else value.__module__
-            if _top(module) == "nkdlib":
-                self._add_module(module)
-            elif not isinstance(value, ModuleType) and _is_local(module):
-                self._define(value)
-        elif not (hasattr(value, "__name__") or type(value).__module__.startswith(NEUTRAL)):
-            code: list = []
-            self.found[name] = sha256(canonical(value, f"the global `{name}` that a task names", code))
-            for item in code:
-                self.add(item, name)
-
-    def _add_module(self, name: str) -> None:
-        if name not in self.found and not name.startswith(NEUTRAL) and (path := _path(name)):
-            self.found[name] = _module_hash(path)
-            self._add_imports(_parse(path.read_bytes()))
-
-    def _add_imports(self, tree: ast.AST) -> None:
-        for _, module in _imports(tree):
-            self._add_module(module)
-
-    def _define(self, value: type | FunctionType) -> None:
-        name = qualified_name(value)
-        if name in self.found:
-            return
-        tree = _definition(value)
-        self.found[name] = _hash(tree)
-        self._add_imports(tree)
-        names = _names_in_scope(value)
-        for chain in _global_names(compile(tree, "<task>", "exec")):
-            if chain[0] not in names or chain[0].startswith("__"):
-                continue
-            reached, depth = names[chain[0]], 1
-            while _is_local_module(reached) and depth < len(chain) and hasattr(reached, chain[depth]):
-                reached, depth = getattr(reached, chain[depth]), depth + 1
-            if reached is not value:
-                self.add(reached, f"{value.__module__}.{'.'.join(chain[:depth])}")
+def _reach(value: object, name: str, found: dict[str, str]) -> None:
+    """Add to `found` what `value`, called `name`, is made of."""
+    value = inspect.unwrap(value) if callable(value) else value
+    if isinstance(value, ModuleType):
+        _reach_module(value.__name__, found)
+    elif isinstance(value, type | FunctionType):
+        if value.__module__ == "__main__" or "<locals>" in value.__qualname__:
+            _reach_definition(value, found)
+        else:
+            _reach_module(value.__module__, found)
+    elif not (hasattr(value, "__name__") or type(value).__module__.startswith(NEUTRAL)):
+        code: list = []
+        found[name] = sha256(canonical(value, f"the global `{name}` that a task names", code))
+        for item in code:
+            _reach(item, name, found)
 
 
-def _names_in_scope(value: type | FunctionType) -> dict[str, object]:
-    if isinstance(value, FunctionType):
-        return {**value.__globals__, **inspect.getclosurevars(value).nonlocals}
+def _reach_module(name: str, found: dict[str, str]) -> None:
+    if name in found or name.startswith(NEUTRAL) or (path := _path(name)) is None:
+        return
+    loaded, now = _LOADED.setdefault(path, path.read_bytes()), path.read_bytes()
+    found[name], imports = _module(name, path, loaded)
+    if now != loaded and _module(name, path, now)[0] != found[name]:
+        raise RuntimeError(
+            f"{path} was edited after this process loaded it, so its results would be kept as the new code's; "
+            "restart the kernel"
+        )
+    for module in imports:
+        _reach_module(module, found)
+
+
+def _reach_definition(value: type | FunctionType, found: dict[str, str]) -> None:
+    name = qualified_name(value)
+    if name in found:
+        return
+    tree = _definition(value)
+    found[name] = _hash(tree)
+    for _, module in _imports(tree, ""):
+        _reach_module(module, found)
+    scope = _scope(value)
+    for used in sorted(_outer_names(symtable.symtable(ast.unparse(tree), name, "exec"))):
+        if used in scope and scope[used] is not value and not used.startswith("__"):
+            _reach(scope[used], f"{value.__module__}.{used}", found)
+
+
+def _scope(value: type | FunctionType) -> dict[str, object]:
+    """What the names in a definition may refer to."""
     names = dict(vars(sys.modules[value.__module__]))
-    for member in vars(value).values():
+    for member in vars(value).values() if isinstance(value, type) else [value]:
         member = getattr(member, "__func__", getattr(member, "fget", member))  # behind classmethod, property
         if isinstance(member, FunctionType):
             names |= inspect.getclosurevars(inspect.unwrap(member)).nonlocals
     return names
 
 
-def _global_names(code: CodeType) -> Iterator[tuple[str, ...]]:
-    """Yield the names that `code` and what it holds read from outside, with the attributes that follow."""
-    chain: tuple[str, ...] = ()
-    for step in dis.get_instructions(code):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            if chain:
-                yield chain
-            chain = (step.argval,)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and chain:
-            chain += (step.argval,)
-        elif chain:
-            yield chain
-            chain = ()
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _global_names(constant)
-
-
-def _top(module: str) -> str:
-    return module.split(".")[0]
-
-
-def _is_local(module: str) -> bool:
-    """Tell the user's own code from installed packages."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return module == "__main__" or (file is not None and not file.startswith(_INSTALLED))
-
-
-def _is_local_module(value: object) -> bool:
-    return isinstance(value, ModuleType) and _is_local(value.__name__)
+def _outer_names(table: symtable.SymbolTable) -> set[str]:
+    """The names that a piece of code and the functions in it read from outside."""
+    names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
+    return names.union(*map(_outer_names, table.get_children()))
 
 
 def _definition(value: type | FunctionType) -> ast.Module:
@@ -134,12 +106,10 @@ def _definition(value: type | FunctionType) -> ast.Module:
     except (OSError, TypeError):
         # Python cannot find a class that a notebook's cell defined; the latest cell that defines it can.
         for _, _, lines, *_ in reversed([entry for entry in linecache.cache.values() if len(entry) > 2]):
-            text = "".join(lines)
-            if f"class {value.__name__}" in text:
-                with contextlib.suppress(SyntaxError):
-                    for node in ast.walk(ast.parse(text)):
-                        if isinstance(node, ast.ClassDef) and node.name == value.__name__:
-                            return ast.Module([node], [])
+            with contextlib.suppress(SyntaxError):
+                for node in ast.walk(ast.parse("".join(lines))):
+                    if isinstance(node, ast.ClassDef) and node.name == value.__name__:
+                        return ast.Module([node], [])
     raise TypeError(f"the source of {qualified_name(value)} cannot be found; define it in a file or a notebook's cell")
 
 
@@ -153,39 +123,34 @@ def _hash(tree: ast.AST) -> str:
     return sha256(ast.dump(tree))
 
 
-@functools.cache
-def _parse(source: bytes) -> ast.Module:
-    return ast.parse(source)
-
-
-@functools.cache
-def _hash_source(source: bytes) -> str:
-    return _hash(ast.parse(source))
-
-
 def _path(module: str) -> Path | None:
-    stem = SOURCES / Path(*module.split("."))
-    return next((path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()), None)
+    """Return the source of a module of nkdlib or of the user's own, None for any other name."""
+    top, *below = module.split(".")
+    if (spec := importlib.util.find_spec(top)) is None:
+        return None
+    stems = [Path(folder, *below) for folder in spec.submodule_search_locations or ()]
+    if not (stems or below):
+        stems = [Path(spec.origin).with_suffix("")]
+    files = [file for stem in stems for file in (stem / "__init__.py", stem.with_suffix(".py"))]
+    own = (file for file in files if top == "nkdlib" or not str(file).startswith(_INSTALLED))
+    return next((file for file in own if file.is_file()), None)
 
 
-def _module_hash(path: Path) -> str:
-    loaded, now = _LOADED.setdefault(path, path.read_bytes()), path.read_bytes()
-    if now != loaded and _hash_source(now) != _hash_source(loaded):
-        raise RuntimeError(
-            f"{path.relative_to(SOURCES)} was edited after this process loaded it, so its results "
-            "would be kept as the new code's; restart the kernel"
-        )
-    return _hash_source(loaded)
+@functools.cache
+def _module(name: str, path: Path, source: bytes) -> tuple[str, frozenset[str]]:
+    """Return the SHA-256 of a module's code, and the modules that it imports from."""
+    tree, package = ast.parse(source), name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return _hash(tree), frozenset(module for _, module in _imports(tree, package))
 
 
-def _imports(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Yield what the import statements in `tree` take from nkdlib: the name that is bound and its module."""
+def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
+    """Yield the names that the import statements in `tree` bind, each with the module that defines it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, alias.name) for alias in node.names if _top(alias.name) == "nkdlib")
-        elif isinstance(node, ast.ImportFrom) and _top(node.module or "") == "nkdlib":
-            for alias in node.names:
-                yield alias.asname or alias.name, _defining_module(node.module, alias.name)
+            yield from ((alias.name, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield from ((alias.asname or alias.name, _defining_module(source, alias.name)) for alias in node.names)
 
 
 def _defining_module(module: str, name: str) -> str:
@@ -195,4 +160,9 @@ def _defining_module(module: str, name: str) -> str:
     path = _path(module)
     if path is None or path.name != "__init__.py":
         return module
-    return dict(_imports(_parse(path.read_bytes()))).get(name, module)
+    return _exports(module, path.read_bytes()).get(name, module)
+
+
+@functools.cache
+def _exports(package: str, source: bytes) -> dict[str, str]:
+    return dict(_imports(ast.parse(source), package))

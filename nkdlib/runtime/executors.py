@@ -68,7 +68,8 @@ class Processes(Executor):
                 timeout=600,  # idle workers go home; a later submission starts new ones
                 initializer=_start_worker,
                 initargs=(self.threads, os.getpid()),
-                env={**dict.fromkeys(THREAD_VARIABLES, str(self.threads)), "NKD_WORKER": "1"},
+                # A worker's steps are not the user's: its progress is shown nowhere.
+                env={**dict.fromkeys(THREAD_VARIABLES, str(self.threads)), "NKD_PROGRESS": os.devnull},
             )
         return self._pool.submit(fn, *args, **kwargs)
 
@@ -82,11 +83,9 @@ class Processes(Executor):
         self.shutdown(kill=kind is not None)
 
 
-def _local(jobs: int, threads: int) -> InProcess | Processes:
-    return InProcess(threads) if jobs == 1 else Processes(jobs, threads)
-
-
-EXECUTORS: dict[str, Callable[[int, int], InProcess | Processes]] = {"local": _local}
+EXECUTORS: dict[str, Callable[[int, int], InProcess | Processes]] = {
+    "local": lambda jobs, threads: InProcess(threads) if jobs == 1 else Processes(jobs, threads),
+}
 
 
 def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InProcess | Processes:
@@ -97,7 +96,6 @@ def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InPro
     """
     if kind not in EXECUTORS:
         raise ValueError(f"executor (={kind!r}) is not known; choose one of {', '.join(EXECUTORS)}")
-    for name, count in (("jobs", jobs), ("threads", threads)):
-        if count < 1:
-            raise ValueError(f"{name} (={count}) must be at least 1")
+    if min(jobs, threads) < 1:
+        raise ValueError(f"jobs (={jobs}) and threads (={threads}) must be at least 1")
     return EXECUTORS[kind](jobs, threads)

@@ -5,54 +5,33 @@ busy neighbour on the machine does not lengthen, on a GPU the wall seconds betwe
 """
 
 import resource
-import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 
 class Stopwatch:
-    """Time a `with` block; the readings are running values inside it and final ones after it.
-
-    device: "cpu" or a CUDA device, synchronized at both ends.
-    """
+    """Time a `with` block on a device; after it, `wall_s`, `cpu_s` (this process, all threads) and `device_s`."""
 
     def __init__(self, device: str | torch.device = "cpu"):
-        self._cuda = torch.device(device) if torch.device(device).type == "cuda" else None
-        self._start = self._end = None
+        self._device = torch.device(device)
 
     def _read(self) -> tuple[float, float]:
-        if self._cuda:
-            torch.cuda.synchronize(self._cuda)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return time.perf_counter(), time.process_time()
 
     def __enter__(self) -> "Stopwatch":
-        self._start, self._end = self._read(), None
+        self._started = self._read()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._end = self._read()
-
-    def _elapsed(self, which: int) -> float:
-        if self._start is None:
-            raise RuntimeError("this Stopwatch was never started; read it in or after its `with` block")
-        return (self._end or self._read())[which] - self._start[which]
-
-    @property
-    def wall_s(self) -> float:
-        """Wall seconds."""
-        return self._elapsed(0)
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU seconds of this process, all threads, without its children."""
-        return self._elapsed(1)
-
-    @property
-    def device_s(self) -> float:
-        """Device-seconds: CPU seconds on a CPU, synchronized wall seconds on a GPU."""
-        return self.wall_s if self._cuda else self.cpu_s
+        self.wall_s, self.cpu_s = (end - start for end, start in zip(self._read(), self._started, strict=True))
+        self.device_s = self.wall_s if self._device.type == "cuda" else self.cpu_s
 
 
 def peak_memory_mb(device: str | torch.device = "cpu") -> float:
@@ -62,5 +41,29 @@ def peak_memory_mb(device: str | torch.device = "cpu") -> float:
     status = Path("/proc/self/status")  # getrusage would count what the parent held before this program began
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
+class ChildrenMemory:
+    """Watch the memory of this process' children during a `with` block; `peak_mb` is their largest sum in MiB."""
+
+    def __init__(self):
+        self.peak_mb = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            resident = 0
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    resident += process.memory_info().rss
+            self.peak_mb = max(self.peak_mb, resident / 2**20)
+
+    def __enter__(self) -> "ChildrenMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()

@@ -13,19 +13,23 @@ def checkout() -> Path | None:
     return root if (root / "Makefile").is_file() else None
 
 
+def _root(variable: str, folder: str) -> Path:
+    return Path(os.environ.get(variable) or (checkout() or Path.home() / ".cache" / "nkdlib") / folder)
+
+
 def runs_root() -> Path:
-    """Return where results are kept: NKD_RUNS, else the checkout's `runs/`, else the user's cache."""
-    if named := os.environ.get("NKD_RUNS"):
-        return Path(named)
-    root = checkout()
-    return root / "runs" if root else Path.home() / ".cache" / "nkdlib" / "runs"
+    """Return where results are kept: NKD_RUNS, else `runs/` in the checkout or in the user's cache."""
+    return _root("NKD_RUNS", "runs")
 
 
 def figures_root() -> Path:
     """Return where figures and tables are kept: NKD_FIGURES, else `figures/` beside `runs/`."""
-    if named := os.environ.get("NKD_FIGURES"):
-        return Path(named)
-    return (checkout() or runs_root().parent) / "figures"
+    return _root("NKD_FIGURES", "figures")
+
+
+def data_root() -> Path:
+    """Return where fetched data sets are kept: NKD_CACHE, else `runs/data/`."""
+    return _root("NKD_CACHE", "runs/data")
 
 
 @contextmanager

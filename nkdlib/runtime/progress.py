@@ -1,26 +1,16 @@
 """Progress that fits where it is read: a widget in JupyterLab, a bar in a terminal, one line in a log.
 
-Under the notebook runner a kernel has no terminal of its own. It writes its latest step to the file named
-by NKD_PROGRESS, and the runner shows it.
+Under the notebook runner a kernel draws its bar where NKD_PROGRESS says, the runner's terminal.
 """
 
-import json
 import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from contextlib import ExitStack
 
-from tqdm.auto import tqdm
-
-REPORT_EVERY_S = 0.2
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes:02}:{seconds:02}"
+import tqdm
+import tqdm.auto
 
 
 class Progress:
@@ -31,44 +21,34 @@ class Progress:
 
     def __init__(self, title: str, total: int | None = None, unit: str = "it"):
         self.title, self.total, self.unit, self.done = title, total, unit, 0
-        self._started, self._reported = time.monotonic(), 0.0
-        self._quiet = "NKD_WORKER" in os.environ  # a worker's steps are not the user's
-        self._file = os.environ.get("NKD_PROGRESS")
-        self._bar = None
-        seen = sys.stderr.isatty() or "ipykernel.zmqshell" in sys.modules  # a terminal or a notebook
-        if seen and not (self._quiet or self._file):
-            self._bar = tqdm(total=total, desc=title, unit=unit, leave=None, dynamic_ncols=True)
-
-    def __enter__(self) -> "Progress":
-        self.advance(0)
-        return self
+        self._started, self._bar, self._open = time.monotonic(), None, ExitStack()
+        settings = {"total": total, "desc": title, "unit": unit, "dynamic_ncols": True}
+        if where := os.environ.get("NKD_PROGRESS"):
+            terminal = os.open(where, os.O_WRONLY | os.O_NOCTTY)  # it stays the runner's
+            file = self._open.enter_context(os.fdopen(terminal, "w"))
+            self._bar = self._open.enter_context(tqdm.tqdm(file=file, leave=False, **settings))
+        elif sys.stderr.isatty() or "ipykernel.zmqshell" in sys.modules:  # a terminal or a notebook
+            self._bar = self._open.enter_context(tqdm.auto.tqdm(leave=None, **settings))
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more."""
         self.done += steps
-        now = time.monotonic()
         if self._bar is not None:
             self._bar.update(steps)
-        elif self._file and not self._quiet and now - self._reported >= REPORT_EVERY_S:
-            self._reported = now
-            left = (now - self._started) / self.done * (self.total - self.done) if self.total and self.done else None
-            step = {"title": self.title, "done": self.done, "total": self.total, "left_s": left, "time": time.time()}
-            Path(self._file).write_text(json.dumps(step) + "\n")
+
+    def __enter__(self) -> "Progress":
+        return self
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif not (self._file or self._quiet):
+        self._open.close()
+        if self._bar is None:
             of = f"/{self.total}" if self.total is not None else ""
-            end = f"{'done' if kind is None else 'stopped'} after {clock(time.monotonic() - self._started)}"
-            print(f"{self.title}: {self.done}{of} {self.unit}, {end}")
+            took = tqdm.tqdm.format_interval(time.monotonic() - self._started)
+            print(f"{self.title}: {self.done}{of} {self.unit}, {'stopped' if kind else 'done'} after {took}")
 
 
 def progress(iterable: Iterable, title: str, total: int | None = None, unit: str = "it") -> Iterator:
-    """Yield from `iterable` and show how far it is.
-
-    total: number of items, taken from `len(iterable)` where that is known.
-    """
+    """Yield from `iterable` and show how far it is; total: number of items, where `len(iterable)` is unknown."""
     if total is None and hasattr(iterable, "__len__"):
         total = len(iterable)
     with Progress(title, total, unit) as steps:

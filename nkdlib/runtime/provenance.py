@@ -19,10 +19,9 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", 
 
 
 def _git(*command: str) -> str | None:
-    if (root := checkout()) is None:
-        return None
     try:
-        return subprocess.check_output(["git", "-C", str(root), *command], stderr=subprocess.DEVNULL, text=True).strip()
+        command = ["git", "-C", str(checkout() or os.devnull), *command]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
     except (OSError, subprocess.CalledProcessError):  # no git, or no repository
         return None
 
@@ -31,16 +30,6 @@ def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")  # Linux only, and without a model on ARM
     named = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
-
-
-def _without_paths(value: object) -> object:
-    if isinstance(value, str | os.PathLike) and Path(value).is_absolute():
-        return Path(value).name
-    if isinstance(value, Mapping):
-        return {str(name): _without_paths(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_paths(item) for item in value]
-    return value
 
 
 def provenance(
@@ -56,7 +45,10 @@ def provenance(
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(status) if status is not None else None,
-        "parameters": _without_paths(parameters),
+        "parameters": {
+            name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+            for name, value in parameters.items()
+        },
         "seeds": parameters.get("seeds"),
         "data": data_digest,
         "packages": {name: metadata.version(name) for name in PACKAGES},
