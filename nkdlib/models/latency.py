@@ -8,7 +8,6 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-
 TURN = 5  # timed passes in a row
 
 
