@@ -156,18 +156,6 @@ def test_augmentation_leaves_the_order_alone():
     assert order(images.batches(5, seed=3, augment=random_shift_flip(1))) == order(images.batches(5, seed=3))
 
 
-def test_noise_does_not_depend_on_the_batch_size():
-    noise = GaussianImages((1, 4, 4), count=150, seed=0, batch_size=64)
-    assert [len(x) for x in noise] == [64, 64, 22] and len(noise) == 3
-    everything = torch.cat(list(noise))
-    assert torch.equal(torch.cat(list(noise.batches(7))), everything)
-    assert torch.equal(torch.cat(list(noise.batches(10, steps=3))), everything[:30])
-    assert abs(everything.mean()) < 0.1 and abs(everything.std() - 1) < 0.1
-    assert not torch.equal(torch.cat(list(GaussianImages((1, 4, 4), count=150, seed=1))), everything)
-    with pytest.raises(ValueError, match="count"):
-        GaussianImages((1, 4, 4), count=0, seed=0)
-
-
 def test_digits():
     train, test = load("digits"), load("digits", "test")
     assert (len(train), len(test), train.shape, train.num_classes) == (1437, 360, (1, 8, 8), 10)

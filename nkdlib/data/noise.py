@@ -1,24 +1,39 @@
-"""Images of pure noise: what a student can learn from when no data are at hand."""
+"""Images that nobody took: what a student can learn from when no data are at hand.
 
-from collections.abc import Iterator
+Every source is reproducible from its seed and touches no real image. What it may know of the data is the teacher's own
+input normalization, the mean and deviation of its pixels; each class says what else it assumes.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Self
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from scipy.special import betaincinv
+from torch import Generator, Tensor
+
+from nkdlib.data.images import Images
 
 BLOCK = 64  # images drawn at once, so that the images do not depend on the batch size
 
 
 @dataclass(frozen=True)
-class GaussianImages:
-    """Batches of white Gaussian noise, float32 (B, C, H, W), in normalized units; touches no real data.
+class NoiseImages:
+    """Batches of drawn images, float32 (B, C, H, W), in normalized units; the base of all sources.
 
-    Iterating again gives the same images again, whatever the batch size and the device.
+    Iterating again gives the same images again, whatever the batch size and the device. With the pixels' `mean` and
+    `std`, values get the marginal of real pixels: the Beta distribution on 0 to 1 with this mean and deviation, by its
+    quantiles (our choice). Without them they stay Gaussian, and lie outside of what a pixel can be.
     """
 
     shape: tuple[int, int, int]  # of one image: (C, H, W)
     count: int  # images in all; the last batch may be smaller
     seed: int
+    mean: tuple[float, ...] | None = None  # of the pixels in 0 to 1, by channel, as the teacher subtracts it
+    std: tuple[float, ...] | None = None  # their deviation, as the teacher divides by it
     batch_size: int = 128
     device: str = "cpu"  # where batches are put; they are drawn on the CPU
     channels_last: bool = False
@@ -26,8 +41,17 @@ class GaussianImages:
     def __post_init__(self):
         if self.count < 1 or self.batch_size < 1 or len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"{self} must have a shape (C, H, W), a count and a batch_size of 1 or more")
+        if self.mean is not None:
+            for mean, std in zip(self.mean, self.std or (), strict=True):
+                if not (0 < mean < 1 and 0 < std**2 < mean * (1 - mean)):
+                    raise ValueError(f"mean (={mean}) and std (={std}) must be those of pixels in 0 to 1, not constant")
 
-    def batches(self, batch_size: int, *, steps: int | None = None, **where: object) -> "GaussianImages":
+    @classmethod
+    def like(cls, images: Images, count: int, seed: int, **options: object) -> Self:
+        """A source with the shape and the normalization of a data set; its images are not looked at."""
+        return cls(images.shape, count, seed, images.mean, images.std, **options)
+
+    def batches(self, batch_size: int, *, steps: int | None = None, **where: object) -> Self:
         """The same noise in other batches; steps: this many batches, all of them new images.
 
         where: device, channels_last, as in `Images.batches`.
@@ -39,12 +63,156 @@ class GaussianImages:
         return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = Generator().manual_seed(self.seed)
         drawn = torch.empty(0, *self.shape)
         for start in range(0, self.count, self.batch_size):
             size = min(self.batch_size, self.count - start)
             while len(drawn) < size:
-                drawn = torch.cat([drawn, torch.randn(BLOCK, *self.shape, generator=generator)])
+                drawn = torch.cat([drawn, self._pixels(self._draw(generator))])
             batch, drawn = drawn[:size], drawn[size:]
             layout = torch.channels_last if self.channels_last else torch.contiguous_format
             yield batch.to(self.device).contiguous(memory_format=layout)
+
+    def _draw(self, generator: Generator) -> Tensor:
+        """The next images, (BLOCK, C, H, W), mean 0 and deviation 1 over many."""
+        raise NotImplementedError(f"{type(self).__name__} draws nothing; use one of its subclasses")
+
+    def _pixels(self, z: Tensor) -> Tensor:
+        """Values with a Gaussian marginal as normalized pixels with that of `mean` and `std`."""
+        if self.mean is None:
+            return z
+        position = (z.clamp(-5, 5) + 5) * (_CELLS / 10)
+        cell = position.long().clamp(max=_CELLS - 1)
+        tables = torch.stack([_quantiles(m, s) for m, s in zip(self.mean, self.std, strict=True)])  # (C, _CELLS + 1)
+        channel = torch.arange(len(tables)).view(1, -1, 1, 1)
+        return torch.lerp(tables[channel, cell], tables[channel, cell + 1], position - cell)
+
+
+_CELLS = 4000  # of the table between -5 and 5 deviations
+
+
+@lru_cache(maxsize=16)
+def _quantiles(mean: float, std: float) -> Tensor:
+    """Normalized pixel values at Gaussian values -5 to 5, of the Beta distribution with this mean and deviation."""
+    total = mean * (1 - mean) / std**2 - 1
+    ranks = torch.special.ndtr(torch.linspace(-5, 5, _CELLS + 1, dtype=torch.float64)).numpy()
+    pixels = torch.from_numpy(betaincinv(mean * total, (1 - mean) * total, ranks))
+    return ((pixels - mean) / std).float()
+
+
+@dataclass(frozen=True)
+class GaussianImages(NoiseImages):
+    """White noise: every pixel by itself."""
+
+    def _draw(self, generator: Generator) -> Tensor:
+        return torch.randn(BLOCK, *self.shape, generator=generator)
+
+
+@dataclass(frozen=True)
+class SpectrumImages(NoiseImages):
+    """Random fields with the spectrum of photographs, an amplitude of 1 / frequency^a (Field 1987; there a is about 1).
+
+    Every image has an exponent of its own between the two given; 0 is white, 2 and more is smooth.
+    """
+
+    exponents: tuple[float, float] = (0.5, 2.5)
+
+    def _draw(self, generator: Generator) -> Tensor:
+        low, high = self.exponents
+        return field(low + (high - low) * torch.rand(BLOCK, generator=generator), self.shape, generator)
+
+
+@dataclass(frozen=True)
+class SmoothImages(NoiseImages):
+    """White noise on a coarse grid of `cells` x `cells`, made larger by bicubic interpolation."""
+
+    cells: int = 7
+
+    def _draw(self, generator: Generator) -> Tensor:
+        z = torch.randn(BLOCK, self.shape[0], self.cells, self.cells, generator=generator)
+        z = F.interpolate(z, size=self.shape[1:], mode="bicubic", align_corners=False)
+        return z / z.std()
+
+
+@dataclass(frozen=True)
+class DeadLeaves(NoiseImages):
+    """Opaque shapes of many sizes that cover each other, with a little texture within.
+
+    Images have edges, flat areas and occlusion as photographs have (Lee, Mumford and Huang 2001; as training data,
+    Baradad et al. 2021, arXiv 2106.05963). Ellipses and boxes, radii by a power law; sizes and numbers are our choice.
+    """
+
+    leaves: tuple[int, int] = (3, 40)  # of one image, log-uniformly
+    radius: tuple[float, float] = (0.06, 0.6)  # of the image's side, log-uniformly
+    texture: float = 0.3  # deviation of the field within the leaves, of that between them
+    gray: float = 0.9  # share of the variance that the channels have in common, as in photographs
+
+    def _draw(self, generator: Generator) -> Tensor:
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(*shape, generator=generator)
+
+        def between(limits: tuple[float, float], *shape: int) -> Tensor:
+            low, high = map(math.log, limits)
+            return (low + (high - low) * uniform(*shape)).exp()
+
+        channels, height, width = self.shape
+        y, x = torch.linspace(0, 1, height).view(1, -1, 1), torch.linspace(0, 1, width).view(1, 1, -1)
+        z = self._colors(generator).expand(BLOCK, channels, height, width)
+        wanted = between(self.leaves, BLOCK).round().view(-1, 1, 1)
+        for leaf in range(self.leaves[1]):
+            r, aspect = between(self.radius, BLOCK, 1, 1), between((0.45, 2.2), BLOCK, 1, 1)
+            angle = math.pi * uniform(BLOCK, 1, 1)
+            dy, dx = y - uniform(BLOCK, 1, 1), x - uniform(BLOCK, 1, 1)
+            along = (dx * angle.cos() + dy * angle.sin()) / (r * aspect)
+            across = (dy * angle.cos() - dx * angle.sin()) * aspect / r
+            power = torch.where(uniform(BLOCK, 1, 1) < 0.5, 2.0, 8.0)  # an ellipse or a box
+            inside = (along.abs() ** power + across.abs() ** power < 1) & (leaf < wanted)
+            z = torch.where(inside[:, None], self._colors(generator), z)
+        grain = field(0.5 + uniform(BLOCK), (1, height, width), generator)
+        return (z + self.texture * grain) / (1 + self.texture**2) ** 0.5
+
+    def _colors(self, generator: Generator) -> Tensor:
+        """One color an image, (BLOCK, C, 1, 1)."""
+        own = torch.randn(BLOCK, self.shape[0], 1, 1, generator=generator)
+        common = torch.randn(BLOCK, 1, 1, 1, generator=generator)
+        return common if self.shape[0] == 1 else self.gray**0.5 * common + (1 - self.gray) ** 0.5 * own
+
+
+def field(exponents: Tensor, shape: tuple[int, int, int], generator: Generator) -> Tensor:
+    """Gaussian random fields with an amplitude of 1 / frequency^a, (N, C, H, W); mean 0, deviation 1 over many.
+
+    Cut from fields of twice the size, so that opposite borders are not alike. The mean has the amplitude of the lowest
+    frequency: images differ in brightness.
+
+    Args:
+        exponents: a of each image, (N,).
+        shape: (C, H, W).
+        generator: what they are drawn from.
+    """
+    channels, height, width = shape
+    y, x = torch.fft.fftfreq(2 * height, 1 / (2 * height)), torch.fft.fftfreq(2 * width, 1 / (2 * width))
+    frequency = (y[:, None] ** 2 + x[None] ** 2).sqrt().clamp_min(1.0)
+    amplitude = frequency ** -exponents.view(-1, 1, 1, 1)  # (N, 1, 2H, 2W)
+    amplitude = amplitude / amplitude.square().mean((2, 3), keepdim=True).sqrt()
+    noise = torch.randn(len(exponents), channels, 2 * height, 2 * width, generator=generator)
+    return torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real[:, :, :height, :width].contiguous()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Images of several sources in turn, such as noise and a few photographs; a source like the others.
+
+    >>> parts = GaussianImages((1, 4, 4), 6, seed=0, batch_size=3), SmoothImages((1, 4, 4), 6, seed=0, batch_size=3)
+    >>> [len(batch) for batch in Mixture(parts)]
+    [3, 3, 3, 3]
+    """
+
+    parts: tuple[Iterable, ...]  # of batches of equal size, with or without labels
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batches in zip(*self.parts, strict=True):
+            images = [batch[0] if isinstance(batch, tuple | list) else batch for batch in batches]
+            yield from torch.stack(images, 1).flatten(0, 1).split(len(images[0]))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))

@@ -3,6 +3,7 @@
 Shao, Moroz, Eban and Movshovitz-Attias, arXiv 2010.01189.
 """
 
+from nkdlib.neighbourhoods.boundary_noise import BoundaryNoise
 from nkdlib.neighbourhoods.capture import Boundaries, capture
 from nkdlib.neighbourhoods.composition import Composition
 from nkdlib.neighbourhoods.distill import distill, solve
@@ -18,6 +19,7 @@ from nkdlib.neighbourhoods.students import narrow, reset
 
 __all__ = [
     "Boundaries",
+    "BoundaryNoise",
     "Composition",
     "Distillation",
     "Distilled",

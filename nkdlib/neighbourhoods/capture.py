@@ -4,14 +4,18 @@ Boundaries are kept in memory when they fit and computed again from the images w
 never run once per neighbourhood.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.split import Neighbourhoods
+from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods
+from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.store import Shelf, Store, images_of
 
@@ -28,25 +32,39 @@ def _clone(_: str, tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def taps(model: nn.Module, neighbourhoods: Neighbourhoods, copy: Copy = _clone) -> Iterator[dict[str, Tensor]]:
+def taps(
+    model: nn.Module, neighbourhoods: Neighbourhoods, copy: Copy = _clone, linked: bool = True
+) -> Iterator[dict[str, Tensor]]:
     """Within it, every forward pass fills the dict with `NAME:x` and `NAME:y`, the inputs and outputs.
 
     Tensors are copies: a layer that works in place cannot change them later. An input that is the output of the
-    neighbourhood before it is not copied again.
+    neighbourhood before it is not copied again. Where inputs and outputs are not `linked`, the model gives the inputs
+    and the neighbourhoods' own modules the outputs.
     """
     row: dict[str, Tensor] = {}
 
     def keep(name: str, tensor: Tensor) -> None:
         row[name] = copy(name, tensor.detach())
 
-    handles = []
+    handles, end = [], neighbourhoods[-1]
+    if not linked:
+        for here in neighbourhoods:
+
+            def ask(_: nn.Module, inputs: tuple[Tensor], here: Neighbourhood = here) -> None:
+                keep(f"{here.name}:x", inputs[0])
+                keep(f"{here.name}:y", here.module(inputs[0].clone()))
+                if here is end:
+                    raise _Seen
+
+            handles.append(model.get_submodule(here.paths[0]).register_forward_pre_hook(ask))
+        neighbourhoods = ()
     for before, here in zip((None, *neighbourhoods), neighbourhoods, strict=False):
         first, last = (model.get_submodule(path) for path in (here.paths[0], here.paths[-1]))
         if not here.chained or before is None:
             handles.append(
                 first.register_forward_pre_hook(lambda _, inputs, name=here.name: keep(f"{name}:x", inputs[0]))
             )
-        final = here is neighbourhoods[-1]
+        final = here is end
 
         def after(_: nn.Module, __: tuple, output: Tensor, name: str = here.name, final: bool = final) -> None:
             keep(f"{name}:y", output)
@@ -63,11 +81,11 @@ def taps(model: nn.Module, neighbourhoods: Neighbourhoods, copy: Copy = _clone) 
 
 @torch.no_grad()
 def boundary_rows(
-    model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable, copy: Copy = _clone
+    model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable, copy: Copy = _clone, linked: bool = True
 ) -> Iterator[dict[str, Tensor]]:
     """Run the model over batches of images; for each, copies of the boundaries by name, on the model's device."""
     model, device = model.eval(), device_of(model)
-    with taps(model, neighbourhoods, copy) as row:
+    with taps(model, neighbourhoods, copy, linked) as row:
         for batch in inputs:
             row.clear()
             try:
@@ -81,6 +99,19 @@ def boundary_rows(
                 )
 
 
+@torch.no_grad()
+def answers(
+    neighbourhoods: Neighbourhoods, drawn: Iterable[Mapping[str, Tensor]], copy: Copy
+) -> Iterator[dict[str, Tensor]]:
+    """Copies of inputs that are given for each neighbourhood, and of what its own module makes of them."""
+    for inputs in drawn:
+        row = {}
+        for here in neighbourhoods:
+            row[f"{here.name}:x"] = copy(f"{here.name}:x", inputs[here.name])
+            row[f"{here.name}:y"] = copy(f"{here.name}:y", here.module(inputs[here.name].clone()))
+        yield row
+
+
 @dataclass
 class Boundaries:
     """Inputs and outputs of every neighbourhood for the same images, in memory as far as they fit."""
@@ -91,6 +122,8 @@ class Boundaries:
     store: Store = field(repr=False)  # all images, or the first ones where they are streamed
     complete: bool  # all boundaries are in memory
     bytes_per_image: float
+    front: nn.Module | None = field(default=None, repr=False)  # gives the inputs where it is not the teacher
+    linked: bool = True  # an input is the output of the neighbourhood before it
 
     def of(self, name: str) -> Store:
         """Inputs x and outputs y of one neighbourhood, for the images in memory."""
@@ -103,7 +136,8 @@ class Boundaries:
 
     def rows(self) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
         """One pass of the teacher over the inputs: for each batch, (x, y) by neighbourhood."""
-        for row in boundary_rows(self.teacher, self.neighbourhoods, self.inputs):
+        model = self.front or self.teacher
+        for row in boundary_rows(model, self.neighbourhoods, self.inputs, linked=self.linked):
             pairs, before = {}, None
             for here in self.neighbourhoods:
                 x = row[f"{before}:y"] if here.chained else row[f"{here.name}:x"]
@@ -130,23 +164,37 @@ def capture(
     keep: int = 2304,
     memory_limit_gb: float = 4.0,
     dtype: torch.dtype = torch.float16,
+    adapt: bool = False,
 ) -> Boundaries:
     """Run the teacher once over `inputs` and keep what passes between its neighbourhoods.
+
+    With `adapt`, for inputs unlike those that the teacher was trained on: a copy of the teacher has its BatchNorms
+    measured on `inputs` (AdaBN, Li et al. 2016, arXiv 1603.04779) and gives the neighbourhoods' inputs, so that every
+    BatchNorm's output there has the mean and variance that real images cause; the outputs are the teacher's own
+    answers to them. Two passes more.
 
     Args:
         teacher: put into evaluation mode.
         neighbourhoods: from `split`.
-        inputs: batches of images, with or without labels.
+        inputs: batches of images, with or without labels; or noise at the boundaries, see `BoundaryNoise`.
         images: stop after this many; None takes all.
         keep: images that stay in memory also where the whole does not fit.
         memory_limit_gb: above it the boundaries are streamed.
         dtype: that they are kept in; float16 holds activations up to 65,504.
+        adapt: see above.
 
     Raises:
         ValueError: no batch in `inputs`.
         OverflowError: an activation that is not finite in `dtype`.
     """
-    shelf, sums, complete, per_image = Shelf(dtype), {}, True, 0.0
+    shelf, sums, complete, per_image, front = Shelf(dtype), {}, True, 0.0, None
+    drawn = inputs.boundaries(teacher, neighbourhoods) if hasattr(inputs, "boundaries") else None
+    linked = not adapt and drawn is None
+    if not linked:
+        apart = [dataclasses.replace(here, chained=False) for here in neighbourhoods]
+        neighbourhoods = Neighbourhoods(apart, neighbourhoods.total)
+    if adapt and drawn is None:
+        front = reestimate_batchnorm(deepcopy(teacher), inputs, images or sys.maxsize)
 
     def fitting() -> Iterator[Tensor]:
         nonlocal complete
@@ -157,7 +205,12 @@ def capture(
                 return
             yield batch
 
-    for row in boundary_rows(teacher, neighbourhoods, fitting(), shelf.put):
+    if drawn is not None:
+        teacher.eval()
+        rows = answers(neighbourhoods, drawn, shelf.put)
+    else:
+        rows = boundary_rows(front or teacher, neighbourhoods, fitting(), shelf.put, linked)
+    for row in rows:
         if not shelf.filled:
             size = shelf.coming
             per_image = sum(t.numel() * t.element_size() for t in row.values()) / size
@@ -173,7 +226,7 @@ def capture(
             raise OverflowError(
                 f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
             )
-    return Boundaries(teacher, neighbourhoods, inputs, store, complete, per_image)
+    return Boundaries(teacher, neighbourhoods, inputs, store, complete, per_image, front, linked)
 
 
 def first_images(inputs: Iterable, images: int) -> Iterator[Tensor]:

@@ -129,6 +129,7 @@ def _distill(
             keep=recipe.holdout + recipe.solve_images,
             memory_limit_gb=recipe.memory_limit_gb,
             dtype=recipe.dtype,
+            adapt=recipe.adapt,
         )
     if len(boundaries.store) < recipe.holdout + 2:
         raise ValueError(
@@ -152,7 +153,7 @@ def _distill(
         {n: r if isinstance(students[n], Mapping) else r[""] for n, r in results.items()},
         teacher_watch.device_s,
         start_s,
-        sequential_start=recipe.start == "solved" and recipe.front_to_back,
+        sequential_start=recipe.start == "solved" and recipe.front_to_back and boundaries.linked,
         boundaries=repr(boundaries),
     )
 

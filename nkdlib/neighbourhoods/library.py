@@ -117,7 +117,8 @@ class Library:
         student = copy.deepcopy(student)
         module = shape_of(here.module, student, here.example).to(here.example.device)
         check_shape(here, label, module)
-        same = {"holdout": mine.holdout, "dtype": mine.dtype, "memory_limit_gb": Recipe.memory_limit_gb}
+        same = {"holdout": mine.holdout, "dtype": mine.dtype, "adapt": mine.adapt}
+        same |= {"memory_limit_gb": Recipe.memory_limit_gb}
         recipe = dataclasses.replace(recipe, front_to_back=False, **same)  # one yardstick for all candidates
         self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
 
@@ -158,7 +159,8 @@ class Library:
         names = [name for name in self.neighbourhoods.names if any(t.kwargs["name"] == name for t in tasks)]
         parts, recipe = split(self.teacher, names, self.example), self.recipe
         limit = recipe.memory_limit_gb
-        boundaries = capture(self.teacher, parts, self.inputs, keep=0, memory_limit_gb=limit, dtype=recipe.dtype)
+        how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt}
+        boundaries = capture(self.teacher, parts, self.inputs, keep=0, **how)
         if not boundaries.complete or len(boundaries.store) < recipe.holdout + 2:
             raise ValueError(
                 f"{boundaries}; a library needs all of them in memory, and more images than recipe.holdout "
@@ -180,7 +182,7 @@ class Library:
 
     def _task(self, name: str, label: str) -> Task:
         candidate = self.candidates[name][label]
-        boundary = Known(sha256([*self._determined, name, str(candidate.recipe.dtype)]))
+        boundary = Known(sha256([*self._determined, name, str(candidate.recipe.dtype), candidate.recipe.adapt]))
         here, label = self.neighbourhoods[name], f"{name} {label}"
         return candidate_task(here, candidate.student, candidate.recipe, boundary, self.teacher, label)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nkdlib.runtime.measure import Stopwatch
-from nkdlib.training.batchnorm import reestimate_batchnorm
+from nkdlib.training.batchnorm import NORMS, reestimate_batchnorm
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Descent, Schedule
 from nkdlib.training.store import Store
@@ -34,6 +34,8 @@ class Recipe(Schedule):
     ridge: float = 1e-3  # of the closed form, relative to the features' mean energy
     front_to_back: bool = True  # solve on what the students before produce, where each has one candidate
     bn_images: int = 1024  # images that a trained student's BatchNorm is re-estimated on; 0 leaves it
+    batchnorm: str = "batch"  # frozen: a student keeps the statistics that it starts with, in every step
+    adapt: bool = False  # for inputs unlike the teacher's own (noise): see `capture`
     memory_limit_gb: float = 4.0  # above it boundaries are streamed
     dtype: torch.dtype = torch.float16  # that boundaries are kept in
 
@@ -41,6 +43,8 @@ class Recipe(Schedule):
         super().__post_init__()
         if self.start not in STARTS:
             raise ValueError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}")
+        if self.batchnorm not in ("batch", "frozen"):
+            raise ValueError(f"batchnorm (={self.batchnorm!r}) must be batch or frozen")
         for name in ("holdout", "solve_images"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} (={getattr(self, name)}) must be at least 2 images")
@@ -120,6 +124,9 @@ class LocalTraining:
         # DEVIATION D3: the error is normalized by the target's variance; the paper's abstract names no loss.
         self.scale = 1 / variance(held_out)
         self.descent = Descent(student, recipe, name, seed)
+        if recipe.batchnorm == "frozen":
+            for norm in (m for m in student.modules() if isinstance(m, NORMS)):
+                norm.eval()
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One gradient step on a batch, (B, ...) each."""
@@ -128,7 +135,7 @@ class LocalTraining:
     def finish(self, examples: Callable[[], Iterator[Tensor]]) -> dict[str, object]:
         """Re-estimate BatchNorm on `examples()`, batches of x, and measure the local error."""
         losses = self.descent.finish()
-        if self.recipe.steps and self.recipe.bn_images:
+        if self.recipe.steps and self.recipe.bn_images and self.recipe.batchnorm == "batch":
             reestimate_batchnorm(self.student, examples(), self.recipe.bn_images)
         return {"local_error": _error(self.student, self.held_out) * self.scale, "losses": losses}
 

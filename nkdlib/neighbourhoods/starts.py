@@ -48,7 +48,7 @@ def start_students(
         mine = students[here.name]
         with Stopwatch(here.example.device) as watch:
             made = {label: _start(here, student, label, recipe, drift) for label, student in mine.items()}
-            if drift is not None and recipe.front_to_back and len(made) == 1:
+            if drift is not None and recipe.front_to_back and boundaries.linked and len(made) == 1:
                 drift.advance(here, next(iter(made.values())))
         started[here.name], seconds[here.name] = made, watch.device_s
     return started, seconds

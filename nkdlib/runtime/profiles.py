@@ -58,6 +58,17 @@ _SEARCH = {
     "evaluations": 12,
     "repeats": 50,
 }
+_NOISE = {
+    "validation": 5_000,
+    "count": 4_096,
+    "inverted": 1_024,
+    "inversion_steps": 30,
+    "steps": 200,
+    "short_steps": 50,
+    "rates": [3e-3, 1.5e-2],
+    "few": [10, 100, 1_000],
+    "moments": 1_024,
+}
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -74,6 +85,7 @@ PROFILES: dict[str, Profile] = {
                 "01_local_replacement": {**_FASHION, **_IMAGES, **_REPLACE},
                 "02_distillation_speed": {**_FASHION, **_IMAGES, **_SPEED},
                 "03_student_search": {**_FASHION, **_IMAGES, **_SEARCH, "depth": 20, "teacher_steps": 800},
+                "04_synthetic_data": {**_FASHION, **_NOISE},
             },
         ),
         Profile(
@@ -87,6 +99,7 @@ PROFILES: dict[str, Profile] = {
                 "01_local_replacement": {**_CIFAR, **_IMAGES, **_REPLACE, "augment": True},
                 "02_distillation_speed": {**_CIFAR, **_IMAGES, **_SPEED, "augment": True},
                 "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "augment": True},
+                "04_synthetic_data": {**_CIFAR, **_NOISE, "augment": True},
             },
         ),
         Profile("paper", data="imagenet", device="cuda", seeds=5, judged=True),

@@ -3,11 +3,13 @@
 A network that is put together from parts trained apart carries statistics of inputs that its layers no longer see.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nkdlib.training.evaluate import device_of
 from nkdlib.training.store import images_of
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -15,7 +17,9 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # DEVIATION D4: the paper's abstract says nothing of BatchNorm in a recomposed network.
 @torch.no_grad()
-def reestimate_batchnorm(model: nn.Module, inputs: Iterable, images: int = 1024) -> nn.Module:
+def reestimate_batchnorm(
+    model: nn.Module, inputs: Iterable, images: int = 1024, within: Iterable[str] = ("",)
+) -> nn.Module:
     """Replace the running statistics by plain averages over the first `images` inputs, in place.
 
     Weights stay as they are; every layer is measured on what the layers before it produce with batch statistics.
@@ -24,11 +28,15 @@ def reestimate_batchnorm(model: nn.Module, inputs: Iterable, images: int = 1024)
         model: left in evaluation mode; one without BatchNorm is left alone.
         inputs: batches of images, with or without labels.
         images: how many to use at most.
+        within: submodules whose statistics are replaced, by name; the others normalize by what they see meanwhile
+            and then have their own again, which matters where `inputs` are not what the model was made for.
 
     Raises:
         ValueError: `inputs` holds no batch.
     """
     norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
+    replaced = {m for name in within for m in model.get_submodule(name).modules()}
+    own = {norm: copy.deepcopy(norm.state_dict()) for norm in norms if norm not in replaced}
     model.eval()
     if not norms:
         return model
@@ -50,7 +58,65 @@ def reestimate_batchnorm(model: nn.Module, inputs: Iterable, images: int = 1024)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+        for norm, state in own.items():
+            norm.load_state_dict(state)
         model.eval()
     if seen == 0:
         raise ValueError("inputs holds no batch of at least 2 images; BatchNorm cannot be re-estimated")
     return model
+
+
+@torch.no_grad()
+def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str, float]:
+    """How far inputs are from those that a network was trained on, by nothing but what its BatchNorms remember.
+
+    Kullback-Leibler divergence of a Gaussian with the mean and variance that are seen from one with those that are
+    remembered, in nats, mean over channels. Images of the training data have about 0; the mean over layers ranks
+    sources of synthetic images by how well a student learns from them (see `04_synthetic_data`).
+
+    Args:
+        model: left in evaluation mode.
+        inputs: batches of images, with or without labels.
+        images: how many to use at most.
+
+    Returns:
+        By the name of each BatchNorm2d, front to back.
+
+    Raises:
+        ValueError: no BatchNorm2d with statistics, or no image.
+    """
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats}
+    if not norms:
+        raise ValueError(f"model (={type(model).__name__}) has no BatchNorm2d that remembers anything")
+    sums = {name: torch.zeros(3, m.num_features, dtype=torch.float64) for name, m in norms.items()}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
+        def hook(_: nn.Module, taken: tuple[Tensor]) -> None:
+            x = taken[0].double()
+            count = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device)
+            sums[name] += torch.stack([count, x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).cpu()
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(note(name)) for name, m in norms.items()]
+    seen, device = 0, device_of(model.eval())
+    try:
+        for batch in inputs:
+            x = images_of(batch)[: max(images - seen, 0)]
+            if len(x) == 0:
+                break
+            model(x.to(device, torch.float32))
+            seen += len(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        raise ValueError("inputs holds no image; the mismatch cannot be measured")
+    found = {}
+    for name, norm in norms.items():
+        count, total, squares = sums[name]
+        mean, variance = total / count, squares / count - (total / count).square() + norm.eps
+        memory = norm.running_var.cpu().double() + norm.eps
+        shift = (mean - norm.running_mean.cpu()).square() / variance
+        found[name] = (0.5 * (memory / variance + shift - 1 + (variance / memory).log())).mean().item()
+    return found

@@ -1,0 +1,193 @@
+"""Distilling from inputs that are no data: adapted ones, noise at boundaries, and that nothing real is read."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from nkdlib.data import DeadLeaves, GaussianImages, Images
+from nkdlib.models import resnet
+from nkdlib.neighbourhoods import BoundaryNoise, Library, Recipe, capture, distill, solve, split
+from nkdlib.runtime import Cache
+from nkdlib.training import (
+    Inversion,
+    Schedule,
+    distill_end_to_end,
+    invert,
+    mismatch,
+    predict,
+    reestimate_batchnorm,
+)
+
+SHAPE = (3, 12, 12)
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    """A network whose BatchNorms remember images with correlated channels, far from white noise."""
+    torch.manual_seed(0)
+    images = torch.einsum("oc,bchw->bohw", 2 * torch.randn(3, 3), torch.randn(256, *SHAPE)).cumsum(3) / 3 + 1
+    network = resnet(14, 5, seed=0, blocks=(1, 1, 1), widths=(8, 8, 12)).to(memory_format=torch.channels_last)
+    return reestimate_batchnorm(network, [images], 256), images
+
+
+def noise(count=256, seed=0):
+    return GaussianImages(SHAPE, count, seed, batch_size=64)
+
+
+def moments(x):
+    return x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+
+
+def test_the_mismatch_is_zero_for_what_was_remembered_and_known_for_a_single_norm(teacher):
+    network, images = teacher
+    own, others = mismatch(network, [images]), mismatch(network, noise())
+    assert list(own) == [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert max(own.values()) < 1e-3 < 0.1 < min(others["stem.1"], others["layer3.0.bn2"])
+    norm = nn.Sequential(nn.BatchNorm2d(1, eps=0.0)).eval()
+    x = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)  # mean 2, variance 1; remembered 0 and 4
+    norm[0].running_var.fill_(4.0)
+    wanted = 0.5 * (4 / 1 + 2**2 / 1 - 1 - torch.tensor(4.0).log().item())
+    assert mismatch(norm, [x])["0"] == pytest.approx(wanted)
+    assert mismatch(norm, [x, x], images=2)["0"] == pytest.approx(wanted)
+    with pytest.raises(ValueError, match=r"model \(=Linear\) has no BatchNorm2d"):
+        mismatch(nn.Linear(2, 2), [x])
+    with pytest.raises(ValueError, match="holds no image"):
+        mismatch(norm, [])
+
+
+def test_statistics_are_replaced_only_within(teacher):
+    network = copy.deepcopy(teacher[0])
+    before = copy.deepcopy(network.state_dict())
+    reestimate_batchnorm(network, noise(), within=["layer2.0"])
+    after = network.state_dict()
+    changed = {".".join(name.split(".")[:2]) for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"layer2.0"} and not any(module.training for module in network.modules())
+    # Meanwhile the others normalize by what they see, so that what comes in has the moments of the real thing.
+    everywhere = reestimate_batchnorm(copy.deepcopy(teacher[0]), noise()).state_dict()
+    assert all(torch.equal(after[k], everywhere[k]) for k in after if k.startswith("layer2.0"))
+
+
+def test_adapted_inputs_have_the_moments_that_real_images_cause_and_the_teachers_answers(teacher):
+    network, images = teacher
+    pieces = split(network, ["layer1.0", "layer2.0", "layer3.0"], images[:2])
+    before = copy.deepcopy(network.state_dict())
+    real = capture(network, pieces, [images], dtype=torch.float32)
+    plain, adapted = (capture(network, pieces, noise(), dtype=torch.float32, adapt=adapt) for adapt in (False, True))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert plain.linked and not adapted.linked
+    off = {}
+    for label, kept in (("plain", plain), ("adapted", adapted)):
+        differences = []
+        for name in pieces.names:
+            (mean, _), (wanted, spread) = (
+                moments(kept.of(name).take(slice(0, 256))["x"]),
+                moments(real.of(name).take(slice(0, 256))["x"]),
+            )
+            differences.append(((mean - wanted).square() / spread.clamp_min(1e-3)).mean().item())
+        off[label] = sum(differences)
+    assert off["adapted"] < 0.5 * off["plain"]
+    for here in pieces:
+        rows = adapted.of(here.name).take(slice(0, 8))
+        assert torch.allclose(here.module(rows["x"].clone()), rows["y"], atol=1e-5)
+    streamed = next(adapted.rows())
+    x, y = streamed["layer2.0"]
+    assert torch.allclose(x[:8], adapted.of("layer2.0").take(slice(0, 8))["x"], atol=1e-5) and len(y) == 64
+
+
+def test_boundary_noise_meets_what_the_batchnorms_behind_it_remember(teacher):
+    network, images = teacher
+    pieces = split(network, ["layer1.0", "layer2.0"], images[:2])
+    drawn = BoundaryNoise(noise(300), steps=40)
+    rows = list(drawn.boundaries(network, pieces))
+    assert [len(row["layer1.0"]) for row in rows] == [256, 44] and len(drawn) == len(noise(300))
+    again = list(drawn.boundaries(network, pieces))
+    assert all(torch.equal(row[name], other[name]) for row, other in zip(rows, again, strict=True) for name in row)
+    x = torch.cat([row["layer2.0"] for row in rows])
+    assert x.min() == 0.0 and (x == 0).float().mean() > 0.05  # a ReLU stands before it
+    part = pieces["layer2.0"].module
+    fitted = sum(mismatch(part, [x]).values())
+    first = next(BoundaryNoise(noise(300), steps=0).boundaries(network, pieces))["layer2.0"]
+    assert fitted < 0.5 * sum(mismatch(part, [first]).values())
+    flat = next(BoundaryNoise(noise(), (0.0,), mixing=False, steps=0).boundaries(network, pieces))["layer1.0"]
+    centered = flat - flat.mean((0, 2, 3), keepdim=True)
+    assert abs((centered[..., 1:] * centered[..., :-1]).mean() / centered.square().mean()) < 0.05
+    kept = capture(network, pieces, drawn)
+    assert kept.complete and not kept.linked and len(kept.store) == 300
+
+
+@pytest.mark.parametrize("inputs", [noise(), BoundaryNoise(noise(), steps=5)], ids=["images", "boundaries"])
+def test_distilling_and_solving_from_noise_leaves_the_teacher_alone(teacher, inputs):
+    network, images = teacher
+    before = copy.deepcopy(network.state_dict())
+    recipe = Recipe(steps=3, batch_size=32, holdout=32, solve_images=128, adapt=True)
+    students = {"layer1.0": 0.5, "layer2.0": 0.5}
+    for done in (distill(network, students, inputs, recipe), solve(network, students, inputs, recipe)):
+        assert torch.isfinite(predict(done.recompose(network), [images[:8]])).all()
+        assert not done.sequential_start
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_frozen_statistics_stay_what_they_were_at_the_start(teacher):
+    network, _ = teacher
+    how = {"steps": 3, "batch_size": 32, "holdout": 32, "start": "copied"}
+    start = distill(network, {"layer1.0": 0.5}, noise(), Recipe(**how | {"steps": 0}))["layer1.0"].module
+    for batchnorm, same in (("frozen", True), ("batch", False)):
+        done = distill(network, {"layer1.0": 0.5}, noise(), Recipe(batchnorm=batchnorm, **how))["layer1.0"].module
+        assert torch.equal(done.bn1.running_mean, start.bn1.running_mean) == same
+        assert not torch.equal(done.conv1.weight, start.conv1.weight)
+    with pytest.raises(ValueError, match=r"batchnorm \(='off'\) must be batch or frozen"):
+        Recipe(batchnorm="off")
+
+
+def test_a_library_knows_adapted_from_plain(teacher, tmp_path):
+    network, _ = teacher
+    recipe = {"steps": 0, "holdout": 32, "solve_images": 128}
+    errors = []
+    for adapt in (False, True):
+        library = Library(network, {"layer1.0": [0.5]}, noise(), Recipe(adapt=adapt, **recipe), Cache(tmp_path))
+        assert ("layer1.0", "0.5") in library.fill()
+        errors.append(library.candidates["layer1.0"]["0.5"].error)
+    assert errors[0] != errors[1]
+
+
+def test_inverted_images_meet_the_teachers_memory_within_their_limits(teacher):
+    network, _ = teacher
+    before = copy.deepcopy(network.state_dict())
+    start = list(noise(64))
+    made = invert(network, start, Inversion(steps=20), limits=(-2.0, 2.0), seed=0)
+    assert [batch.shape for batch in made] == [batch.shape for batch in start]
+    assert min(x.min() for x in made) >= -2.0 and max(x.max() for x in made) <= 2.0
+    assert sum(mismatch(network, made).values()) < 0.5 * sum(mismatch(network, start).values())
+    assert all(torch.equal(a, b) for a, b in zip(made, invert(network, start, Inversion(20), (-2.0, 2.0)), strict=True))
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(not module._forward_pre_hooks for module in network.modules())
+    with pytest.raises(ValueError, match=r"teacher \(=Linear\) has no BatchNorm2d"):
+        invert(nn.Linear(2, 2), start)
+
+
+def test_nothing_real_is_read_on_the_way_to_a_student(teacher, monkeypatch):
+    network, _ = teacher
+    pixels, labels = torch.zeros(4, *SHAPE, dtype=torch.uint8), torch.zeros(4).long()
+    said = Images("real", "train", pixels, labels, ("a",), (0.5,) * 3, (0.2,) * 3)
+
+    def refuse(*_):
+        raise AssertionError("a real image was read")
+
+    for name in ("pixels", "labels"):
+        monkeypatch.setattr(Images, name, property(refuse))
+    for name in ("batches", "normalize", "subset"):
+        monkeypatch.setattr(Images, name, refuse)
+    with pytest.raises(AssertionError, match="real image"):
+        said.batches(2)
+    source = DeadLeaves.like(said, 256, seed=0, batch_size=64)
+    names = ["layer1.0", "layer2.0"]
+    ranked = sorted([source, noise()], key=lambda s: sum(mismatch(network, s).values()))  # the choice of the source
+    inverted = invert(network, ranked[0], Inversion(steps=2))
+    for inputs in (*ranked, BoundaryNoise(source, steps=2), inverted):
+        for adapt in (False, True):
+            recipe = Recipe(steps=2, batch_size=32, holdout=32, solve_images=64, adapt=adapt)
+            student = distill(network, dict.fromkeys(names, 0.5), inputs, recipe).recompose(network)
+            reestimate_batchnorm(student, inputs, within=names)
+    distill_end_to_end(network, student, source, Schedule(steps=2, batch_size=32))
