@@ -117,9 +117,8 @@ class Library:
         student = copy.deepcopy(student)
         module = shape_of(here.module, student, here.example).to(here.example.device)
         check_shape(here, label, module)
-        same = {"holdout": mine.holdout, "dtype": mine.dtype, "adapt": mine.adapt}
-        same |= {"memory_limit_gb": Recipe.memory_limit_gb}
-        recipe = dataclasses.replace(recipe, front_to_back=False, **same)  # one yardstick for all candidates
+        same = {name: getattr(mine, name) for name in ("holdout", "dtype", "adapt")}  # one yardstick for all candidates
+        recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **same)
         self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
 
     def fill(self, executor: Executor | None = None, threads: int = 0, batch: int = 1, repeats: int = 50) -> list:
@@ -157,10 +156,9 @@ class Library:
     def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
         """Capture what the tasks need in one pass of the teacher, share what widths share, and run them."""
         names = [name for name in self.neighbourhoods.names if any(t.kwargs["name"] == name for t in tasks)]
-        parts, recipe = split(self.teacher, names, self.example), self.recipe
-        limit = recipe.memory_limit_gb
-        how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt}
-        boundaries = capture(self.teacher, parts, self.inputs, keep=0, **how)
+        parts, recipe, limit = split(self.teacher, names, self.example), self.recipe, self.recipe.memory_limit_gb
+        how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt, "keep": 0}
+        boundaries = capture(self.teacher, parts, self.inputs, **how)
         if not boundaries.complete or len(boundaries.store) < recipe.holdout + 2:
             raise ValueError(
                 f"{boundaries}; a library needs all of them in memory, and more images than recipe.holdout "
