@@ -193,6 +193,7 @@ def capture(
     if not linked:
         apart = [dataclasses.replace(here, chained=False) for here in neighbourhoods]
         neighbourhoods = Neighbourhoods(apart, neighbourhoods.total)
+    # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
     if adapt and drawn is None:
         front = reestimate_batchnorm(deepcopy(teacher), inputs, images or sys.maxsize)
 

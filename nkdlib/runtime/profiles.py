@@ -64,6 +64,7 @@ _NOISE = {
     "inverted": 1_024,
     "inversion_steps": 30,
     "steps": 200,
+    "long_steps": 800,
     "short_steps": 50,
     "rates": [3e-3, 1.5e-2],
     "few": [10, 100, 1_000],
