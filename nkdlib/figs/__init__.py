@@ -1,0 +1,20 @@
+"""Fine-grained stochastic architecture search: gates on channels, a cost to pay for them, and the slim network left.
+
+Chaudhuri, Eban, Li, Moroz and Movshovitz-Attias, arXiv 2006.09581.
+"""
+
+from nkdlib.figs.cost import CostModel
+from nkdlib.figs.gates import Gates
+from nkdlib.figs.rivals import score_at_random, score_by_scale, score_evenly
+from nkdlib.figs.search import Found, Search, search
+
+__all__ = [
+    "CostModel",
+    "Found",
+    "Gates",
+    "Search",
+    "score_at_random",
+    "score_by_scale",
+    "score_evenly",
+    "search",
+]

@@ -1,0 +1,225 @@
+"""Gates on channels: masks by hand, costs against counts, slim against gated networks, a search to its target."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torchvision.models as zoo
+from torch import nn
+
+from nkdlib.figs import Gates, Search, score_at_random, score_by_scale, score_evenly, search
+from nkdlib.models import Residual, cost, resnet
+
+
+def separable():
+    return nn.Sequential(nn.Conv2d(3, 6, 1), Residual(6, 8, "separable"), nn.Conv2d(8, 2, 1))
+
+
+def grouped():
+    """A grouped convolution is left alone, and what it reads and makes."""
+    first = [nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2)]
+    return nn.Sequential(*first, nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1))
+
+
+EXAMPLES = {
+    "resnet": (lambda: resnet(8, 10, seed=0), 16),  # tied by residual sums
+    "mobilenet_v2": (lambda: zoo.mobilenet_v2(num_classes=10), 32),  # by depthwise convolutions
+    "mobilenet_v3": (lambda: zoo.mobilenet_v3_small(num_classes=10), 32),  # squeeze-excite
+    "separable": (separable, 5),
+    "grouped": (grouped, 5),
+}
+
+
+def example(name):
+    """A network whose BatchNorms say something, and an input."""
+    torch.manual_seed(0)
+    make, size = EXAMPLES[name]
+    network, x = make(), torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                for value in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+                    value.uniform_(0.5, 1.5)
+    return network.eval(), x
+
+
+def scatter(gates, seed=0):
+    """Log-odds on both sides of zero."""
+    draw = torch.Generator().manual_seed(seed)
+    for odds in gates.log_odds:
+        odds.data.copy_(torch.randn(odds.shape, generator=draw))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_slim_network_is_the_gated_one_and_costs_what_was_predicted(name):
+    network, x = example(name)
+    own = copy.deepcopy(network.state_dict())
+    gates = Gates(network, x)
+    assert gates.model(gates.model.sizes) == cost(network, x)
+    for seed in range(3):
+        scatter(gates, seed)
+        slim = gates.slim()
+        with torch.no_grad():
+            assert torch.allclose(slim(x), network.eval()(x), atol=1e-5)
+        assert cost(slim, x) == gates.model(gates.counts)
+        assert not any("parametriz" in key for key in slim.state_dict()) and not slim.training
+    assert network is gates.remove()
+    assert all(torch.equal(own[key], value) for key, value in network.state_dict().items())
+
+
+def test_masks_by_hand():
+    network = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.Conv2d(3, 1, 1, bias=False))
+    gates = Gates(network, torch.zeros(1, 1, 1, 1), temperature=0.5)
+    network[0].weight.data.fill_(1.0)
+    network[1].parametrizations.weight.original.data.copy_(torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1))
+    gates.log_odds[0].data.copy_(torch.tensor([1.0, -1.0, 0.5]))
+    x = torch.ones(1, 1, 1, 1)
+    p = torch.sigmoid(torch.tensor([1.0, -1.0, 0.5]))
+    assert network.eval()(x).item() == pytest.approx(p[0].item() + 100 * p[2].item(), rel=1e-6)
+    network.train()
+    gates.noise[0].copy_(torch.tensor([-2.0, 2.0, 0.0]))  # sums -1, 1 and 0.5
+    assert network(x).item() == 110.0  # straight through: the second and the third
+    (gradient,) = torch.autograd.grad(network(x).sum(), [gates.log_odds[0]])
+    soft = torch.sigmoid(torch.tensor([-1.0, 1.0, 0.5]) / 0.5)
+    assert torch.allclose(gradient, soft * (1 - soft) / 0.5 * torch.tensor([1.0, 10.0, 100.0]))
+    with gates.open():
+        assert network(x).item() == 111.0
+    gates.hard = False
+    assert network(x).item() == pytest.approx((soft * torch.tensor([1.0, 10.0, 100.0])).sum().item(), rel=1e-5)
+
+
+def test_noise_is_logistic_and_from_its_generator():
+    gates = Gates(nn.Sequential(nn.Conv2d(1, 20_000, 1), nn.Conv2d(20_000, 1, 1)), torch.zeros(1, 1, 1, 1))
+    gates.draw(torch.Generator().manual_seed(0))
+    noise = gates.noise[0].clone()
+    assert abs(noise.mean()) < 0.05 and noise.std().item() == pytest.approx(math.pi / 3**0.5, rel=0.03)
+    gates.draw(torch.Generator().manual_seed(1))
+    assert not torch.equal(noise, gates.noise[0])
+    gates.draw(torch.Generator().manual_seed(0))
+    assert torch.equal(noise, gates.noise[0])
+
+
+def test_costs_by_hand():
+    # 3x3 from 2 to a group of 4, BatchNorm, 1x1 to 3: at 6 x 6 and after a stride of 2 at 3 x 3.
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1)
+    ).eval()
+    gates = Gates(network, torch.zeros(1, 2, 6, 6))
+    for count in (1, 3, 4):
+        found = gates.model({"0": count})
+        assert found.params == 9 * 2 * count + 2 * count + count * 3 + 3
+        assert found.macs == 9 * (9 * 2 * count + count * 3)
+    p = torch.sigmoid(torch.tensor(2.5)).item()
+    assert gates.expected_cost("params").item() == pytest.approx((9 * 2 + 2 + 3) * 4 * p + 3, rel=1e-5)
+    (gradient,) = torch.autograd.grad(gates.expected_cost("params"), [gates.log_odds[0]])
+    assert torch.allclose(gradient, torch.full((4,), 23 * p * (1 - p)))
+
+
+@pytest.mark.parametrize("metric", ["params", "macs"])
+def test_fitting_gives_the_largest_network_within_a_target(metric):
+    network, x = example("resnet")
+    gates = Gates(network, x)
+    scatter(gates)
+    order = torch.cat([odds.detach() for odds in gates.log_odds]).argsort()
+    whole = getattr(cost(network, x), metric)
+    for share in (0.05, 0.3, 0.9, 1.0):
+        counted = getattr(gates.model(gates.fit(metric, share * whole).counts), metric)
+        assert counted <= share * whole
+        assert torch.equal(order, torch.cat([odds.detach() for odds in gates.log_odds]).argsort())  # shifted alike
+        every = torch.cat([odds.detach() for odds in gates.log_odds])
+        if (every <= 0).any():  # one channel more would be too much
+            step = every[every <= 0].max()
+            for odds in gates.log_odds:
+                odds.data -= step - 1e-6
+            assert getattr(gates.model(gates.counts), metric) > share * whole
+
+
+def test_no_group_ends_empty():
+    network, x = example("resnet")
+    gates = Gates(network, x)
+    for odds in gates.log_odds:
+        odds.data.fill_(-3.0)
+        odds.data[2] = -1.0
+    assert set(gates.counts.values()) == {1} and all(index.tolist() == [2] for index in gates.alive.values())
+    with torch.no_grad():
+        assert torch.allclose(gates.slim()(x), network.eval()(x), atol=1e-5)
+
+
+def batches(steps, seed=0):
+    """Two classes that one of three channels tells apart."""
+    draw = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        labels = torch.randint(2, (32,), generator=draw)
+        x = torch.randn(32, 3, 8, 8, generator=draw)
+        x[:, 1] += (2.0 * labels - 1).view(-1, 1, 1)
+        yield x, labels
+
+
+@pytest.mark.parametrize(("metric", "share"), [("params", 0.3), ("macs", 0.3)])
+def test_a_search_ends_at_its_target_with_a_network_that_works(metric, share):
+    x, recipe = torch.zeros(1, 3, 8, 8), Search(steps=60, batch_size=32, lr=5e-3, gate_lr=0.1)
+    network, twin = (resnet(8, 2, seed=0, widths=(8, 8, 8)) for _ in range(2))
+    whole = getattr(cost(network, x), metric)
+    found = search(network, x, batches(60), share * whole, metric, recipe)
+    assert found.cost == cost(found.network, x)
+    assert 0.85 * share * whole < getattr(found.cost, metric) <= share * whole  # groups of 8 channels
+    assert not any("parametriz" in key for key in network.state_dict())
+    losses = found.history.loss
+    assert len(losses) == 60 and losses.iloc[-10:].mean() < 0.6 * losses.iloc[:10].mean()
+    assert found.history.counted.iloc[-1] < 0.8 * whole  # the penalty did it, not the last fit alone
+    assert search(twin, x, batches(60), share * whole, metric, recipe).counts == found.counts
+
+
+NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"target": 10}, ValueError, r"target \(=10\) must lie between [\d,]+ and [\d,]+ params"),
+        ({"target": 10**9}, ValueError, r"target \(=1,000,000,000\) must lie between"),
+        ({"metric": "flops"}, ValueError, r"metric \(='flops'\) must be one of params, macs"),
+        ({"batches": []}, ValueError, r"batches ended after 0, recipe.steps is 5"),
+        (
+            {"batches": [(torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long())] * 5},
+            FloatingPointError,
+            "not finite at step 0",
+        ),
+        ({"network": nn.Conv2d(3, 2, 1)}, ValueError, r"network \(=Conv2d\) has no inner channels to gate"),
+    ],
+)
+def test_what_cannot_be_searched_is_named(change, error, match):
+    given = {"network": resnet(8, 2, seed=0), "batches": list(batches(5)), "target": 20_000, **change}
+    with pytest.raises(error, match=match):
+        search(example=torch.zeros(1, 3, 8, 8), recipe=Search(steps=5), **given)
+    assert not any("parametriz" in key for key in given["network"].state_dict())
+
+
+def test_settings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match=r"temperature \(=0\) must be positive"):
+        Gates(resnet(8, 2, seed=0), torch.zeros(1, 3, 8, 8), temperature=0)
+    with pytest.raises(ValueError, match=r"open_share \(=1.0\) is a share"):
+        Search(open_share=1.0)
+
+
+def test_rivals_answer_the_same_target():
+    network, x = example("resnet")
+    gates, whole = Gates(network, x), cost(network, x).params
+    target = 0.4 * whole
+    sizes = gates.model.sizes
+    even = score_evenly(gates).fit("params", target).counts
+    assert max(abs(even[n] / sizes[n] - even["stem.0"] / sizes["stem.0"]) for n in sizes) < 0.07
+    drawn = [score_at_random(gates, seed).fit("params", target).counts for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for counts in (even, *drawn):
+        assert 0.95 * target < gates.model(counts).params <= target
+    score_by_scale(gates)
+    block = network.layer1[0]
+    place = list(gates.groups).index("layer1.0.conv1")
+    assert torch.equal(gates.log_odds[place], block.bn1.weight.abs())
+    stream = list(gates.groups).index("stem.0")  # tied: the larger of both scales keeps a channel
+    assert torch.equal(gates.log_odds[stream], torch.maximum(network.stem[1].weight, block.bn2.weight))
+    plain = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1))
+    with pytest.raises(ValueError, match=r"the channels that '0' makes pass no BatchNorm"):
+        score_by_scale(Gates(plain, torch.zeros(1, 1, 2, 2)))
