@@ -123,7 +123,10 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def fit(self, metric: str, target: float) -> "Gates":
-        """Shift all log-odds alike, so that the counted cost is the largest that does not exceed a target.
+        """Keep the most probable channels that a target has room for.
+
+        All log-odds are shifted alike until the counted cost does not exceed the target; then channels that still fit
+        are let in, the most probable first.
 
         Raises:
             ValueError: an unknown cost, or a target below the smallest or above the largest network.
@@ -144,6 +147,15 @@ class Gates(nn.Module):
             low, high = (low, middle) if self._cost_above(edges[middle], metric) <= target else (middle, high)
         for odds in self.log_odds:
             odds -= edges[high]
+        counts, rows = self.counts, []
+        for name, odds in zip(self.groups, self.log_odds, strict=True):
+            rows += [(value, name, odds, place) for place, value in enumerate(odds.tolist()) if value <= 0]
+        for _, name, odds, place in sorted(rows, key=lambda row: -row[0]):  # the most probable of those that still fit
+            more = {**counts, name: counts[name] + 1}
+            if not (odds > 0).any() and place == int(odds.argmax()):
+                odds[place] = 1e-6  # lives already, since no group ends empty
+            elif getattr(self.model(more), metric) <= target:
+                odds[place], counts = 1e-6, more
         return self
 
     def _cost_above(self, threshold: float, metric: str) -> int:

@@ -1,11 +1,10 @@
 """One search: weights and gates trained together until the network costs what was asked for.
 
 FiGS (arXiv 2006.09581): cross-entropy plus a penalty on the expected cost. What differs: the user names a target
-instead of a penalty; a controller raises and lowers it so that the counted cost follows a geometric path from the whole
-network to the target.
+instead of a penalty weight; what is paid for is the expected cost above a geometric path from the whole network to the
+target, and at the end the most probable channels within the target are kept.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -29,7 +28,7 @@ class Search(Schedule):
     open_share: float = 0.2  # of the steps, at the start, in which every channel lives
     arrive_share: float = 0.8  # of the other steps, after which the path has come to the target
     temperature: float = 0.5  # of the masks
-    stiffness: float = 0.3  # of the controller: change of the penalty's logarithm for a cost off its path by e
+    stiffness: float = 10.0  # of the penalty: half of it times the squared logarithm of what is above the path
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +44,7 @@ class Found:
     network: nn.Module = field(repr=False)
     cost: Cost
     counts: dict[str, int]  # channels left, by the layer that makes them
-    history: pd.DataFrame = field(repr=False)  # step, loss, expected and counted cost, penalty
+    history: pd.DataFrame = field(repr=False)  # step, loss, expected and counted cost, path
 
 
 def cross_entropy(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -114,7 +113,7 @@ def _train(
     )
     opened = round(recipe.open_share * recipe.steps)
     arrive = max(round(recipe.arrive_share * (recipe.steps - opened)), 1)
-    whole, penalty, rows = gates.expected_cost(metric).item(), 1e-2, []
+    whole, rows = gates.expected_cost(metric).item(), []
     iterator = iter(batches)
     for step in progress(range(recipe.steps), f"searching for {target:,.0f} {metric}", unit="steps"):
         batch = next(iterator, None)
@@ -131,17 +130,14 @@ def _train(
                 f"the loss is not finite at step {step} with lr (={recipe.lr:g}) and gate_lr (={recipe.gate_lr:g}); "
                 "choose smaller ones or check the images for NaN"
             )
-        expected = gates.expected_cost(metric)
+        share = min(max(step - opened, 0) / arrive, 1.0)
+        expected, path = gates.expected_cost(metric), whole * (target / whole) ** share
+        excess = (expected / path).log().clamp_min(0.0)
         optimizer.zero_grad(set_to_none=True)
-        (value + penalty * expected.log() if gated else value).backward()
+        (value + 0.5 * recipe.stiffness * excess.square() if gated else value).backward()
         if recipe.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
-        rows.append(
-            {"step": step, "loss": value.item(), "expected": expected.item(), "counted": counted, "penalty": penalty}
-        )
-        if gated:
-            path = whole * (target / whole) ** min((step - opened) / arrive, 1.0)
-            penalty = min(max(penalty * math.exp(recipe.stiffness * math.log(counted / path)), 1e-4), 1e2)
+        rows.append({"step": step, "loss": value.item(), "expected": expected.item(), "counted": counted, "path": path})
     gates.opened = False
     return rows
