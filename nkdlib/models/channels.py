@@ -16,25 +16,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from nkdlib.models.modes import evaluating
+
 CARRIERS = (
     *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU),
     *(nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
 )
 CARRYING = {
-    *("relu", "relu_", "relu6", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "dropout"),
-    *(
-        "adaptive_avg_pool2d",
-        "avg_pool2d",
-        "max_pool2d",
-        "boolean_dispatch",
-        "stochastic_depth",
-        "contiguous",
-    ),
+    *("relu", "relu_", "relu6", "silu", "gelu", "hardswish", "sigmoid", "hardsigmoid", "dropout", "stochastic_depth"),
+    *("adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "boolean_dispatch", "contiguous"),
 }
 TYING = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
 
 
-@dataclass
+@dataclass(eq=False)
 class ChannelGroup:
     """Channels that live or die together, and the layers that know them, by submodule path.
 
@@ -55,51 +50,13 @@ class ChannelGroup:
         return self.producers[0]
 
 
-class _Groups:
-    """Union-find over the channel groups met while walking a traced graph."""
-
-    def __init__(self) -> None:
-        self.all: list[ChannelGroup] = []
-        self.of: dict[fx.Node, int] = {}
-        self.parent: list[int] = []
-
-    def new(self, size: int, inner: bool = True) -> int:
-        self.all.append(ChannelGroup(size, inner=inner))
-        self.parent.append(len(self.parent))
-        return self.parent[-1]
-
-    def root(self, group: int) -> int:
-        while self.parent[group] != group:
-            group = self.parent[group]
-        return group
-
-    def at(self, node: fx.Node) -> ChannelGroup:
-        return self.all[self.root(self.of[node])]
-
-    def tie(self, a: fx.Node, b: fx.Node) -> int:
-        i, j = sorted((self.root(self.of[a]), self.root(self.of[b])))
-        if i == j:
-            return i
-        first, second = self.all[i], self.all[j]
-        if first.size != second.size:  # broadcast over channels: nothing to cut on either side
-            first.inner = second.inner = False
-            return i
-        for name in ("producers", "consumers", "carriers"):
-            getattr(first, name).extend(getattr(second, name))
-        first.inner &= second.inner
-        self.parent[j] = i
-        return i
-
-
 def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
     """The module as a graph whose nodes know their shapes.
 
     Raises:
         ValueError: torch.fx cannot trace the module (its forward branches on values).
     """
-    modes = {child: child.training for child in module.modules()}
-    module.eval()  # before tracing, which writes the mode into calls of functions such as stochastic depth
-    try:
+    with evaluating(module):  # before tracing, which writes the mode into calls such as stochastic depth
         try:
             graph = fx.symbolic_trace(module)
         except Exception as error:
@@ -109,9 +66,6 @@ def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
             ) from error
         with torch.no_grad():
             ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
     return graph
 
 
@@ -130,50 +84,65 @@ def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
     Raises:
         ValueError: the module cannot be traced.
     """
-    graph, groups = trace(module, example), _Groups()
+    graph = trace(module, example)
+    groups: dict[fx.Node, ChannelGroup] = {}  # of each node's output
     for node in graph.graph.nodes:
-        shape = _shape(node)
-        sources = [n for n in node.all_input_nodes if n in groups.of]
+        shape, sources = _shape(node), [source for source in node.all_input_nodes if source in groups]
         if node.op == "output" or shape is None or len(shape) < 2:
             for source in sources:
-                groups.at(source).inner = False
+                groups[source].inner = False
         else:
-            groups.of[node] = _visit(node, shape, sources, groups, graph)
-    roots = sorted({groups.root(i) for i in range(len(groups.all))})
-    found = [groups.all[i] for i in roots]
-    return [group for group in found if group.inner and group.producers and group.consumers]
+            groups[node] = _visit(node, shape, sources, groups, graph)
+    return [g for g in dict.fromkeys(groups.values()) if g.inner and g.producers and g.consumers]
 
 
 def _visit(
-    node: fx.Node, shape: tuple[int, ...], sources: list[fx.Node], groups: _Groups, graph: fx.GraphModule
-) -> int:
+    node: fx.Node,
+    shape: tuple[int, ...],
+    sources: list[fx.Node],
+    groups: dict[fx.Node, ChannelGroup],
+    graph: fx.GraphModule,
+) -> ChannelGroup:
     """The group of one node's output; records the layer at the groups that it makes, carries or reads."""
     layer = graph.get_submodule(node.target) if node.op == "call_module" else None
+    before = groups[sources[0]] if sources else None
     channels_last = isinstance(layer, nn.Linear) and len(shape) > 2  # tokens: not in dimension 1
     if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and not channels_last:
-        source, grouped = sources[0], getattr(layer, "groups", 1)
-        if grouped == 1 and groups.at(source).size == layer.weight.shape[1]:
-            groups.at(source).consumers.append(node.target)
-            made = groups.new(shape[1])
-            groups.all[made].producers.append(node.target)
-            return made
-        if grouped == layer.weight.shape[0] == groups.at(source).size:  # depthwise
-            groups.at(source).carriers.append(node.target)
-            return groups.of[source]
+        grouped = getattr(layer, "groups", 1)
+        if grouped == 1 and before.size == layer.weight.shape[1]:
+            before.consumers.append(node.target)
+            return ChannelGroup(shape[1], producers=[node.target])
+        if grouped == layer.weight.shape[0] == before.size:  # depthwise
+            before.carriers.append(node.target)
+            return before
     elif isinstance(layer, nn.BatchNorm2d):
-        groups.at(sources[0]).carriers.append(node.target)
-        return groups.of[sources[0]]
+        before.carriers.append(node.target)
+        return before
     elif isinstance(layer, CARRIERS) or _named(node) in CARRYING:
-        return groups.of[sources[0]]
+        return before
     elif node.op == "call_function" and node.target in TYING and sources and len(sources) == len(node.all_input_nodes):
-        return groups.tie(sources[0], sources[-1])
-    elif _named(node) == "flatten" or isinstance(layer, nn.Flatten):
-        before = _shape(sources[0])
-        if before is not None and before[1] == shape[1]:  # (B, C, 1, 1) -> (B, C)
-            return groups.of[sources[0]]
+        return _tie(before, groups[sources[-1]], groups)
+    elif (_named(node) == "flatten" or isinstance(layer, nn.Flatten)) and _shape(sources[0])[1] == shape[1]:
+        return before  # (B, C, 1, 1) -> (B, C)
     for source in sources:
-        groups.at(source).inner = False
-    return groups.new(shape[1], inner=False)
+        groups[source].inner = False
+    return ChannelGroup(shape[1], inner=False)
+
+
+def _tie(a: ChannelGroup, b: ChannelGroup, groups: dict[fx.Node, ChannelGroup]) -> ChannelGroup:
+    """Make two groups one, the earlier of them."""
+    first = next(group for group in groups.values() if group in (a, b))
+    second = b if first is a else a
+    if first is second:
+        return first
+    if first.size != second.size:  # broadcast over channels: nothing to cut on either side
+        first.inner = second.inner = False
+        return first
+    for name in ("producers", "consumers", "carriers"):
+        getattr(first, name).extend(getattr(second, name))
+    first.inner &= second.inner
+    groups.update({node: first for node, group in groups.items() if group is second})
+    return first
 
 
 def _named(node: fx.Node) -> str:
@@ -205,9 +174,7 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
             raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
         group = known[name]
         index = torch.as_tensor(index).sort().values
-        for path in group.producers:
-            _slice(slim.get_submodule(path), index, dim=0)
-        for path in group.carriers:
+        for path in (*group.producers, *group.carriers):
             _slice(slim.get_submodule(path), index, dim=0)
         for path in group.consumers:
             _slice(slim.get_submodule(path), index, dim=1)

@@ -5,13 +5,14 @@ times the squared temperature. The teacher's logits are computed once and kept, 
 Neighbourhood Distillation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nkdlib.models.modes import evaluating
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Schedule, minimize
@@ -61,20 +62,15 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
     """Images, the teacher's logits and, where given, labels of every batch of one pass over `inputs`."""
     device = device_of(teacher)
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
 
-    def rows() -> Iterable[dict[str, Tensor]]:
+    def rows() -> Iterator[dict[str, Tensor]]:
         for batch in inputs:
             images = images_of(batch).to(device)
             labels = {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
             yield {"images": images, "logits": teacher(images), **labels}
 
-    try:
+    with evaluating(teacher):
         return Store.collect(rows())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def distill_end_to_end(

@@ -83,11 +83,9 @@ class Descent:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
-        self.optimizer = (
-            torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=schedule.weight_decay, fused=True)
-            if self.parameters
-            else None
-        )
+        if self.parameters:
+            decay = schedule.weight_decay
+            self.optimizer = torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=decay, fused=True)
         self.losses: list[Tensor] = []
 
     def step(self, loss: Callable[[], Tensor]) -> None:

@@ -18,12 +18,21 @@ def images_of(batch: Batch) -> Tensor:
     return images
 
 
+def first_images(inputs: Iterable[Batch], images: int) -> Iterator[Tensor]:
+    """The first `images` images, batch by batch."""
+    left = images
+    for batch in inputs:
+        x = images_of(batch)[:left]
+        left -= len(x)
+        if len(x):
+            yield x
+        if left <= 0:
+            return
+
+
 @dataclass
 class Store:
-    """Named tensors of the same N examples, kept in memory.
-
-    Images and feature maps are kept with channels last, so that a drawn batch needs no copy to be in the layout
-    that convolutions are fastest in.
+    """Named tensors of the same N examples, feature maps with channels last, as convolutions are fastest.
 
     >>> store = Store.of({"x": torch.arange(6.0).reshape(3, 2)})
     >>> [batch["x"].shape[0] for batch in store.batches(2, steps=2, seed=0)]
@@ -36,8 +45,7 @@ class Store:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Store":
         """A store of tensors (N, ...); feature maps come as (N, C, H, W)."""
-        maps = frozenset(name for name, value in tensors.items() if value.dim() == 4)
-        return cls({n: v.permute(0, 2, 3, 1).contiguous() if n in maps else v for n, v in tensors.items()}, maps)
+        return cls.collect([tensors])
 
     @classmethod
     def collect(cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> "Store":
@@ -59,6 +67,11 @@ class Store:
             for name, t in self.tensors.items()
         }
         return _unpacked, (parts, self.images)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return next(iter(self.tensors.values())).device
 
     @property
     def bytes(self) -> int:
@@ -94,14 +107,13 @@ class Store:
 
     def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """`steps` random batches; every epoch visits each example at most once, in an order drawn from `seed`."""
-        device = next(iter(self.tensors.values())).device
         generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, len(self))
         order = torch.empty(0, dtype=torch.int64)
         for _ in range(steps):
             if len(order) < batch_size:
                 order = torch.randperm(len(self), generator=generator)
             index, order = order[:batch_size], order[batch_size:]
-            yield self.take(index.to(device))
+            yield self.take(index.to(self.device))
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
         """All examples in order, `size` at a time."""
