@@ -333,7 +333,7 @@ def test_what_determines_a_student_determines_its_key(given, runs):
 
 def test_what_it_costs_by_hand():
     def student(name, label, seconds):
-        return Distilled(name, label, nn.Identity(), 0.1, Cost(1, 2), device_s=seconds, wall_s=seconds)
+        return Distilled(name, label, nn.Identity(), 0.1, Cost(1, 2), device_s=seconds)
 
     students = {"a": student("a", "", 3.0), "b": {"x": student("b", "x", 1.0), "y": student("b", "y", 4.0)}}
     result = Distillation(students, 8.0, {"a": 0.5, "b": 0.25}, True, "boundaries")
@@ -381,7 +381,7 @@ nn.init.constant_(NAN.weight, math.nan)
         (
             {"layer1.0": nn.Conv2d(8, 8, 1)},
             {"start": "copied"},
-            r"start \(='copied'\) needs a width for 'layer1.0', not",
+            r"start \(='copied'\) needs a width for students\['layer1.0'\], not",
         ),
         ({"layer1.0": nn.ReLU()}, {"start": "given"}, r"layer1.0 has no parameters to train; use steps=0"),
         ({"layer1.0": -1}, {}, r"width \(=-1\) must be positive"),

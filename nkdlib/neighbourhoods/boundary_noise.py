@@ -3,9 +3,9 @@
 Shao et al., arXiv 2010.01189, train neighbourhoods on synthetic data; the abstract does not say which. (Our own.)
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nkdlib.data.noise import NoiseImages, field
-from nkdlib.neighbourhoods.capture import boundary_rows
+from nkdlib.models.modes import evaluating
+from nkdlib.neighbourhoods.capture import inputs_within
 from nkdlib.neighbourhoods.split import Neighbourhoods
 from nkdlib.runtime.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -67,35 +68,26 @@ class BoundaryNoise:
 
     def _guesses(self, teacher: nn.Module, neighbourhoods: Neighbourhoods) -> dict[str, "_Noise"]:
         """Noise with the moments and the sign that each boundary has under `images`, channels independent."""
-        front = reestimate_batchnorm(deepcopy(teacher), self.images)
-        apart = Neighbourhoods([dataclasses.replace(n, chained=False) for n in neighbourhoods], neighbourhoods.total)
-        row = next(boundary_rows(front, apart, iter(self.images), linked=False))
-        guesses = {}
         for here in neighbourhoods:
-            x = row[f"{here.name}:x"]
-            if x.dim() != 4:
+            if len(here.input_shape) != 3:
                 raise ValueError(f"{here.name!r} takes {here.input_shape}; boundary noise is for maps (C, H, W)")
-            guesses[here.name] = _Noise(x, self.exponents, self.mixing)
-        return guesses
+        front = reestimate_batchnorm(deepcopy(teacher), self.images)
+        row = next(inputs_within(front, neighbourhoods, self.images))
+        return {name: _Noise(x, self.exponents, self.mixing) for name, x in row.items()}
 
     @torch.enable_grad()
     def _fit(self, noise: "_Noise", reader: nn.Module, generator: Generator) -> "_Noise":
-        modes, memory = {module: module.training for module in reader.modules()}, Memory(reader.eval())
-        try:
+        memory = Memory(reader)
+        with evaluating(reader), closing(memory):
             pool, parameters = noise.fields(POOL, generator), list(noise.parameters())
             optimizer = torch.optim.Adam(parameters, self.lr)
             for step in range(self.steps if memory.norms else 0):
                 optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
                 reader(noise(pool[:, torch.randint(POOL, (self.batch_size,), generator=generator)]))
-                for parameter, gradient in zip(
-                    parameters, torch.autograd.grad(memory.distance(), parameters), strict=True
-                ):
+                gradients = torch.autograd.grad(memory.distance(), parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-        finally:
-            memory.close()
-            for module, mode in modes.items():
-                module.training = mode
         return noise
 
 

@@ -8,8 +8,9 @@ downdated. (Our extension; the paper trains by gradient steps only. Layer-wise r
 2017, arXiv 1707.06168; backward elimination on the Gram matrix as in optimal brain surgeon, Hassibi and Stork 1993.)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -46,8 +47,7 @@ def find_tail(graph: fx.GraphModule) -> Tail:
     pre = node
     tied = node.op == "call_function" and node.target in TYING and "add" in node.target.__name__
     if tied and all(isinstance(n, fx.Node) for n in node.args[:2]):
-        deep, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
-        node = deep
+        node, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
     while (
         isinstance(_layer(graph, node), nn.Identity | nn.Dropout)
         or getattr(node.target, "__name__", "") == "stochastic_depth"
@@ -105,7 +105,6 @@ class Normal:
 
     gram: Tensor  # (F, F), the last feature a constant 1 where there is an intercept
     cross: Tensor  # (F, O)
-    target_sum: Tensor  # (O,)
     count: int
     channel_features: int  # features of one channel: kernel height x width
     intercept: bool
@@ -138,21 +137,15 @@ class Normal:
 @torch.no_grad()
 def normal_equations(pairs: Iterable[tuple[Tensor, Tensor]], layer: nn.Module, intercept: bool) -> Normal:
     """Accumulate the normal equations of a layer from (features that it reads, values that it should give)."""
-    gram = cross = target_sum = None
-    count, k = 0, layer.weight[0, 0].numel()
+    gram, cross, count = 0.0, 0.0, 0
     for features, target in pairs:
         linear = isinstance(layer, nn.Linear)  # its outputs lie in the last dimension
         t = target.flatten(0, -2).T if linear else target.transpose(0, 1).flatten(1)  # (O, n)
         z = _columns(features, layer)  # (F, n)
         if intercept:
             z = torch.cat([z, z.new_ones(1, z.shape[1])])
-        parts = (z @ z.T).double(), (z @ t.T).double(), t.sum(1).double()
-        if gram is None:
-            gram, cross, target_sum = parts
-        else:
-            gram, cross, target_sum = gram + parts[0], cross + parts[1], target_sum + parts[2]
-        count += z.shape[1]
-    return Normal(gram, cross, target_sum, count, k, intercept)
+        gram, cross, count = gram + (z @ z.T).double(), cross + (z @ t.T).double(), count + z.shape[1]
+    return Normal(gram, cross, count, layer.weight[0, 0].numel(), intercept)
 
 
 def _columns(features: Tensor, layer: nn.Module) -> Tensor:
@@ -208,9 +201,8 @@ class Ranking:
 def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float) -> Ranking:
     """The ranking of a neighbourhood's first inner channel group; arguments as for `solve_neighbourhood`."""
     example = next(iter(pairs()))[0][:1]
-    path, _, intercept, rows = _problem(piece, piece, pairs, example, inner_groups(piece, example)[0], {})
-    normal = normal_equations(rows(), piece.get_submodule(path), intercept)
-    return Ranking(normal, elimination_order(normal, ridge))
+    problem = _pose(piece, piece, pairs, example, inner_groups(piece, example)[0])
+    return Ranking(problem.normal, elimination_order(problem.normal, ridge))
 
 
 # DEVIATION D7: the paper trains by gradient steps; this is an extension, reported apart.
@@ -238,13 +230,20 @@ def solve_neighbourhood(
     """
     example = next(iter(pairs()))[0][:1]
     if isinstance(student, nn.Module):
-        _solve_layer(_whole(piece), _whole(student), pairs, ridge, example, None, 1.0, {})
+        whole = _whole(student)
+        problem = _pose(_whole(piece), whole, pairs, example)
+        _set_weights(whole, problem, problem.normal, ridge)
         return student.eval()
     width, student = student, piece
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
-        student = _solve_layer(piece, student, pairs, ridge, example, group, width, kept, ranking)
+        problem = _pose(piece, student, pairs, example, group, kept)
+        ranking = ranking or Ranking(problem.normal, elimination_order(problem.normal, ridge))
+        channels = ranking.order[-width_of(group, width) :].sort().values
+        kept |= dict.fromkeys(group.producers, channels)
+        student = cut(student, [group], {group.name: channels})
+        _set_weights(student, problem, ranking.normal, ridge, channels)
         ranking = None  # the next group is read from a student that is narrower already
     return student.eval()
 
@@ -254,63 +253,52 @@ def _whole(module: nn.Module) -> nn.Module:
     return nn.Sequential(module) if isinstance(module, nn.Conv2d | nn.Linear) else module
 
 
-def _solve_layer(
-    piece: nn.Module,
-    student: nn.Module,
-    pairs: Pairs,
-    ridge: float,
-    example: Tensor,
-    group: ChannelGroup | None,
-    width: float,
-    kept: dict[str, Tensor],
-    ranking: Ranking | None = None,
-) -> nn.Module:
-    """Choose the channels of `group` that stay and solve the layer that reads them last (None: the last layer)."""
-    path, norm_path, intercept, rows = _problem(piece, student, pairs, example, group, kept)
-    normal = ranking.normal if ranking else normal_equations(rows(), student.get_submodule(path), intercept)
-    channels = None
-    if group is not None:
-        order = ranking.order if ranking else elimination_order(normal, ridge)
-        channels = order[-width_of(group, width) :].sort().values
-        kept.update(dict.fromkeys(group.producers, channels))
-        student = cut(student, [group], {group.name: channels})
-    _set_weights(student, path, norm_path, normal.solve(ridge, channels), normal, channels)
-    return student
+@dataclass(frozen=True)
+class _Problem:
+    """A layer to solve, the BatchNorm behind it, and the least squares that the layer should meet."""
+
+    path: str
+    norm_path: str | None
+    layer: nn.Module
+    rows: Pairs  # batches of (the features that it reads, the values that it should give)
+
+    @cached_property
+    def normal(self) -> Normal:
+        return normal_equations(self.rows(), self.layer, self.layer.bias is not None or self.norm_path is not None)
 
 
-def _problem(
+def _pose(
     piece: nn.Module,
     student: nn.Module,
     pairs: Pairs,
     example: Tensor,
-    group: ChannelGroup | None,
-    kept: dict[str, Tensor],
-) -> tuple[str, str | None, bool, Pairs]:
-    """The layer to solve, the BatchNorm behind it, whether they have an intercept, and (features, wanted values)."""
-    theirs, ours = trace(piece, example), trace(student, example)
+    group: ChannelGroup | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+) -> _Problem:
+    """The problem of the layer that reads `group` last, or of the last layer, with `kept` channels left so far."""
+    theirs, ours, kept = trace(piece, example), trace(student, example), kept or {}
     their_tail, tail = find_tail(theirs), find_tail(ours)
     path = tail.linear.target if group is None else group.consumers[-1]
-    layer, is_tail = student.get_submodule(path), path == tail.linear.target
-    node = _node(ours, path)
-    wanted = [node.args[0], *([tail.other] if is_tail and tail.other is not None else [])]
-    reader = _Reader(ours, wanted)
-    if is_tail:
-        same = their_tail.activation == tail.activation
-        target = their_tail.pre if same else next(n for n in theirs.graph.nodes if n.op == "output").args[0]
-    else:
+    is_tail = path == tail.linear.target
+    if not is_tail:
         target = _node(theirs, path)
-    oracle = _Reader(theirs, [target])
+    elif their_tail.activation == tail.activation:
+        target = their_tail.pre
+    else:
+        target = next(n for n in theirs.graph.nodes if n.op == "output").args[0]
+    summed = [tail.other] if is_tail and tail.other is not None else []
+    reader, oracle = _Reader(ours, [_node(ours, path).args[0], *summed]), _Reader(theirs, [target])
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
         for x_teacher, x_student in pairs():
             features, *other = reader.read(x_student)
-            (wanted_value,) = oracle.read(x_teacher)
+            (wanted,) = oracle.read(x_teacher)
             if path in kept:  # a layer whose own outputs have been cut
-                wanted_value = wanted_value.index_select(1, kept[path].to(wanted_value.device))
-            yield features, wanted_value - other[0] if other else wanted_value
+                wanted = wanted.index_select(1, kept[path].to(wanted.device))
+            yield features, wanted - other[0] if other else wanted
 
     norm_path = tail.norm.target if is_tail and tail.norm else None
-    return path, norm_path, layer.bias is not None or norm_path is not None, rows
+    return _Problem(path, norm_path, student.get_submodule(path), rows)
 
 
 def _node(graph: fx.GraphModule, path: str) -> fx.Node:
@@ -318,24 +306,18 @@ def _node(graph: fx.GraphModule, path: str) -> fx.Node:
 
 
 def _set_weights(
-    student: nn.Module,
-    path: str,
-    norm_path: str | None,
-    weights: Tensor,
-    normal: Normal,
-    channels: Tensor | None,
+    student: nn.Module, problem: _Problem, normal: Normal, ridge: float, channels: Tensor | None = None
 ) -> None:
-    """Write solved weights into a layer; a BatchNorm behind it is set to pass them on, in both of its modes."""
-    layer = student.get_submodule(path)
+    """Solve a layer; a BatchNorm behind it is set to pass its outputs on, in both of its modes."""
+    layer, weights = student.get_submodule(problem.path), normal.solve(ridge, channels)
     linear = weights[: len(weights) - normal.intercept]
     layer.weight.copy_(linear.T.reshape(layer.weight.shape))
     if not normal.intercept:
         return
-    bias = weights[-1]
-    if norm_path is None:
-        layer.bias.copy_(bias)
+    if problem.norm_path is None:
+        layer.bias.copy_(weights[-1])
         return
-    norm = student.get_submodule(norm_path)
+    norm = student.get_submodule(problem.norm_path)
     rows = normal.rows_of(channels.to(normal.gram.device)) if channels is not None else slice(None)
     gram = normal.gram[rows][:, rows] / normal.count
     mean = gram[-1, :-1] @ linear
@@ -345,4 +327,4 @@ def _set_weights(
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(spread.clamp_min(0))
     norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
-    norm.bias.copy_(mean + bias)
+    norm.bias.copy_(mean + weights[-1])

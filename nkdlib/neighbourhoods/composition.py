@@ -7,8 +7,7 @@ import pandas as pd
 from torch import nn
 
 from nkdlib.models.latency import Latency
-
-UNKNOWN = "not distilled"
+from nkdlib.neighbourhoods.tables import html, text
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,3 @@ class Composition:
 
     def _repr_html_(self) -> str:
         return html(self.table, self.caption())
-
-
-def formats(table: pd.DataFrame) -> dict[str, Callable[[object], str]]:
-    """How the columns of a library's table are written."""
-    known = {
-        "local error": "{:.4f}".format,
-        "error in context": "{:.4f}".format,
-        "params": "{:,}".format,
-        "MACs": "{:,}".format,
-        "latency [ms]": "{:.3g}".format,
-    }
-    return {column: known[column] for column in table.columns if column in known}
-
-
-def text(table: pd.DataFrame, caption: str) -> str:
-    """A library's table for a terminal."""
-    return f"{table.to_string(index=False, formatters=formats(table), na_rep=UNKNOWN)}\n{caption}"
-
-
-def html(table: pd.DataFrame, caption: str) -> str:
-    """A library's table for a notebook."""
-    return table.style.hide(axis="index").format(formats(table), na_rep=UNKNOWN).set_caption(caption).to_html()

@@ -13,32 +13,28 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nkdlib.models.cost import cost
-from nkdlib.neighbourhoods.candidates import (
-    Candidate,
-    Known,
-    candidate_task,
-    look_at,
-    ranking_task,
-    shape_of,
-)
-from nkdlib.neighbourhoods.capture import capture, first_images
-from nkdlib.neighbourhoods.composition import Composition, html, text
-from nkdlib.neighbourhoods.distill import BATCH, Executor, Portable
+from nkdlib.neighbourhoods.candidates import Candidate, candidate_task, look_at, ranking_task
+from nkdlib.neighbourhoods.capture import capture, repeatable
+from nkdlib.neighbourhoods.composition import Composition
+from nkdlib.neighbourhoods.distill import Executor
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.prediction import Forecast, context_task
+from nkdlib.neighbourhoods.portable import Known, Portable
+from nkdlib.neighbourhoods.prediction import Forecast, shift_of_predictions
 from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import split
-from nkdlib.neighbourhoods.starts import Student, check_shape
+from nkdlib.neighbourhoods.starts import Student, check_student, shape_of
+from nkdlib.neighbourhoods.tables import html, text
 from nkdlib.neighbourhoods.timing import Timing, time_together
 from nkdlib.runtime.cache import Artefact, Cache, Task
 from nkdlib.runtime.keys import sha256
 from nkdlib.runtime.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import accuracy, device_of
+from nkdlib.training.store import first_images
 
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
 
@@ -84,8 +80,7 @@ class Library:
     ):
         self.recipe, self.cache = recipe or Recipe(steps=0), cache or Cache()
         self.teacher = copy.deepcopy(teacher).eval()
-        inputs = inputs.split(BATCH) if isinstance(inputs, Tensor) else inputs
-        self.inputs = list(inputs) if iter(inputs) is inputs else inputs
+        self.inputs = repeatable(inputs)
         images, digest = look_at(self.inputs)
         self._determined = [Portable(self.teacher).fingerprint, digest]
         self.measure, self.forecast = "local error", None  # what errors are, and what they mean for accuracy
@@ -112,11 +107,11 @@ class Library:
         here, mine, recipe = self.neighbourhoods[name], self.recipe, recipe or self.recipe
         if label in self.candidates[name]:
             raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
-        if isinstance(student, nn.Module) and recipe.start == "copied":
-            raise ValueError(f"start (='copied') needs a width for {label!r} of {name!r}, not a module")
-        student = copy.deepcopy(student)
-        module = shape_of(here.module, student, here.example).to(here.example.device)
-        check_shape(here, label, module)
+        module = student = copy.deepcopy(student)
+        if isinstance(student, nn.Module):
+            check_student(here, label, student.to(here.example.device), recipe)
+        else:
+            module = shape_of(here.module, student, here.example)
         same = {name: getattr(mine, name) for name in ("holdout", "dtype", "adapt")}  # one yardstick for all candidates
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **same)
         self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
@@ -181,8 +176,7 @@ class Library:
     def _task(self, name: str, label: str) -> Task:
         candidate = self.candidates[name][label]
         boundary = Known(sha256([*self._determined, name, str(candidate.recipe.dtype), candidate.recipe.adapt]))
-        here, label = self.neighbourhoods[name], f"{name} {label}"
-        return candidate_task(here, candidate.student, candidate.recipe, boundary, self.teacher, label)
+        return candidate_task(self.neighbourhoods[name], label, candidate, boundary)
 
     def _module(self, name: str, label: str, learned: bool = False) -> nn.Module:
         """A candidate's module, a copy, with or without what it has learned."""
@@ -275,13 +269,14 @@ class Library:
             around: the network, such as `best` gives for a middle budget.
             executor: where this is measured; this process where omitted.
         """
-        holdout, bn_images = self.recipe.holdout, self.recipe.bn_images
-        images = torch.cat(list(first_images(self.inputs, holdout + bn_images))).to(self.example.device)
-        images = Known(self._determined[1], images)
-        network, tasks = around.build(bn_images=0), []
+        how = {"holdout": self.recipe.holdout, "bn_images": self.recipe.bn_images}
+        images = torch.cat(list(first_images(self.inputs, sum(how.values())))).to(self.example.device)
+        how |= {"teacher": Portable(self.teacher), "network": Portable(around.build(bn_images=0))}
+        how |= {"images": Known(self._determined[1], images)}
+        tasks = []
         for name, mine in self.candidates.items():
-            students = {label: self._module(name, label, learned=label != TEACHER) for label in mine}
-            tasks.append(context_task(self.teacher, network, name, students, images, holdout, bn_images))
+            students = {label: Portable(self._module(name, label, learned=label != TEACHER)) for label in mine}
+            tasks.append(Task(shift_of_predictions, {"name": name, "students": students, **how}, name))
         shifts = self.cache.run(tasks, executor, "measuring candidates in context")
         other = copy.copy(self)
         other.measure, other.forecast, other.candidates = "error in context", None, {}

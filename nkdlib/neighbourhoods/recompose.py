@@ -30,9 +30,8 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
     (Identity(), 16)
     """
     paths = resolve(teacher, list(students))
-    replaced = {id(teacher.get_submodule(p)) for members in paths.values() for p in members}
-    kept = {id(m): m for p in paths.values() for path in p for m in [teacher.get_submodule(path)]}
-    network = copy.deepcopy(teacher, {key: kept[key] for key in replaced})  # do not copy what goes away
+    replaced = [teacher.get_submodule(path) for members in paths.values() for path in members]
+    network = copy.deepcopy(teacher, {id(module): module for module in replaced})  # do not copy what goes away
     for name, (first, *others) in paths.items():
         network.set_submodule(first, students[name])
         for path in others:

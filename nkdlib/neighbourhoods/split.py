@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost, cost
+from nkdlib.models.modes import evaluating
+from nkdlib.neighbourhoods.tables import html, text
+from nkdlib.training.evaluate import device_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,7 @@ class Neighbourhood:
     @property
     def example(self) -> Tensor:
         """An input of the right shape, (1, *input_shape), zeros on the teacher's device."""
-        for tensor in (*self.module.parameters(), *self.module.buffers()):
-            return torch.zeros(1, *self.input_shape, device=tensor.device)
-        return torch.zeros(1, *self.input_shape)
+        return torch.zeros(1, *self.input_shape, device=device_of(self.module))
 
 
 class Neighbourhoods(Sequence[Neighbourhood]):
@@ -74,13 +75,10 @@ class Neighbourhoods(Sequence[Neighbourhood]):
         )
 
     def __repr__(self) -> str:
-        return self.table().to_string(index=False, formatters=_FORMATS)
+        return text(self.table())
 
     def _repr_html_(self) -> str:
-        return self.table().style.hide(axis="index").format(_FORMATS).to_html()
-
-
-_FORMATS = {"params": "{:,}".format, "MACs": "{:,}".format, "share of MACs": "{:.1%}".format}
+        return html(self.table())
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -198,36 +196,30 @@ def _follows(a: _Call, b: _Call) -> bool:
 @torch.no_grad()
 def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict[str, _Call]:
     """Run the model once and note how each path was called."""
-    calls: dict[str, list[_Call]] = {path: [] for path in paths}
-    versions: dict[str, int] = {}
+    modules = {path: model.get_submodule(path) for path in paths}
+    calls: dict[nn.Module, list[_Call]] = {module: [] for module in modules.values()}
+    versions: dict[nn.Module, int] = {}
 
     def version(value: object) -> int:
         return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
-    def before(path: str):
-        def hook(_: nn.Module, inputs: tuple) -> None:
-            versions[path] = version(inputs[0]) if inputs else 0
+    def before(module: nn.Module, inputs: tuple) -> None:
+        versions[module] = version(inputs[0]) if inputs else 0
 
-        return hook
+    def after(module: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
+        order = sum(map(len, calls.values()))
+        calls[module].append(_Call(order, inputs, kwargs, output, (versions[module], version(output))))
 
-    def after(path: str):
-        def hook(_: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
-            order = sum(map(len, calls.values()))
-            calls[path].append(_Call(order, inputs, kwargs, output, (versions[path], version(output))))
-
-        return hook
-
-    handles = [model.get_submodule(p).register_forward_pre_hook(before(p)) for p in paths]
-    handles += [model.get_submodule(p).register_forward_hook(after(p), with_kwargs=True) for p in paths]
-    modes = {module: module.training for module in model.modules()}
+    handles = [module.register_forward_pre_hook(before) for module in calls]
+    handles += [module.register_forward_hook(after, with_kwargs=True) for module in calls]
     try:
-        model.eval()(example_inputs)
+        with evaluating(model):
+            model(example_inputs)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    for path, seen in calls.items():
+    for path, module in modules.items():
+        seen = calls[module]
         if len(seen) != 1:
             raise ValueError(
                 f"names holds {path!r}, which is run {len(seen)} times in one forward pass; "
@@ -241,4 +233,4 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict
                 f"keywords and returns {type(call.output).__name__}; a neighbourhood must take one tensor and "
                 "return one: name a larger or smaller part"
             )
-    return {path: seen[0] for path, seen in calls.items()}
+    return {path: calls[module][0] for path, module in modules.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.latency import Latency, latencies
-from nkdlib.neighbourhoods.distill import Portable, classes_of
+from nkdlib.neighbourhoods.portable import Portable
 from nkdlib.runtime.cache import Cache, Task
 from nkdlib.runtime.executors import make_executor
 from nkdlib.runtime.provenance import provenance
@@ -34,7 +34,6 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
     kwargs = {
         "modules": portables,
         "shapes": shapes,
-        "classes": classes_of(*(portable.module for portable in portables)),
         "timing": timing,
         "hardware": provenance({})["hardware"]["cpu"],
         "device": str(modules[0][1].device),
@@ -48,12 +47,11 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
 def time_modules(
     modules: tuple[Portable, ...],
     shapes: tuple[tuple[int, ...], ...],
-    classes: tuple[type, ...],
     timing: Timing,
     hardware: str,
     device: str,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Latencies of modules on inputs of `shapes`, (B, ...) each; a task for the cache, `classes` stands for code."""
+    """Latencies of modules on inputs of `shapes`, (B, ...) each; a task for the cache."""
     layout, models = torch.channels_last if timing.channels_last else torch.contiguous_format, []
     for module, shape in zip(modules, shapes, strict=True):
         example = torch.randn(shape, device=device)
