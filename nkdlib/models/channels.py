@@ -1,10 +1,9 @@
 """Which channels of a module belong together, and the module that is left when some of them are cut out.
 
-A channel can be cut where every layer that makes, carries or reads it is known. `torch.fx` traces the module; the
-channels of each value (dimension 1) form a group; a convolution or linear layer reads one group and makes another;
-depthwise convolutions, BatchNorm and element-wise operations carry a group on; sums and products tie two groups
-into one. Groups that touch the module's input or output, or an operation that is not known here, are not inner and
-stay whole. (Our own; MorphNet's OpRegularizerManager plays this role for TensorFlow graphs.)
+`torch.fx` traces the module; the channels of each value (dimension 1) form a group; a convolution or linear layer reads
+one group and makes another; depthwise convolutions, BatchNorm and element-wise operations carry a group on; sums and
+products tie two groups into one. Groups that touch the module's input or output, or an operation that is not known
+here, stay whole. (Our own; MorphNet's OpRegularizerManager plays this role for TensorFlow graphs.)
 """
 
 import copy
@@ -31,18 +30,13 @@ TYING = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, to
 
 @dataclass(eq=False)
 class ChannelGroup:
-    """Channels that live or die together, and the layers that know them, by submodule path.
-
-    `producers` make them (outputs of a convolution or linear layer), `consumers` read them, in the order of the
-    forward pass; `carriers` are depthwise convolutions and BatchNorms with one entry per channel. `inner` is True
-    where the group can be cut without changing the module's input or output.
-    """
+    """Channels that live or die together, and the layers that know them, by submodule path in forward order."""
 
     size: int
-    producers: list[str] = field(default_factory=list)
-    consumers: list[str] = field(default_factory=list)
-    carriers: list[str] = field(default_factory=list)
-    inner: bool = True
+    producers: list[str] = field(default_factory=list)  # convolutions and linear layers that make them
+    consumers: list[str] = field(default_factory=list)  # and that read them
+    carriers: list[str] = field(default_factory=list)  # depthwise convolutions and BatchNorms, one entry a channel
+    inner: bool = True  # can be cut without changing the module's input or output
 
     @property
     def name(self) -> str:
@@ -183,12 +177,10 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
 
 def _slice(layer: nn.Module, index: Tensor, dim: int) -> None:
     """Keep the channels `index` of a layer: its outputs (dim 0) or its inputs (dim 1)."""
-    index = index.to(layer.weight.device) if layer.weight is not None else index
     for name in ("weight",) if dim == 1 else ("weight", "bias", "running_mean", "running_var"):
-        value = getattr(layer, name, None)
-        if value is None:
+        if (value := getattr(layer, name, None)) is None:
             continue
-        kept = value.detach().index_select(dim, index).clone()
+        kept = value.detach().index_select(dim, index.to(value.device))
         setattr(layer, name, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
     if isinstance(layer, nn.BatchNorm2d):
         layer.num_features = len(index)

@@ -1,8 +1,7 @@
 """Parameters and multiply-accumulates, counted by torch's own operator counter.
 
-One MAC is one fused multiply-add, counted once. torch's FlopCounterMode counts two operations for it in
-convolutions, matrix products and attention, and nothing for normalization, activations, biases and pooling,
-which is how torchvision publishes its models' operation counts (called GFLOPS there).
+One MAC is one fused multiply-add, for which torch's FlopCounterMode counts two operations, in convolutions, matrix
+products and attention alone, as torchvision does in its published counts (called GFLOPS there).
 """
 
 from dataclasses import dataclass

@@ -64,8 +64,7 @@ def _seconds(model: nn.Module, example: Tensor) -> float:
 
 
 def _summary(seconds: list[float], example: Tensor, hardware: str) -> Latency:
-    cuda, repeats = example.device.type == "cuda", len(seconds)
-    ordered = sorted(1e3 * s for s in seconds)
+    cuda, repeats, ordered = example.device.type == "cuda", len(seconds), sorted(1e3 * s for s in seconds)
     below = int(binom.ppf(0.025, repeats, 0.5)) - 1  # order statistics that hold the median with 95 %, and more
     middle = (ordered[(repeats - 1) // 2] + ordered[repeats // 2]) / 2
     threads, name = (0, torch.cuda.get_device_name(example.device)) if cuda else (torch.get_num_threads(), hardware)

@@ -1,9 +1,7 @@
 """Residual networks for small images, with an inner width of their own in every block.
 
-He et al. 2015 (arXiv 1512.03385), section 4.2: a 3x3 stem, three stages of basic blocks, global average
-pooling, one linear layer. Two things differ: a projection shortcut (1x1 convolution) where the shape changes,
-and an inner width (the channels between a block's two convolutions) that may differ from the outer one, which
-is what students of a block differ in.
+He et al. 2015 (arXiv 1512.03385), section 4.2. Two things differ: a projection shortcut (1x1 convolution) where the
+shape changes, and an inner width that may differ from the outer one, which is what students of a block differ in.
 """
 
 from collections.abc import Sequence
@@ -80,16 +78,14 @@ class ResNet(nn.Module):
         )
         inner_of, channels = iter(inner), widths[0]
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
-        for stage, (name, count, width) in enumerate(zip(self.stages, blocks, widths, strict=True)):
+        for name, count, width in zip(self.stages, blocks, widths, strict=True):
             layers = nn.Sequential()
             for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
+                stride = 2 if name != "layer1" and block == 0 else 1
                 layers.append(BasicBlock(channels, width, inner=next(inner_of), stride=stride))
                 channels = width
             self.add_module(name, layers)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes)
-        )  # (B, C, H, W) -> (B, num_classes)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -30,13 +30,9 @@ class BoundaryNoise:
     """Inputs for `distill` and `solve` that are no images: noise at every neighbourhood's input.
 
     x = relu(m + sum_k A_k f_k), the rectification only where a boundary is never negative. The f_k are Gaussian fields,
-    one a channel, with an amplitude of 1 / frequency^k, so that x has a correlation in space. m and A_k are fitted by
-    Adam so that the BatchNorms behind the boundary see the mean and variance that they remember: every filter that
-    reads the boundary says how large one combination of its channels is. Without `mixing`, channels are independent
-    (A_k diagonal): noise matched per channel.
-
-    Iterating gives `images`. One pass of them, through a copy of the teacher with BatchNorm measured on them, gives the
-    moments that a fit starts from.
+    one a channel, with an amplitude of 1 / frequency^k. m and A_k are fitted by Adam so that the BatchNorms behind the
+    boundary see the mean and variance that they remember; without `mixing`, A_k is diagonal: noise matched per channel.
+    A fit starts from the moments that `images` cause in a copy of the teacher with BatchNorm measured on them.
     """
 
     images: NoiseImages

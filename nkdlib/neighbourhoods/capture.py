@@ -5,6 +5,8 @@ never run once per neighbourhood.
 """
 
 import dataclasses
+import itertools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from copy import deepcopy
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from nkdlib.neighbourhoods.split import Neighbourhoods
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import device_of
-from nkdlib.training.store import Shelf, Store, first_images, images_of
+from nkdlib.training.store import Store, first_images, images_of
 
 BATCH = 256  # images of one tensor that go through the teacher at a time
 Copy = Callable[[str, Tensor], Tensor]  # of a tensor with a name
@@ -118,9 +120,8 @@ class Boundaries:
 
     def of(self, name: str) -> Store:
         """Inputs x and outputs y of one neighbourhood, for the images in memory."""
-        called = dict(zip("xy", self.names()[name], strict=True))
-        maps = frozenset(short for short, long in called.items() if long in self.store.images)
-        return Store({short: self.store.tensors[long] for short, long in called.items()}, maps)
+        x, y = self.names()[name]
+        return Store({"x": self.store.tensors[x], "y": self.store.tensors[y]})
 
     def batches(self, inputs: Iterable, copy: Copy = _clone) -> Iterator[dict[str, Tensor]]:
         """Boundaries by name for each batch of images, in one pass of the teacher."""
@@ -176,42 +177,44 @@ def capture(
         ValueError: no batch in `inputs`.
         OverflowError: an activation that is not finite in `dtype`.
     """
-    shelf, front, noise = Shelf(dtype), None, hasattr(inputs, "boundaries")
-    limit, wanted, linked = memory_limit_gb * 1e9, sys.maxsize if images is None else images, not (adapt or noise)
+    limit, wanted, front = memory_limit_gb * 1e9, sys.maxsize if images is None else images, None
+    noise = inputs.boundaries(teacher, neighbourhoods) if hasattr(inputs, "boundaries") else None
+    linked = not adapt and noise is None
     if not linked:
         apart = [dataclasses.replace(here, chained=False) for here in neighbourhoods]
         neighbourhoods = Neighbourhoods(apart, neighbourhoods.total)
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
-    if adapt and not noise:
+    if adapt and noise is None:
         front = reestimate_batchnorm(deepcopy(teacher), inputs, wanted)
-    kept = Boundaries(teacher.eval(), neighbourhoods, inputs, front, linked)
+    found = Boundaries(teacher.eval(), neighbourhoods, inputs, front, linked)
 
     def fitting() -> Iterator[Tensor]:
+        given = 0
         for batch in first_images(inputs, wanted):
-            if shelf.filled >= min(keep, wanted) and (shelf.filled + len(batch)) * kept.bytes_per_image > limit:
-                kept.complete = False
+            if given >= min(keep, wanted) and (given + len(batch)) * found.bytes_per_image > limit:
+                found.complete = False
                 return
+            given += len(batch)
             yield batch
 
-    if noise:
-        rows = answers(neighbourhoods, inputs.boundaries(teacher, neighbourhoods), shelf.put)
-    else:
-        rows = kept.batches(fitting(), shelf.put)
-    for row in rows:
-        if not shelf.filled:
-            size = shelf.coming
-            kept.bytes_per_image = sum(t.numel() * t.element_size() for t in row.values()) / size
-            expected = len(inputs) * size if isinstance(inputs, Sized) else size
-            shelf.reserve(min(expected, wanted, max(int(limit / kept.bytes_per_image), keep + size)))
-        shelf.advance()
-    kept.store = shelf.store()
-    for name, tensor in kept.store.tensors.items():  # a finite sum has finite terms, and costs a tenth of looking
-        total = sum(part.sum(dtype=torch.float32) for part in tensor.split(BATCH))
-        if not torch.isfinite(total) and not torch.isfinite(tensor).all():
+    def copy(name: str, tensor: Tensor) -> Tensor:
+        layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+        value = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True, memory_format=layout)
+        if not math.isfinite(value.sum(dtype=torch.float32)) and not value.isfinite().all():
             raise OverflowError(
                 f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
             )
-    return kept
+        return value  # a finite sum has finite terms, and costs a tenth of looking at each
+
+    rows = found.batches(fitting(), copy) if noise is None else answers(neighbourhoods, noise, copy)
+    if (first := next(rows, None)) is None:
+        raise ValueError("inputs holds no batch; give at least one")
+    size = len(next(iter(first.values())))
+    found.bytes_per_image = sum(t.numel() * t.element_size() for t in first.values()) / size
+    expected = min(len(inputs) * size if isinstance(inputs, Sized) else 0, wanted)
+    expected = min(expected, max(int(limit / found.bytes_per_image), keep + size))
+    found.store = Store.collect(itertools.chain([first], rows), dtype, expected)
+    return found
 
 
 def repeatable(inputs: Iterable) -> Iterable:

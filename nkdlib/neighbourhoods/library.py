@@ -1,8 +1,7 @@
 """A library of distilled candidates, from which a network for any budget is put together without training.
 
-Student Search (Shao et al., arXiv 2010.01189): neighbourhoods distilled independently are re-used for every
-architecture of an exponentially large space. What differs: candidates are solved before they are trained, and chosen
-exactly instead of locally.
+Student Search (Shao et al., arXiv 2010.01189). What differs: candidates are solved before they are trained, and
+chosen exactly instead of locally.
 """
 
 import copy
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from nkdlib.models.cost import cost
+from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.candidates import Candidate, candidate_task, look_at, ranking_task
 from nkdlib.neighbourhoods.capture import capture, repeatable
 from nkdlib.neighbourhoods.composition import Composition
@@ -43,13 +43,12 @@ class Library:
     """Candidates for the neighbourhoods of a teacher, distilled once; prints itself as a table.
 
     Args:
-        teacher: copied; a later change of it does not change the library.
-        candidates: by neighbourhood name, widths (labeled by their number), or widths and modules by label. A
-            module has the shapes of the teacher's part. The teacher's own part is always a candidate (`teacher`,
-            error 0), and so is leaving it out where shapes allow (`identity`).
-        inputs: batches of images, or one tensor (N, C, H, W); labels are not used. All of them are captured.
+        teacher: copied.
+        candidates: by neighbourhood name, widths (labeled by their number), or widths and modules by label. The
+            teacher's own part is always a candidate (`teacher`), and leaving it out where shapes allow (`identity`).
+        inputs: batches of images, or one tensor (N, C, H, W), all of which are captured; labels are not used.
         recipe: start, steps and rates; by default the closed form alone. `front_to_back` is never used.
-        cache: where candidates are kept; the default `Cache()` where omitted. Processes can share it.
+        cache: where candidates are kept, `Cache()` where omitted; processes can share it.
 
     Raises:
         ValueError: names, widths or shapes that do not fit; images that come in another order in every pass.
@@ -99,12 +98,8 @@ class Library:
                 self.add(name, label, student)
 
     def add(self, name: str, label: str, student: Student, recipe: Recipe | None = None) -> None:
-        """One more candidate, which the next `fill` distills; arguments as for the library.
-
-        Raises:
-            ValueError: a label that is taken, a start without meaning for a module, or a shape that does not fit.
-        """
-        here, mine, recipe = self.neighbourhoods[name], self.recipe, recipe or self.recipe
+        """One more candidate, which the next `fill` distills; ValueError for a taken label or one that does not fit."""
+        here, recipe = self.neighbourhoods[name], recipe or self.recipe
         if label in self.candidates[name]:
             raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
         module = student = copy.deepcopy(student)
@@ -112,7 +107,7 @@ class Library:
             check_student(here, label, student.to(here.example.device), recipe)
         else:
             module = shape_of(here.module, student, here.example)
-        same = {name: getattr(mine, name) for name in ("holdout", "dtype", "adapt")}  # one yardstick for all candidates
+        same = {field: getattr(self.recipe, field) for field in ("holdout", "dtype", "adapt")}  # one yardstick for all
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **same)
         self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
 
@@ -121,8 +116,7 @@ class Library:
 
         Args:
             executor: where candidates are distilled; this process where omitted.
-            threads: to measure latencies with, in this process and of all candidates again where one is new, so let
-                nothing else run; 0 measures none.
+            threads: to measure latencies with, in this process while nothing else runs; 0 measures none.
             batch, repeats: images of a timed forward pass, and passes.
 
         Returns:
@@ -141,7 +135,7 @@ class Library:
             candidate.artefact, candidate.error = artefact, artefact.info["local_error"]
         if threads:
             self.timing = dataclasses.replace(self.timing, threads=threads, batch=batch, repeats=repeats)
-            parts = [(here.name, label) for here in self.neighbourhoods for label in self.candidates[here.name]]
+            parts = [(name, label) for name, mine in self.candidates.items() for label in mine]
             modules = [(self._module(name, label), self.neighbourhoods[name].example) for name, label in parts]
             self.whole, *found = time_together(self.cache, [(self.teacher, self.example), *modules], self.timing)
             for (name, label), measured in zip(parts, found, strict=True):
@@ -150,7 +144,7 @@ class Library:
 
     def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
         """Capture what the tasks need in one pass of the teacher, share what widths share, and run them."""
-        names = [name for name in self.neighbourhoods.names if any(t.kwargs["name"] == name for t in tasks)]
+        names = list(dict.fromkeys(task.kwargs["name"] for task in tasks))
         parts, recipe, limit = split(self.teacher, names, self.example), self.recipe, self.recipe.memory_limit_gb
         how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt, "keep": 0}
         boundaries = capture(self.teacher, parts, self.inputs, **how)
@@ -219,7 +213,7 @@ class Library:
         Args:
             params, macs, latency_ms: limits of the whole network: learnable parameters, multiply-accumulates of one
                 image, predicted milliseconds of a batch (needs `fill(threads=...)`).
-            rule: how to choose: `select`, which is exact, or one of its rivals; `options` are for the rule.
+            rule, options: how to choose: `select`, which is exact, or one of its rivals, and its own arguments.
 
         Raises:
             ValueError: no budget, one that cannot be met (the smallest possible is named), or an unfilled library.
@@ -244,9 +238,6 @@ class Library:
             networks: to measure, beside the teacher.
             metric: the cost that the budgets are in, log-uniformly from the smallest network to the teacher.
             seed: of the budgets.
-
-        Returns:
-            The forecast, also kept as `forecast`.
         """
         inputs, menu, draw = list(inputs), self.menu, random.Random(seed)
         least = menu.base[metric] + sum(min(o.costs[metric] for o in mine.values()) for mine in menu.options.values())
@@ -262,8 +253,7 @@ class Library:
 
         A candidate's error is how much further the network's predictions move away from the teacher's with it than
         with the teacher's own part in this one place: Kullback-Leibler divergence in nats on the held-out images,
-        BatchNorm measured again. No labels and no training; the choice stays exact. (Our own: a sum of local errors
-        does not know which errors the later layers forgive.)
+        BatchNorm measured again. (Our own: local errors do not know what the later layers forgive.)
 
         Args:
             around: the network, such as `best` gives for a middle budget.
@@ -295,16 +285,12 @@ class Library:
                 reestimate_batchnorm(network, self.inputs, count)
             return network
 
-        table = self.table()
+        def time(network: nn.Module) -> Latency:
+            return time_together(self.cache, [(network, self.example)], self.timing)[0]
+
+        table, predicted = self.table(), self.forecast.accuracy(chosen.error) if self.forecast else None
         rows = [chosen.labels[row.neighbourhood] == row.candidate for row in table.itertuples()]
-        predicted = self.forecast.accuracy(chosen.error) if self.forecast else None
-        return Composition(
-            **vars(chosen),
-            table=table[rows],
-            accuracy=predicted,
-            make=make,
-            time=lambda network: time_together(self.cache, [(network, self.example)], self.timing)[0],
-        )
+        return Composition(**vars(chosen), table=table[rows], accuracy=predicted, make=make, time=time)
 
     @property
     def device_s(self) -> float:

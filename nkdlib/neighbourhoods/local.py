@@ -1,8 +1,6 @@
 """Training one student neighbourhood against its teacher's part, on nothing but its own input and output.
 
-ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network. The loss is the
-mean squared error over the variance of h_i, so that one learning rate serves every neighbourhood (the normalization
-is our choice).
+ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network.
 """
 
 from collections.abc import Callable
@@ -83,8 +81,7 @@ class _SquaredError(torch.autograd.Function):
 def squared_error(output: Tensor, y: Tensor) -> Tensor:
     """Mean of (output - y)^2, with a gradient for the output, in the output's own layout.
 
-    The gradient of torch's `mse_loss` has channels first whatever the output has, and every layer that works with
-    channels last then waits for it to be turned round: a third of a step on a CPU.
+    The gradient of torch's `mse_loss` has channels first always; to turn it round takes a third of a step on a CPU.
 
     >>> squared_error(torch.ones(2, 3), torch.full((2, 3), 3.0)).item()
     4.0

@@ -1,8 +1,6 @@
 """What a network will be worth, said before it is built: from errors to accuracy, and errors measured in context.
 
-Student Search (Shao et al., arXiv 2010.01189) adds local errors up. Both things here are ours and keep the sum, so that
-the choice stays exact: a curve that turns the sum into an accuracy, and an error that counts what a candidate does to
-the predictions of a network that is as small as the wanted one.
+Student Search (Shao et al., arXiv 2010.01189) adds local errors up; so do both extensions here.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """Which candidate for which neighbourhood: the best choice under budgets, exactly.
 
-One candidate for each neighbourhood, the least sum of local errors, costs that add up and stay within budgets: a
-multiple-choice knapsack (Sinha and Zoltners 1979), solved by HiGHS (Huangfu and Hall 2018). An extension of Student
-Search (Shao et al., arXiv 2010.01189), which chooses locally: `rivals` has that rule and others.
+The least sum of local errors, costs that add up and stay within budgets: a multiple-choice knapsack (Sinha and Zoltners
+1979), solved by HiGHS (Huangfu and Hall 2018). An extension of Student Search (Shao et al., arXiv 2010.01189), which
+chooses locally, see `rivals`.
 """
 
 import math

@@ -1,12 +1,12 @@
 """Cut a network into neighbourhoods by the names of its submodules, without a change to its code.
 
-ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a
-run of consecutive children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays
-the teacher's.
+ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a run of consecutive
+children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays the teacher's.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -58,9 +58,6 @@ class Neighbourhoods(Sequence[Neighbourhood]):
     def __len__(self) -> int:
         return len(self.members)
 
-    def __iter__(self) -> Iterator[Neighbourhood]:
-        return iter(self.members)
-
     def table(self) -> pd.DataFrame:
         """Names, shapes, parameters, MACs and their share of the whole network's."""
         return pd.DataFrame(
@@ -94,8 +91,9 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
         ends = name.split(":")
         for end in ends:
             if end not in known or not end:
-                near = _nearest(end, known)
-                raise ValueError(f"names holds {name!r}, but the model has no submodule {end!r}; {near}")
+                near = difflib.get_close_matches(end, [n for n in known if n], n=3, cutoff=0.4)
+                advice = f"did you mean {', '.join(near)}?" if near else "see model.named_modules()"
+                raise ValueError(f"names holds {name!r}, but the model has no submodule {end!r}; {advice}")
         if len(ends) == 1:
             paths[name] = (name,)
             continue
@@ -108,24 +106,16 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
         if first >= last:
             raise ValueError(f"names holds {name!r}; {ends[0]!r} must stand before {ends[1]!r} in {children}")
         paths[name] = tuple(children[first : last + 1])
-    owners: dict[str, str] = {}
-    for name, members in paths.items():
-        for path in members:
-            for other, owner in owners.items():
-                if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
-                    raise ValueError(
-                        f"names overlap: {name!r} and {owner!r} share {max(path, other, key=len)!r}; "
-                        "each part of the model can belong to one neighbourhood only"
-                    )
-        owners.update(dict.fromkeys(members, name))
+    for (owner, others), (name, members) in itertools.combinations(paths.items(), 2):
+        for other, path in itertools.product(others, members):
+            if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+                raise ValueError(
+                    f"names overlap: {name!r} and {owner!r} share {max(path, other, key=len)!r}; "
+                    "each part of the model can belong to one neighbourhood only"
+                )
     if len(paths) != len(names):
         raise ValueError(f"names (={list(names)}) names a neighbourhood twice; name each once")
     return paths
-
-
-def _nearest(name: str, known: dict[str, nn.Module]) -> str:
-    near = difflib.get_close_matches(name, [n for n in known if n], n=3, cutoff=0.4)
-    return f"did you mean {', '.join(near)}?" if near else "see model.named_modules()"
 
 
 @dataclass
@@ -173,17 +163,9 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
         parts = [model.get_submodule(path) for path in paths[name]]
         module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
         h_in, h_out = first.inputs[0], last.output
-        members.append(
-            Neighbourhood(
-                name,
-                paths[name],
-                module,
-                tuple(h_in.shape[1:]),
-                tuple(h_out.shape[1:]),
-                cost(module, torch.zeros_like(h_in[:1])),
-                chained=previous is not None and _follows(previous, first),
-            )
-        )
+        shapes, price = (tuple(h_in.shape[1:]), tuple(h_out.shape[1:])), cost(module, torch.zeros_like(h_in[:1]))
+        chained = previous is not None and _follows(previous, first)
+        members.append(Neighbourhood(name, paths[name], module, *shapes, price, chained))
         previous = last
     return Neighbourhoods(members, cost(model, example_inputs[:1]))
 

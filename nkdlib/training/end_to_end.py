@@ -1,8 +1,7 @@
 """Training from labels, and distillation of a whole network at once, the rival of distilling its parts.
 
-Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): Kullback-Leibler divergence between softened class distributions,
-times the squared temperature. The teacher's logits are computed once and kept, as the boundaries are for
-Neighbourhood Distillation.
+Hinton, Vinyals and Dean 2015 (arXiv 1503.02531). The teacher's logits are computed once and kept, as the boundaries
+are for Neighbourhood Distillation.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,5 +1,6 @@
 """One loop for everything that is trained by gradient steps here."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
 def scale_down(gradients: list[Tensor], largest: float) -> None:
     """Scale gradients in place so that their norm taken together is at most `largest`.
 
-    What torch's `clip_grad_norm_` does, at a quarter of its cost, which is felt where a step takes milliseconds.
+    What torch's `clip_grad_norm_` does, at a quarter of its cost.
 
     >>> scale_down(gradients := [torch.tensor([3.0]), torch.tensor([4.0])], 1.0)
     >>> [round(g.item(), 3) for g in gradients]
@@ -75,7 +76,7 @@ class Descent:
         model: put into training mode.
         schedule: of the rate; a step beyond its last one is refused.
         name: what errors call the model.
-        seed: of what the model draws in a step (dropout, stochastic depth), so that others' steps do not matter.
+        seed: of what the model draws in a step (dropout, stochastic depth).
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule, name: str = "model", seed: int = 0):
@@ -148,14 +149,11 @@ def minimize(
         ValueError: the batches end before the steps do.
         FloatingPointError: a loss that is not finite.
     """
-    descent, iterator = Descent(model, schedule, name, seed), iter(batches)
-    for step in range(schedule.steps):
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            raise ValueError(
-                f"inputs ended after {step} batches, schedule.steps is {schedule.steps}; "
-                "give more batches or fewer steps"
-            ) from None
+    descent = Descent(model, schedule, name, seed)
+    for batch in itertools.islice(batches, schedule.steps):
         descent.step(lambda batch=batch: loss(batch))
+    if (done := len(descent.losses)) < schedule.steps:
+        raise ValueError(
+            f"inputs ended after {done} batches, schedule.steps is {schedule.steps}; give more batches or fewer steps"
+        )
     return descent.finish()
