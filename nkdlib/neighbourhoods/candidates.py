@@ -76,11 +76,10 @@ def distill_candidate(
     recipe: Recipe,
     seed: int,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Make one candidate.
+    """Make one candidate; a task for the cache.
 
     Args:
-        name: of the neighbourhood, for errors.
-        piece: the teacher's neighbourhood.
+        name, piece: the teacher's neighbourhood.
         student: a module, or a width of the teacher's own layers.
         boundary: x (N, ...) and y (N, ...) of the neighbourhood, the held-out images first.
         ranking: the artefact of `rank`, where a width is solved.
@@ -88,8 +87,7 @@ def distill_candidate(
         seed: of random weights and of the order of examples.
 
     Returns:
-        Its state; local_error on the held-out images, losses, and device-seconds of start, steps and the ranking
-        that all widths share.
+        Its state; local_error, losses, and device-seconds of start, steps and the ranking that all widths share.
     """
     store = boundary.value
     module = copy.deepcopy(student.module) if isinstance(student, Portable) else student

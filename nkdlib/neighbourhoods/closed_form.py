@@ -1,11 +1,9 @@
 """A student neighbourhood solved instead of trained: which channels to keep, and the weights that read them.
 
-Every neighbourhood ends in a linear layer, perhaps followed by BatchNorm, a residual sum and an activation. Given the
-features z that the layer reads and the value t that the teacher has before its last activation, the best weights
-solve a ridge regression, W = (Z'Z + r)^-1 Z'T, and the error that a channel's removal adds is known exactly,
-tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r, so channels are dropped one at a time, the cheapest first, with G^-1
-downdated. (Our extension; the paper trains by gradient steps only. Layer-wise reconstruction as in He, Zhang and Sun
-2017, arXiv 1707.06168; backward elimination on the Gram matrix as in optimal brain surgeon, Hassibi and Stork 1993.)
+Given the features z that a neighbourhood's last linear layer reads and the value t that the teacher has before its last
+activation, the best weights solve a ridge regression, W = (Z'Z + r)^-1 Z'T, and the error that a channel's removal adds
+is known exactly, tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r. (Our extension. Layer-wise reconstruction as in He, Zhang
+and Sun 2017, arXiv 1707.06168; backward elimination as in optimal brain surgeon, Hassibi and Stork 1993.)
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -161,10 +159,9 @@ def _columns(features: Tensor, layer: nn.Module) -> Tensor:
 
 
 def elimination_order(normal: Normal, ridge: float) -> Tensor:
-    """The order in which backward elimination drops channels, (C,): the first is the cheapest to lose.
+    """The order in which backward elimination drops channels, (C,), so that n channels are the last n.
 
-    Greedy and exact at each step: the channel whose removal raises the regularized least-squares error least goes,
-    then the inverse Gram matrix is downdated. A network of n channels keeps the last n.
+    The channel whose removal raises the regularized least-squares error least goes, then G^-1 is downdated.
     """
     k = normal.channel_features
     channels = (len(normal.gram) - normal.intercept) // k
@@ -215,10 +212,8 @@ def solve_neighbourhood(
     Args:
         piece: the teacher's neighbourhood.
         student: a module, whose last linear layer is solved on its own features, in place; or a width, for the
-            teacher's own layers with fewer inner channels, each group chosen by elimination and the layer that
-            reads it solved.
-        pairs: gives, each time it is called, batches (the teacher's input, the student's input); the two differ
-            when students are solved front to back.
+            teacher's own layers, each group of inner channels chosen by elimination and the layer that reads it solved.
+        pairs: called anew for each pass; what teacher and student take differs when solved front to back.
         ridge: strength relative to the features' mean energy.
         ranking: from `rank_channels` with the same pairs and ridge; found anew where omitted.
 

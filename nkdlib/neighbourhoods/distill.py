@@ -25,6 +25,7 @@ from nkdlib.training.evaluate import device_of
 
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
+Started = Mapping[str, Mapping[str, nn.Module]]  # students by neighbourhood and label
 Infos = dict[tuple[str, str], dict[str, object]]  # what is known of each student, by neighbourhood and label
 
 
@@ -45,13 +46,9 @@ def distill(
             teacher's own layers with fewer inner channels, or a dict of such candidates by label.
         inputs: batches of images, with or without labels; labels are not used.
         recipe: start, steps, rates; `Recipe()` where omitted.
-        executor: where students are trained; this process where omitted. Boundaries that do not fit in memory are
-            streamed and trained in this process whatever the executor, since every worker would need a teacher;
-            the batches of a step are then parts of those of `inputs`.
+        executor: where students are trained; this process where omitted, and where boundaries do not fit in memory:
+            these are streamed, and the batches of a step are then parts of those of `inputs`.
         cache: keeps each trained student as an artefact, so that an interrupted call goes on where it was.
-
-    Returns:
-        The students by name, with local errors on held-out inputs and seconds.
 
     Raises:
         ValueError: names or shapes that do not fit, too few images.
@@ -127,35 +124,24 @@ def solve(teacher: nn.Module, students: Students, inputs: Iterable, recipe: Reci
 
 
 def _train_apart(
-    boundaries: Boundaries,
-    started: dict[str, dict[str, nn.Module]],
-    recipe: Recipe,
-    executor: Executor | None,
-    cache: Cache | None,
+    boundaries: Boundaries, started: Started, recipe: Recipe, executor: Executor | None, cache: Cache | None
 ) -> Infos:
     """One task a student, from boundaries in memory; the longest first, so that no worker waits for it at the end."""
     stores = {name: boundaries.of(name) for name in started}
-    keys = [(name, label) for name, mine in started.items() for label in mine]
-    keys.sort(key=lambda key: -boundaries.neighbourhoods[key[0]].cost.macs)
-    tasks = {
-        (name, label): {
-            "name": name,
-            "student": Portable(started[name][label]),
-            "store": stores[name],
-            "recipe": recipe,
-            "seed": seed_of(recipe.seed, name, label, "order"),
-        }
-        for name, label in keys
-    }
-    title = f"distilling {len(keys)} neighbourhoods ({boundaries})"
+    tasks = {}
+    for name in sorted(started, key=lambda name: -boundaries.neighbourhoods[name].cost.macs):
+        for label, student in started[name].items():
+            task = {"name": name, "student": Portable(student), "store": stores[name], "recipe": recipe}
+            tasks[name, label] = {**task, "seed": seed_of(recipe.seed, name, label, "order")}
+    title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:
         trained = {key: train_local(**task) for key, task in tasks.items()}
     elif cache is not None:
         named = [Task(train_local, task, " ".join(key).strip()) for key, task in tasks.items()]
         artefacts = cache.run(named, executor, title)
-        trained = {key: (artefact.tensors, artefact.info) for key, artefact in zip(keys, artefacts, strict=True)}
+        trained = {key: (artefact.tensors, artefact.info) for key, artefact in zip(tasks, artefacts, strict=True)}
     else:
-        with Progress(title, len(keys) * recipe.steps, "steps") as steps:
+        with Progress(title, len(tasks) * recipe.steps, "steps") as steps:
             if executor is None:
                 trained = {key: train_local(**task, advance=steps.advance) for key, task in tasks.items()}
             else:
@@ -168,7 +154,7 @@ def _train_apart(
     return {key: info for key, (_, info) in trained.items()}
 
 
-def _train_streaming(boundaries: Boundaries, started: dict[str, dict[str, nn.Module]], recipe: Recipe) -> Infos:
+def _train_streaming(boundaries: Boundaries, started: Started, recipe: Recipe) -> Infos:
     """All students side by side on one stream of boundaries; the first images of a pass stay held out."""
     stores = {name: boundaries.of(name) for name in started}
     runs = {

@@ -144,8 +144,8 @@ class Library:
 
     def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
         """Capture what the tasks need in one pass of the teacher, share what widths share, and run them."""
-        names = list(dict.fromkeys(task.kwargs["name"] for task in tasks))
-        parts, recipe, limit = split(self.teacher, names, self.example), self.recipe, self.recipe.memory_limit_gb
+        recipe, limit = self.recipe, self.recipe.memory_limit_gb
+        parts = split(self.teacher, list({task.kwargs["name"]: None for task in tasks}), self.example)
         how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt, "keep": 0}
         boundaries = capture(self.teacher, parts, self.inputs, **how)
         if not boundaries.complete or len(boundaries.store) < recipe.holdout + 2:
@@ -153,18 +153,13 @@ class Library:
                 f"{boundaries}; a library needs all of them in memory, and more images than recipe.holdout "
                 f"(={recipe.holdout}) + 1: change inputs or recipe.memory_limit_gb (={limit})"
             )
-        widths: dict[tuple, list[Task]] = {}
         for task in tasks:
             task.kwargs["boundary"].value = boundaries.of(task.kwargs["name"])
-            if task.kwargs["ranking"]:
-                how = task.kwargs["recipe"]
-                widths.setdefault((task.kwargs["name"], how.ridge, how.solve_images), []).append(task)
-        if widths:
-            rankings = [ranking_task(family[0]) for family in widths.values()]
-            found = self.cache.run(rankings, executor, f"ranking the channels of {len(widths)} neighbourhoods")
-            for family, artefact in zip(widths.values(), found, strict=True):
-                for task in family:
-                    task.kwargs["ranking"].value = artefact
+        if solved := [task for task in tasks if task.kwargs["ranking"]]:
+            rankings = map(ranking_task, solved)  # equal ones are made once
+            found = self.cache.run(rankings, executor, "ranking the channels of neighbourhoods")
+            for task, artefact in zip(solved, found, strict=True):
+                task.kwargs["ranking"].value = artefact
         return self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({boundaries})")
 
     def _task(self, name: str, label: str) -> Task:
@@ -182,21 +177,25 @@ class Library:
         return module.to(here.example.device).eval()
 
     @property
+    def _every(self) -> list[Candidate]:
+        return [candidate for mine in self.candidates.values() for candidate in mine.values()]
+
+    @property
     def menu(self) -> Menu:
         """Errors and costs of all candidates, for `select` and its rivals; ValueError before they are distilled."""
-        every = [c for mine in self.candidates.values() for c in mine.values()]
-        if waiting := sum(c.error is None for c in every):
-            raise ValueError(f"{waiting} of {len(every)} candidates have not been distilled; call fill()")
-        base = {"params": self.neighbourhoods.total.params, "macs": self.neighbourhoods.total.macs}
-        if timed := all(c.latency for c in every):
+        if waiting := sum(c.error is None for c in self._every):
+            raise ValueError(f"{waiting} of {len(self._every)} candidates have not been distilled; call fill()")
+        base = dict(vars(self.neighbourhoods.total))
+        if timed := all(c.latency for c in self._every):
             base["latency_ms"] = self.whole.ms
-        options: dict[str, dict[str, Option]] = {}
-        for name, mine in self.candidates.items():
-            options[name] = {}
-            for label, c in mine.items():
-                costs = {"params": c.cost.params, "macs": c.cost.macs}
-                options[name][label] = Option(c.error, costs | ({"latency_ms": c.latency.ms} if timed else {}))
-            base = {cost: value - options[name][TEACHER].costs[cost] for cost, value in base.items()}
+
+        def option(candidate: Candidate) -> Option:
+            costs = vars(candidate.cost) | ({"latency_ms": candidate.latency.ms} if timed else {})
+            return Option(candidate.error, costs)
+
+        options = {name: {label: option(c) for label, c in mine.items()} for name, mine in self.candidates.items()}
+        for mine in options.values():
+            base = {cost: value - mine[TEACHER].costs[cost] for cost, value in base.items()}
         return Menu(options, base)
 
     def best(
@@ -318,9 +317,8 @@ class Library:
 
     def caption(self) -> str:
         """What the library holds, in a line."""
-        every = [c for mine in self.candidates.values() for c in mine.values()]
-        waiting = sum(c.error is None for c in every)
-        said = f"{len(every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
+        waiting = sum(c.error is None for c in self._every)
+        said = f"{len(self._every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
         said += f"; {waiting} not distilled yet, call fill()" if waiting else ""
         return said + (f"; latency of the teacher {self.whole}" if self.whole else "")
 

@@ -112,14 +112,9 @@ def _error(student: nn.Module, store: Store) -> float:
 
 
 class LocalTraining:
-    """One student on its way: steps on batches (x, y), then an end that measures it.
+    """One student on its way: steps on batches (x, y), then an end that measures it on held-out examples.
 
-    Args:
-        name: what errors call it.
-        student: trained in place.
-        held_out: examples that it is not trained on.
-        recipe: see `Recipe`.
-        seed: of what the student draws in a step, such as dropout.
+    `name` is what errors call it, `seed` that of what it draws in a step, such as dropout.
     """
 
     def __init__(self, name: str, student: nn.Module, held_out: Store, recipe: Recipe, seed: int):
@@ -152,7 +147,7 @@ def train_local(
     seed: int,
     advance: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Train one student on boundaries in memory; a task of its own for any executor. `advance` is told of each step.
+    """Train one student on boundaries in memory; a task for any executor. `advance` is told of each step.
 
     Returns:
         Its state, and local_error, losses and device_s.

@@ -18,7 +18,7 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
             first place takes the student and the others an identity.
 
     Returns:
-        A plain network of the teacher's class, in evaluation mode, its `state_dict` its own.
+        A plain network of the teacher's class, in evaluation mode.
 
     Raises:
         ValueError: names that do not exist or overlap.

@@ -50,12 +50,9 @@ def begin(
     seed: int,
     ranking: Ranking | None = None,
 ) -> nn.Module:
-    """A student with the weights that it starts from; a module is changed in place.
+    """A student of the teacher's `piece` with the weights that it starts from; a module is changed in place.
 
     Args:
-        piece: the teacher's neighbourhood.
-        student: a module, or a width.
-        recipe: `start` and what the closed form takes.
         pairs, ranking: for the closed form, see `solve_neighbourhood`.
         example: an input of the right shape.
         seed: of random weights.
@@ -71,15 +68,7 @@ def begin(
 def start_students(
     boundaries: Boundaries, students: Mapping[str, Mapping[str, Student]], recipe: Recipe
 ) -> tuple[dict[str, dict[str, nn.Module]], dict[str, float]]:
-    """Make every student's starting weights, front to back where the recipe says so.
-
-    Args:
-        boundaries: of the teacher.
-        students: by neighbourhood and label; modules are copied, not changed.
-        recipe: `start` and what the closed form takes.
-
-    Returns:
-        The students by neighbourhood and label, on the teacher's device; device-seconds by neighbourhood.
+    """Every student, a copy, with its starting weights, and device-seconds by neighbourhood.
 
     Raises:
         ValueError: a start that a student cannot have, or an output of another shape than the teacher's.
@@ -132,12 +121,7 @@ def check_student(here: Neighbourhood, label: str, student: nn.Module, recipe: R
 
 
 def check_order(boundaries: Boundaries, x: Tensor) -> None:
-    """Raise ValueError where the first images of another pass over the inputs are not those of the first pass.
-
-    Args:
-        boundaries: of the first pass.
-        x: (B, ...), what the first neighbourhood takes for the first batch of the other pass.
-    """
+    """Raise ValueError where x, (B, ...), taken by the first neighbourhood in another pass, is not as in the first."""
     count = min(len(x), len(boundaries.store), 8)
     before = boundaries.of(boundaries.neighbourhoods[0].name).take(slice(0, count))["x"]
     if (x[:count] - before).abs().max() > 0.01 * before.abs().max():  # far above the rounding to recipe.dtype

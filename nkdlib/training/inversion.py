@@ -34,20 +34,14 @@ def invert(
     limits: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Images for which every BatchNorm of a teacher sees the mean and variance that it remembers.
-
-    Each is also taken for a class that is drawn evenly, and neighboring pixels are alike. Nothing but the teacher is
-    known.
+    """Images, batch by batch, for which every BatchNorm of a teacher sees the mean and variance that it remembers.
 
     Args:
         teacher: with BatchNorm2d layers and logits (B, classes); not changed.
         start: batches of images to begin with, such as noise; statistics are those of a batch, so make it large.
         recipe: steps and weights.
         limits: lowest and highest value of a normalized pixel, None where any is allowed.
-        seed: of the classes.
-
-    Returns:
-        The images, batch by batch.
+        seed: of the classes, drawn evenly, that images are optimized for as well.
 
     Raises:
         ValueError: a teacher without BatchNorm2d.

@@ -138,9 +138,7 @@ def minimize(
         model: trained in place, left in evaluation mode.
         batches: of anything that `loss` takes.
         loss: batch -> scalar tensor.
-        schedule: steps and rates.
-        name: what errors call the model.
-        seed: of what the model draws in a step, such as dropout.
+        schedule, name, seed: see `Descent`.
 
     Returns:
         The loss of every step.
