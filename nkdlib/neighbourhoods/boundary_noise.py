@@ -1,6 +1,6 @@
 """Noise drawn at the neighbourhoods' inputs instead of at the network's, fitted to what the teacher remembers.
 
-Shao et al., arXiv 2010.01189, train neighbourhoods on synthetic data; the abstract does not say which. (Our own.)
+Our own; Shao et al., arXiv 2010.01189, do not say which synthetic data they use.
 """
 
 import math

@@ -6,9 +6,9 @@ never run once per neighbourhood.
 
 import dataclasses
 import itertools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
 
@@ -29,9 +29,11 @@ class _Seen(Exception):
     """The last boundary has been captured; the rest of the network need not run."""
 
 
-def _clone(_: str, tensor: Tensor) -> Tensor:
-    """A copy, maps with channels last, as a store gives them."""
-    return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.preserve_format)
+def _clone(_: str, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy, maps with channels last, as a store gives them, and floating-point numbers as `dtype`."""
+    dtype = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+    return tensor.to(dtype, copy=True, memory_format=layout)
 
 
 @torch.no_grad()
@@ -48,20 +50,21 @@ def tapped(model: nn.Module, inputs: Iterable, taps: Sequence[Tap], copy: Copy =
         ValueError: a batch for which the last submodule is not run.
     """
     row: dict[str, Tensor] = {}
-    handles, (end, last, _) = [], taps[-1]
+    end, last, _ = taps[-1]
 
     def keep(name: str, tensor: Tensor) -> None:
         row[name] = copy(name, tensor.detach())
         if name == end:
             raise _Seen
 
-    for name, path, side in taps:
-        module = model.get_submodule(path)
-        if side == "input":
-            handles.append(module.register_forward_pre_hook(lambda _, taken, name=name: keep(name, taken[0])))
-        else:
-            handles.append(module.register_forward_hook(lambda _, __, given, name=name: keep(name, given)))
-    try:
+    with ExitStack() as hooks:
+        for name, path, side in taps:
+            module = model.get_submodule(path)
+            if side == "input":
+                handle = module.register_forward_pre_hook(lambda _, taken, name=name: keep(name, taken[0]))
+            else:
+                handle = module.register_forward_hook(lambda _, __, given, name=name: keep(name, given))
+            hooks.enter_context(handle)
         device = device_of(model.eval())
         for batch in inputs:
             row.clear()
@@ -74,9 +77,6 @@ def tapped(model: nn.Module, inputs: Iterable, taps: Sequence[Tap], copy: Copy =
                     f"{last!r} was not run for a batch of shape {tuple(images_of(batch).shape)}; "
                     "split the model with inputs like those it is used with"
                 )
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def inputs_within(model: nn.Module, neighbourhoods: Neighbourhoods, inputs: Iterable) -> Iterator[dict[str, Tensor]]:
@@ -186,7 +186,7 @@ def capture(
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
     if adapt and noise is None:
         front = reestimate_batchnorm(deepcopy(teacher), inputs, wanted)
-    found = Boundaries(teacher.eval(), neighbourhoods, inputs, front, linked)
+    found, sums = Boundaries(teacher.eval(), neighbourhoods, inputs, front, linked), {}
 
     def fitting() -> Iterator[Tensor]:
         given = 0
@@ -198,13 +198,9 @@ def capture(
             yield batch
 
     def copy(name: str, tensor: Tensor) -> Tensor:
-        layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-        value = tensor.to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True, memory_format=layout)
-        if not math.isfinite(value.sum(dtype=torch.float32)) and not value.isfinite().all():
-            raise OverflowError(
-                f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
-            )
-        return value  # a finite sum has finite terms, and costs a tenth of looking at each
+        tensor = _clone(name, tensor, dtype)
+        sums[name] = sums.get(name, 0) + tensor.sum(dtype=torch.float32)
+        return tensor
 
     rows = found.batches(fitting(), copy) if noise is None else answers(neighbourhoods, noise, copy)
     if (first := next(rows, None)) is None:
@@ -214,6 +210,11 @@ def capture(
     expected = min(len(inputs) * size if isinstance(inputs, Sized) else 0, wanted)
     expected = min(expected, max(int(limit / found.bytes_per_image), keep + size))
     found.store = Store.collect(itertools.chain([first], rows), dtype, expected)
+    for name, total in sums.items():  # a finite sum has finite terms, and costs a tenth of looking at each
+        if not torch.isfinite(total) and not torch.isfinite(found.store.tensors[name]).all():
+            raise OverflowError(
+                f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
+            )
     return found
 
 

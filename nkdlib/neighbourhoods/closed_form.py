@@ -46,10 +46,8 @@ def find_tail(graph: fx.GraphModule) -> Tail:
     tied = node.op == "call_function" and node.target in TYING and "add" in node.target.__name__
     if tied and all(isinstance(n, fx.Node) for n in node.args[:2]):
         node, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
-    while (
-        isinstance(_layer(graph, node), nn.Identity | nn.Dropout)
-        or getattr(node.target, "__name__", "") == "stochastic_depth"
-    ):
+    passing = nn.Identity | nn.Dropout
+    while isinstance(_layer(graph, node), passing) or getattr(node.target, "__name__", "") == "stochastic_depth":
         node = node.args[0]
     if isinstance(_layer(graph, node), nn.BatchNorm2d):
         norm, node = node, node.args[0]
@@ -87,8 +85,7 @@ class _Reader(fx.Interpreter):
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
         if node in self.wanted:
-            # The next layer may work in place on it.
-            self.seen[node] = value.clone() if isinstance(value, Tensor) else value
+            self.seen[node] = value.clone()  # the next layer may work in place on it
         return value
 
     def read(self, x: Tensor) -> list[Tensor]:
@@ -244,7 +241,7 @@ def solve_neighbourhood(
 
 
 def _whole(module: nn.Module) -> nn.Module:
-    """The module such that torch.fx sees it as a layer and not as what is inside a layer."""
+    """The module such that torch.fx sees a layer as one."""
     return nn.Sequential(module) if isinstance(module, nn.Conv2d | nn.Linear) else module
 
 

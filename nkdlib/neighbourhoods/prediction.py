@@ -38,13 +38,6 @@ class Forecast:
         return float(np.interp(error, np.array(self.errors, float)[order], fitted))
 
     @property
-    def typical_error(self) -> float:
-        """Points by which it misses a network that it was not fitted to, the mean over leaving each one out."""
-        pairs = list(zip(self.errors, self.accuracies, strict=True))
-        rest = [Forecast(*zip(*(pairs[:i] + pairs[i + 1 :]), strict=True)) for i in range(len(pairs))]
-        return float(np.mean([abs(f.accuracy(e) - a) for f, (e, a) in zip(rest, pairs, strict=True)]))
-
-    @property
     def tau(self) -> float:
         """Kendall's tau between errors and accuracies: -1 where the sum of errors ranks them without a mistake."""
         return float(kendalltau(self.errors, self.accuracies).statistic)

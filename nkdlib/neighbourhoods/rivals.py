@@ -55,9 +55,8 @@ def choose_at_random(menu: Menu, budget: Budget, seed: int = 0) -> Selection:
     for _ in range(1000):  # several budgets at once may end where nothing is left to choose
         labels, left = {}, {c: budget[c] - menu.base.get(c, 0) - sum(least[n][c] for n in names) for c in budget}
         for name in draw.sample(names, len(names)):
-            fits = [
-                k for k, o in menu.options[name].items() if all(o.costs[c] <= left[c] + least[name][c] for c in budget)
-            ]
+            room = {c: left[c] + least[name][c] for c in budget}
+            fits = [k for k, o in menu.options[name].items() if all(o.costs[c] <= room[c] for c in budget)]
             if not fits:
                 break
             labels[name] = draw.choice(fits)

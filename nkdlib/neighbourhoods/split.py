@@ -7,6 +7,7 @@ children (`features.3:features.5`, both ends included); what lies between neighb
 import difflib
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -192,14 +193,11 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict
         order = sum(map(len, calls.values()))
         calls[module].append(_Call(order, inputs, kwargs, output, (versions[module], version(output))))
 
-    handles = [module.register_forward_pre_hook(before) for module in calls]
-    handles += [module.register_forward_hook(after, with_kwargs=True) for module in calls]
-    try:
-        with evaluating(model):
-            model(example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(model), ExitStack() as hooks:
+        for module in calls:
+            hooks.enter_context(module.register_forward_pre_hook(before))
+            hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
+        model(example_inputs)
     for path, module in modules.items():
         seen = calls[module]
         if len(seen) != 1:

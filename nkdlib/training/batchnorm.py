@@ -5,6 +5,7 @@ A network that is put together from parts trained apart carries statistics of in
 
 import copy
 from collections.abc import Iterable
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -91,20 +92,17 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
         count = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device)
         sums[norm] += torch.stack([count, x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).cpu()
 
-    handles = [norm.register_forward_pre_hook(note) for norm in norms.values()]
-    seen, device = 0, device_of(model.eval())
-    try:
+    device = device_of(model.eval())
+    with ExitStack() as hooks:
+        for norm in norms.values():
+            hooks.enter_context(norm.register_forward_pre_hook(note))
         for x in first_images(inputs, images):
             model(x.to(device, torch.float32))
-            seen += len(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen:
-        raise ValueError("inputs holds no image; the mismatch cannot be measured")
     found = {}
     for name, norm in norms.items():
         count, total, squares = sums[norm]
+        if not count.all():
+            raise ValueError("inputs holds no image; the mismatch cannot be measured")
         mean, variance = total / count, squares / count - (total / count).square() + norm.eps
         memory = norm.running_var.cpu().double() + norm.eps
         shift = (mean - norm.running_mean.cpu()).square() / variance

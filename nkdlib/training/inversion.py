@@ -81,10 +81,10 @@ class Memory:
 
     def distance(self) -> Tensor:
         """Squared differences of means and deviations, in each channel's remembered deviation; summed over layers."""
-        return sum(self._distance(norm, self.seen[norm]) for norm in self.norms)
+        return sum(self._distance(norm) for norm in self.norms)
 
-    @staticmethod
-    def _distance(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    def _distance(self, norm: nn.BatchNorm2d) -> Tensor:
+        x = self.seen[norm]
         mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
         memory = norm.running_var + norm.eps
         shift = (mean - norm.running_mean).square() / memory
