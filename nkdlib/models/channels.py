@@ -45,11 +45,7 @@ class ChannelGroup:
 
 
 def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The module as a graph whose nodes know their shapes.
-
-    Raises:
-        ValueError: torch.fx cannot trace the module (its forward branches on values).
-    """
+    """The module as a graph whose nodes know their shapes; ValueError where torch.fx cannot trace it."""
     with evaluating(module):  # before tracing, which writes the mode into calls such as stochastic depth
         try:
             graph = fx.symbolic_trace(module)
@@ -69,15 +65,7 @@ def _shape(node: fx.Node) -> tuple[int, ...] | None:
 
 
 def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
-    """The inner channel groups of a module, in the order in which they are made.
-
-    Args:
-        module: takes and returns one tensor with channels in dimension 1.
-        example: (B, C, H, W), an input of the right shape.
-
-    Raises:
-        ValueError: the module cannot be traced.
-    """
+    """The inner channel groups of a module, in the order in which they are made; `example` is (B, C, H, W)."""
     graph = trace(module, example)
     groups: dict[fx.Node, ChannelGroup] = {}  # of each node's output
     for node in graph.graph.nodes:
@@ -152,9 +140,6 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
         module: what `groups` were found in.
         groups: from `channel_groups`.
         keep: for a group's name, the indices (int64) of the channels that stay; other groups stay whole.
-
-    Returns:
-        A plain module without the other channels, its weights copied.
 
     Raises:
         ValueError: a name that is no inner group, or no channel left in one.

@@ -53,14 +53,11 @@ def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, har
     for _ in range(-(-repeats // TURN) + 1):
         for (model, example), taken in zip(models, seconds, strict=True):
             model.eval()(example)
-            taken.extend(_seconds(model, example) for _ in range(TURN))
+            for _ in range(TURN):
+                with Stopwatch(example.device) as watch:
+                    model(example)
+                taken.append(watch.wall_s)
     return [_summary(taken[-repeats:], example, hardware) for (_, example), taken in zip(models, seconds, strict=True)]
-
-
-def _seconds(model: nn.Module, example: Tensor) -> float:
-    with Stopwatch(example.device) as watch:
-        model(example)
-    return watch.wall_s
 
 
 def _summary(seconds: list[float], example: Tensor, hardware: str) -> Latency:

@@ -42,16 +42,13 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A residual network of basic blocks whose parts are called stem, layer1.0, ..., head.
 
+    It takes images (B, in_channels, H, W) and returns logits (B, num_classes).
+
     Args:
-        num_classes: outputs of the last layer.
-        in_channels: channels of the images, (B, in_channels, H, W).
         blocks: how many blocks each stage has; (n, n, n) is a ResNet of 6n + 2 layers.
         widths: outer channels of each stage; every stage but the first halves height and width.
         inner: inner channels of each block, over all stages in order; the outer ones where omitted.
-        stem_stride: 2 halves the resolution at the start, for images that bear it.
-
-    Returns (from forward):
-        Logits, (B, num_classes).
+        stem_stride: 2 halves the resolution at the start.
     """
 
     def __init__(
@@ -106,13 +103,10 @@ def resnet(depth: int, num_classes: int, *, seed: int | None = None, **options: 
     """A ResNet of 6n + 2 layers, its weights drawn from `seed` without touching the global generator.
 
     Args:
-        depth: 8, 14, 20, 32, 44, 56, ...
+        depth: 8, 14, 20, 32, 44, 56, ...; ValueError for any other.
         num_classes: outputs of the last layer.
         seed: of the initial weights; None uses torch's global generator.
         options: what `ResNet` takes.
-
-    Raises:
-        ValueError: a depth that is not 6n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth (={depth}) must be 6n + 2; choose 8, 14, 20, 32, 44 or 56")

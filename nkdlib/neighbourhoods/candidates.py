@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nkdlib.models.cost import Cost
 from nkdlib.models.latency import Latency
@@ -18,8 +18,7 @@ from nkdlib.neighbourhoods.capture import first_batch
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.portable import Known, Portable
-from nkdlib.neighbourhoods.split import Neighbourhood
-from nkdlib.neighbourhoods.starts import Student, begin, pairs_of, seed_of
+from nkdlib.neighbourhoods.starts import Student, begin, pairs_of
 from nkdlib.runtime.cache import Artefact, Task
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.store import images_of
@@ -93,27 +92,10 @@ def distill_candidate(
     module = copy.deepcopy(student.module) if isinstance(student, Portable) else student
     with Stopwatch(store.device) as watch:
         shared = _ranking(ranking.value, store.device) if ranking else None
-        example = store.take(slice(0, 1))["x"]
-        module = begin(piece.module, module, recipe, pairs_of(store[recipe.solved]), example, seed, shared)
+        module = begin(piece.module, module, recipe, pairs_of(store[recipe.solved]), seed, shared)
     state, info = train_local(name, Portable(module), store, recipe, seed)
     ranking_s = ranking.value.info["seconds"] if ranking else 0.0
     return state, {**info, "start_s": watch.device_s, "ranking_s": ranking_s}
-
-
-def candidate_task(here: Neighbourhood, label: str, candidate: Candidate, boundary: Known) -> Task:
-    """The task that makes a candidate; its boundary and what widths share, `ranking`, may become known later."""
-    student, recipe = candidate.student, candidate.recipe
-    module = isinstance(student, nn.Module)
-    kwargs = {
-        "name": here.name,
-        "piece": Portable(here.module),
-        "student": Portable(student) if module else student,
-        "boundary": boundary,
-        "ranking": Known("follows from the rest") if recipe.start == "solved" and not module else None,
-        "recipe": recipe,
-        "seed": seed_of(recipe.seed, here.name, "library"),
-    }
-    return Task(distill_candidate, kwargs, f"{here.name} {label}")
 
 
 def ranking_task(task: Task) -> Task:

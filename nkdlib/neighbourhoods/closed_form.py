@@ -33,11 +33,7 @@ class Tail:
 
 
 def find_tail(graph: fx.GraphModule) -> Tail:
-    """The last linear layer of a traced module and what follows it.
-
-    Raises:
-        ValueError: the module does not end in a linear layer, BatchNorm, a sum and an activation, in this order.
-    """
+    """The last linear layer of a traced module and what follows it; ValueError where that cannot be solved."""
     node = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     activation = norm = other = None
     if isinstance(_layer(graph, node), ACTIVATIONS):

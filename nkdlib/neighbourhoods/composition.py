@@ -7,16 +7,14 @@ import pandas as pd
 from torch import nn
 
 from nkdlib.models.latency import Latency
+from nkdlib.neighbourhoods.select import Selection
 from nkdlib.neighbourhoods.tables import html, text
 
 
 @dataclass(frozen=True)
-class Composition:
+class Composition(Selection):
     """What was chosen, what that predicts, and how to build it; prints itself as a table."""
 
-    labels: dict[str, str]  # the candidate by neighbourhood
-    error: float  # sum of the errors that the choice was made by
-    costs: dict[str, float]  # of the whole network: params and macs, exactly; latency_ms, a sum over its parts
     table: pd.DataFrame = field(repr=False, compare=False)  # the library's rows of these candidates
     accuracy: float | None  # predicted, in percent, where the library is calibrated
     make: Callable[[int | None], nn.Module] = field(repr=False, compare=False)

@@ -57,13 +57,10 @@ class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
         return self.teacher_s + sum(self.start_s.values()) + sum(d.device_s for d in self.every())
 
     def critical_path_s(self, workers: int | None = None) -> float:
-        """Seconds until the last student is done with one worker for each neighbourhood, computed from measured ones.
+        """Seconds until the last student is done with one worker for each neighbourhood; boundaries take no time.
 
         Args:
-            workers: that share the teacher's pass, each on its part of the images; the number of neighbourhoods
-                where omitted, 1 for a pass that one worker does alone.
-
-        Boundaries travel in no time (our assumption: they are read while the first steps run).
+            workers: that share the teacher's pass; the number of neighbourhoods where omitted.
         """
         # DEVIATION D6: computed from measured tasks, not run on as many machines.
         workers = len(self) if workers is None else workers

@@ -16,7 +16,7 @@ from torch import nn
 
 from nkdlib.models.cost import cost
 from nkdlib.models.latency import Latency
-from nkdlib.neighbourhoods.candidates import Candidate, candidate_task, look_at, ranking_task
+from nkdlib.neighbourhoods.candidates import Candidate, distill_candidate, look_at, ranking_task
 from nkdlib.neighbourhoods.capture import capture, repeatable
 from nkdlib.neighbourhoods.composition import Composition
 from nkdlib.neighbourhoods.distill import Executor
@@ -26,7 +26,7 @@ from nkdlib.neighbourhoods.prediction import Forecast, shift_of_predictions
 from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import split
-from nkdlib.neighbourhoods.starts import Student, check_student, shape_of
+from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
 from nkdlib.neighbourhoods.tables import html, text
 from nkdlib.neighbourhoods.timing import Timing, time_together
 from nkdlib.runtime.cache import Artefact, Cache, Task
@@ -163,9 +163,19 @@ class Library:
         return self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({boundaries})")
 
     def _task(self, name: str, label: str) -> Task:
-        candidate = self.candidates[name][label]
-        boundary = Known(sha256([*self._determined, name, str(candidate.recipe.dtype), candidate.recipe.adapt]))
-        return candidate_task(self.neighbourhoods[name], label, candidate, boundary)
+        """The task that makes a candidate; its boundary and what widths share, `ranking`, become known later."""
+        student, recipe = self.candidates[name][label].student, self.candidates[name][label].recipe
+        module = isinstance(student, nn.Module)
+        kwargs = {
+            "name": name,
+            "piece": Portable(self.neighbourhoods[name].module),
+            "student": Portable(student) if module else student,
+            "boundary": Known(sha256([*self._determined, name, str(recipe.dtype), recipe.adapt])),
+            "ranking": Known("follows from the rest") if recipe.start == "solved" and not module else None,
+            "recipe": recipe,
+            "seed": seed_of(recipe.seed, name, "library"),
+        }
+        return Task(distill_candidate, kwargs, f"{name} {label}")
 
     def _module(self, name: str, label: str, learned: bool = False) -> nn.Module:
         """A candidate's module, a copy, with or without what it has learned."""
@@ -210,8 +220,8 @@ class Library:
         """The best network within one or several budgets, without any training.
 
         Args:
-            params, macs, latency_ms: limits of the whole network: learnable parameters, multiply-accumulates of one
-                image, predicted milliseconds of a batch (needs `fill(threads=...)`).
+            params, macs, latency_ms: limits of the whole network: parameters, multiply-accumulates of one image,
+                predicted milliseconds of a batch (needs `fill(threads=...)`).
             rule, options: how to choose: `select`, which is exact, or one of its rivals, and its own arguments.
 
         Raises:

@@ -60,7 +60,7 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
     Args:
         teacher: copied, not changed.
         relative: by neighbourhood name, the noise's standard deviation over that of the output; its square is the
-            local error of a student whose mistakes are white, E|noise|^2 / E|h - mean(h)|^2.
+            local error of a student whose mistakes are white.
         seed: of the noise.
     """
     paths = resolve(teacher, list(relative))

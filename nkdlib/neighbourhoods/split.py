@@ -80,11 +80,7 @@ class Neighbourhoods(Sequence[Neighbourhood]):
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The submodule paths that each name stands for.
-
-    Raises:
-        ValueError: a name that does not exist, a run that is none, or names that overlap.
-    """
+    """The submodule paths that each name stands for; ValueError for names that do not exist or overlap."""
     known, paths = dict(model.named_modules()), {}
     if isinstance(names, str) or not names:
         raise ValueError(f"names (={names!r}) must be a list of at least one submodule path")
@@ -137,9 +133,6 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
         model: the teacher; run once in evaluation mode, otherwise left alone.
         names: submodule paths (`layer2.0`) and runs of consecutive children (`features.3:features.5`).
         example_inputs: images of the right shape, (B, C, H, W), B at least 1.
-
-    Returns:
-        The neighbourhoods with shapes, parameters and MACs, in the order in which they run.
 
     Raises:
         ValueError: a name that does not exist, overlaps another, or is not run exactly once in a forward pass on

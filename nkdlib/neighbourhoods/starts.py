@@ -42,25 +42,16 @@ def pairs_of(rows: Store, ours: list[Tensor] | None = None) -> Pairs:
 
 
 def begin(
-    piece: nn.Module,
-    student: Student,
-    recipe: Recipe,
-    pairs: Pairs,
-    example: Tensor,
-    seed: int,
-    ranking: Ranking | None = None,
+    piece: nn.Module, student: Student, recipe: Recipe, pairs: Pairs, seed: int, ranking: Ranking | None = None
 ) -> nn.Module:
     """A student of the teacher's `piece` with the weights that it starts from; a module is changed in place.
 
-    Args:
-        pairs, ranking: for the closed form, see `solve_neighbourhood`.
-        example: an input of the right shape.
-        seed: of random weights.
+    `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
     """
     if recipe.start == "solved":
         module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking)
     else:
-        module = shape_of(piece, student, example)
+        module = shape_of(piece, student, next(pairs())[0][:1])
         module = reset(module, seed) if recipe.start == "random" else module
     return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
 
@@ -88,7 +79,7 @@ def start_students(
                 if isinstance(student, nn.Module):
                     check_student(here, label, student.to(here.example.device), recipe)
                 seed = seed_of(recipe.seed, here.name, label)
-                mine[label] = begin(here.module, student, recipe, pairs, here.example, seed)
+                mine[label] = begin(here.module, student, recipe, pairs, seed)
             ours = None
             if front_to_back and len(mine) == 1:
                 (before[here.name],) = mine.values()

@@ -45,13 +45,7 @@ def train(model: nn.Module, batches: Iterable, schedule: Schedule) -> list[float
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al., section 2).
-
-    Args:
-        student: logits, (B, classes).
-        teacher: logits, (B, classes).
-        temperature: T > 0; higher weighs the wrong classes more.
-    """
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, classes), mean over the batch (section 2)."""
     wanted = F.log_softmax(teacher / temperature, 1)
     got = F.log_softmax(student / temperature, 1)
     return temperature**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
@@ -89,7 +83,7 @@ def distill_end_to_end(
         student: likewise; trained in place.
         inputs: batches of images, with labels where `label_weight` is positive; gone through once.
         schedule: steps, batch size and rates.
-        temperature: of both distributions.
+        temperature: of both distributions; higher weighs the wrong classes more.
         label_weight: share of the cross-entropy with true labels in the loss, 0 to 1.
         seed: of the order in which examples are drawn, and of what the student draws in a step, such as dropout.
 

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights are optimized: Adam, a linear warm-up, a cosine to zero.
-
-    The papers' abstracts give no recipe; every value is our choice, tuned on validation images only.
-    """
+    """How weights are optimized: Adam, a linear warm-up, a cosine to zero. Every value is our choice."""
 
     steps: int = 1000  # optimizer steps in all
     batch_size: int = 128  # images a step
