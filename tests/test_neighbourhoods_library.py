@@ -349,7 +349,6 @@ def test_it_reads_as_a_table(given, library):
             Recipe(start="copied"),
             r"needs a width for students\['layer1.0'\]\['new'\]",
         ),
-        ("new", -1.0, None, r"width \(=-1.0\) must be positive"),
     ],
 )
 def test_candidates_that_do_not_fit_are_refused(library, label, student, recipe, match):
