@@ -127,11 +127,11 @@ def _train_apart(
     boundaries: Boundaries, started: Started, recipe: Recipe, executor: Executor | None, cache: Cache | None
 ) -> Infos:
     """One task a student, from boundaries in memory; the longest first, so that no worker waits for it at the end."""
-    stores = {name: boundaries.of(name) for name in started}
     tasks = {}
     for name in sorted(started, key=lambda name: -boundaries.neighbourhoods[name].cost.macs):
+        store = boundaries.of(name)
         for label, student in started[name].items():
-            task = {"name": name, "student": Portable(student), "store": stores[name], "recipe": recipe}
+            task = {"name": name, "student": Portable(student), "store": store, "recipe": recipe}
             tasks[name, label] = {**task, "seed": seed_of(recipe.seed, name, label, "order")}
     title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:
