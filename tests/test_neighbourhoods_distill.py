@@ -333,7 +333,7 @@ def test_what_determines_a_student_determines_its_key(given, runs):
 
 def test_what_it_costs_by_hand():
     def student(name, label, seconds):
-        return Distilled(name, label, nn.Identity(), 0.1, Cost(1, 2), device_s=seconds, wall_s=seconds)
+        return Distilled(name, label, nn.Identity(), 0.1, Cost(1, 2), device_s=seconds)
 
     students = {"a": student("a", "", 3.0), "b": {"x": student("b", "x", 1.0), "y": student("b", "y", 4.0)}}
     result = Distillation(students, 8.0, {"a": 0.5, "b": 0.25}, True, "boundaries")
@@ -358,8 +358,6 @@ nn.init.constant_(NAN.weight, math.nan)
     ("students", "recipe", "message"),
     [
         ({"layer9": 0.5}, {}, r"names holds 'layer9', but the model has no submodule 'layer9'; did you mean layer"),
-        ({"layer1": 0.5, "layer1.0": 0.5}, {}, r"names overlap: 'layer1.0' and 'layer1'"),
-        ({}, {}, r"names \(=\[\]\) must be a list of at least one"),
         ({"layer1.0": {}}, {}, r"students\['layer1.0'\] \(=\{\}\) names no candidate; give at least one"),
         (
             {"layer1.0": nn.Conv2d(8, 9, 1)},
@@ -371,26 +369,15 @@ nn.init.constant_(NAN.weight, math.nan)
             {},
             r"students\['layer1.0'\]\['s'\] returns shape \(8, 4, 4\).* same out",
         ),
-        (
-            {"layer1.0": nn.Conv2d(8, 9, 1)},
-            {"start": "given"},
-            r"returns shape \(9, 8, 8\), .* part \(8, 8, 8\); give a",
-        ),
         ({"layer1.0": nn.Conv2d(7, 8, 1)}, {}, r"students\['layer1.0'\] cannot take .* input of shape \(8, 8, 8\): "),
         ({"layer1.0": Tuple()}, {}, r"students\['layer1.0'\] returns shape tuple, the teacher's part \(8, 8, 8\)"),
         (
             {"layer1.0": nn.Conv2d(8, 8, 1)},
             {"start": "copied"},
-            r"start \(='copied'\) needs a width for 'layer1.0', not",
+            r"start \(='copied'\) needs a width for students\['layer1.0'\], not",
         ),
         ({"layer1.0": nn.ReLU()}, {"start": "given"}, r"layer1.0 has no parameters to train; use steps=0"),
-        ({"layer1.0": -1}, {}, r"width \(=-1\) must be positive"),
         ({"layer1.0": 0.5}, {"holdout": 95}, r"inputs holds 96 images, recipe.holdout \(=95\) leaves fewer than 2 to"),
-        (
-            {"layer1.0": 0.5},
-            {"holdout": 500},
-            r"inputs holds 96 images, recipe.holdout \(=500\) .* or a smaller holdout",
-        ),
     ],
 )
 def test_what_cannot_be_distilled_is_named(given, students, recipe, message):
@@ -439,7 +426,6 @@ def test_inputs_in_another_order_in_every_pass_are_refused_where_it_matters(give
         ({"start": "zero"}, r"start \(='zero'\) must be one of given, random, copied, solved"),
         ({"holdout": 1}, r"holdout \(=1\) must be at least 2 images"),
         ({"solve_images": 0}, r"solve_images \(=0\) must be at least 2 images"),
-        ({"lr": -1.0}, r"lr \(=-1.0\) must be positive"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_named(options, message):

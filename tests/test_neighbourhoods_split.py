@@ -77,7 +77,7 @@ def test_shapes_parameters_and_macs_by_hand():
     a, b = parts
     assert (a.input_shape, a.output_shape, a.cost) == ((3, 6, 6), (4, 6, 6), Cost(112, 36 * 4 * 27))
     assert (b.input_shape, b.output_shape, b.cost) == ((4, 6, 6), (2, 3, 3), Cost(10, 9 * 2 * 4))
-    assert parts.total == a.cost + b.cost and (a.chained, b.chained) == (False, True)
+    assert parts.total == Cost(112 + 10, a.cost.macs + b.cost.macs) and (a.chained, b.chained) == (False, True)
     assert parts["2"] is parts[1] is b and len(parts) == 2 and "0:1" in repr(parts)
     table = parts.table().set_index("neighbourhood")
     assert table.loc["2", "share of MACs"] == pytest.approx(72 / (72 + 3888)) and table.loc["2", "input"] == "4x6x6"

@@ -21,9 +21,6 @@ class Residual(nn.Module):
         inner: channels within the body, `outputs` where omitted.
         stride: of the body and the shortcut.
 
-    Raises:
-        ValueError: an unknown form.
-
     >>> import torch
     >>> Residual(8, 16, "separable", stride=2)(torch.zeros(1, 8, 6, 6)).shape
     torch.Size([1, 16, 3, 3])

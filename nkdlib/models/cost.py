@@ -1,8 +1,7 @@
 """Parameters and multiply-accumulates, counted by torch's own operator counter.
 
-One MAC is one fused multiply-add, counted once. torch's FlopCounterMode counts two operations for it in
-convolutions, matrix products and attention, and nothing for normalization, activations, biases and pooling,
-which is how torchvision publishes its models' operation counts (called GFLOPS there).
+One MAC is one fused multiply-add, for which torch's FlopCounterMode counts two operations, in convolutions, matrix
+products and attention alone, as torchvision does in its published counts (called GFLOPS there).
 """
 
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from nkdlib.models.modes import evaluating
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -19,9 +20,6 @@ class Cost:
 
     params: int
     macs: int
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.params + other.params, self.macs + other.macs)
 
 
 def count_params(model: nn.Module) -> int:
@@ -39,15 +37,12 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     >>> cost(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10))
     Cost(params=224, macs=21600)
     """
-    training = {module: module.training for module in model.modules()}
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False)
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention is one operator that the counter does not know
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model.eval()(example)
+        with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
-        for module, mode in training.items():
-            module.training = mode
     return Cost(count_params(model), counter.get_total_flops() // 2 // len(example))

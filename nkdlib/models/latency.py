@@ -1,12 +1,13 @@
 """Seconds that a network takes on this machine, with an interval."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from scipy.stats import binom
 from torch import Tensor, nn
+
+from nkdlib.runtime.measure import Stopwatch
 
 TURN = 5  # timed passes in a row
 
@@ -27,11 +28,6 @@ class Latency:
         return f"{self.ms:.3g} ms [{self.low_ms:.3g}, {self.high_ms:.3g}], batch {self.batch}, {where}"
 
 
-def latency(model: nn.Module, example: Tensor, repeats: int = 50, hardware: str = "") -> Latency:
-    """The latency of one model; see `latencies`."""
-    return latencies([(model, example)], repeats, hardware)[0]
-
-
 @torch.inference_mode()
 def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, hardware: str = "") -> list[Latency]:
     """Time forward passes, in evaluation mode, under the current number of threads.
@@ -40,15 +36,14 @@ def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, har
     turn, which finds the caches as another model left them, is not timed.
 
     Args:
-        models: (model, example) each; a model is put into evaluation mode and is fastest in the layout of its
-            weights; an example, (B, ...), is passed each time as it is, in-place work on it is the model's own affair.
-        repeats: timed passes of each, in turns of five after one that is not timed.
+        models: (model, example (B, ...)) each; a model is put into evaluation mode.
+        repeats: timed passes of each.
         hardware: the processor's name, for the record; a GPU is asked for its own.
 
     Raises:
         ValueError: fewer than 6 repeats, from which no 95 % interval of a median can be had.
 
-    >>> found = latency(nn.Linear(4, 4), torch.zeros(2, 4), repeats=6)
+    >>> (found,) = latencies([(nn.Linear(4, 4), torch.zeros(2, 4))], repeats=6)
     >>> 0 < found.low_ms <= found.ms <= found.high_ms
     True
     """
@@ -58,24 +53,15 @@ def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, har
     for _ in range(-(-repeats // TURN) + 1):
         for (model, example), taken in zip(models, seconds, strict=True):
             model.eval()(example)
-            taken.extend(_seconds(model, example) for _ in range(TURN))
+            for _ in range(TURN):
+                with Stopwatch(example.device) as watch:
+                    model(example)
+                taken.append(watch.wall_s)
     return [_summary(taken[-repeats:], example, hardware) for (_, example), taken in zip(models, seconds, strict=True)]
 
 
-def _seconds(model: nn.Module, example: Tensor) -> float:
-    cuda = example.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize(example.device)
-    start = time.perf_counter()
-    model(example)
-    if cuda:
-        torch.cuda.synchronize(example.device)
-    return time.perf_counter() - start
-
-
 def _summary(seconds: list[float], example: Tensor, hardware: str) -> Latency:
-    cuda, repeats = example.device.type == "cuda", len(seconds)
-    ordered = sorted(1e3 * s for s in seconds)
+    cuda, repeats, ordered = example.device.type == "cuda", len(seconds), sorted(1e3 * s for s in seconds)
     below = int(binom.ppf(0.025, repeats, 0.5)) - 1  # order statistics that hold the median with 95 %, and more
     middle = (ordered[(repeats - 1) // 2] + ordered[repeats // 2]) / 2
     threads, name = (0, torch.cuda.get_device_name(example.device)) if cuda else (torch.get_num_threads(), hardware)

@@ -1,9 +1,7 @@
 """Residual networks for small images, with an inner width of their own in every block.
 
-He et al. 2015 (arXiv 1512.03385), section 4.2: a 3x3 stem, three stages of basic blocks, global average
-pooling, one linear layer. Two things differ: a projection shortcut (1x1 convolution) where the shape changes,
-and an inner width (the channels between a block's two convolutions) that may differ from the outer one, which
-is what students of a block differ in.
+He et al. 2015 (arXiv 1512.03385), section 4.2. Two things differ: a projection shortcut (1x1 convolution) where the
+shape changes, and an inner width that may differ from the outer one, which is what students of a block differ in.
 """
 
 from collections.abc import Sequence
@@ -44,16 +42,13 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A residual network of basic blocks whose parts are called stem, layer1.0, ..., head.
 
+    It takes images (B, in_channels, H, W) and returns logits (B, num_classes).
+
     Args:
-        num_classes: outputs of the last layer.
-        in_channels: channels of the images, (B, in_channels, H, W).
         blocks: how many blocks each stage has; (n, n, n) is a ResNet of 6n + 2 layers.
         widths: outer channels of each stage; every stage but the first halves height and width.
         inner: inner channels of each block, over all stages in order; the outer ones where omitted.
-        stem_stride: 2 halves the resolution at the start, for images that bear it.
-
-    Returns (from forward):
-        Logits, (B, num_classes).
+        stem_stride: 2 halves the resolution at the start.
     """
 
     def __init__(
@@ -80,16 +75,14 @@ class ResNet(nn.Module):
         )
         inner_of, channels = iter(inner), widths[0]
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
-        for stage, (name, count, width) in enumerate(zip(self.stages, blocks, widths, strict=True)):
+        for name, count, width in zip(self.stages, blocks, widths, strict=True):
             layers = nn.Sequential()
             for block in range(count):
-                stride = 2 if stage > 0 and block == 0 else 1
+                stride = 2 if name != "layer1" and block == 0 else 1
                 layers.append(BasicBlock(channels, width, inner=next(inner_of), stride=stride))
                 channels = width
             self.add_module(name, layers)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes)
-        )  # (B, C, H, W) -> (B, num_classes)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -110,13 +103,10 @@ def resnet(depth: int, num_classes: int, *, seed: int | None = None, **options: 
     """A ResNet of 6n + 2 layers, its weights drawn from `seed` without touching the global generator.
 
     Args:
-        depth: 8, 14, 20, 32, 44, 56, ...
+        depth: 8, 14, 20, 32, 44, 56, ...; ValueError for any other.
         num_classes: outputs of the last layer.
         seed: of the initial weights; None uses torch's global generator.
         options: what `ResNet` takes.
-
-    Raises:
-        ValueError: a depth that is not 6n + 2.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth (={depth}) must be 6n + 2; choose 8, 14, 20, 32, 44 or 56")

@@ -1,11 +1,11 @@
 """Noise drawn at the neighbourhoods' inputs instead of at the network's, fitted to what the teacher remembers.
 
-Shao et al., arXiv 2010.01189, train neighbourhoods on synthetic data; the abstract does not say which. (Our own.)
+Our own; Shao et al., arXiv 2010.01189, do not say which synthetic data they use.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nkdlib.data.noise import NoiseImages, field
-from nkdlib.neighbourhoods.capture import boundary_rows
+from nkdlib.models.modes import evaluating
+from nkdlib.neighbourhoods.capture import inputs_within
 from nkdlib.neighbourhoods.split import Neighbourhoods
 from nkdlib.runtime.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -29,13 +30,9 @@ class BoundaryNoise:
     """Inputs for `distill` and `solve` that are no images: noise at every neighbourhood's input.
 
     x = relu(m + sum_k A_k f_k), the rectification only where a boundary is never negative. The f_k are Gaussian fields,
-    one a channel, with an amplitude of 1 / frequency^k, so that x has a correlation in space. m and A_k are fitted by
-    Adam so that the BatchNorms behind the boundary see the mean and variance that they remember: every filter that
-    reads the boundary says how large one combination of its channels is. Without `mixing`, channels are independent
-    (A_k diagonal): noise matched per channel.
-
-    Iterating gives `images`. One pass of them, through a copy of the teacher with BatchNorm measured on them, gives the
-    moments that a fit starts from.
+    one a channel, with an amplitude of 1 / frequency^k. m and A_k are fitted by Adam so that the BatchNorms behind the
+    boundary see the mean and variance that they remember; without `mixing`, A_k is diagonal: noise matched per channel.
+    A fit starts from the moments that `images` cause in a copy of the teacher with BatchNorm measured on them.
     """
 
     images: NoiseImages
@@ -67,35 +64,26 @@ class BoundaryNoise:
 
     def _guesses(self, teacher: nn.Module, neighbourhoods: Neighbourhoods) -> dict[str, "_Noise"]:
         """Noise with the moments and the sign that each boundary has under `images`, channels independent."""
-        front = reestimate_batchnorm(deepcopy(teacher), self.images)
-        apart = Neighbourhoods([dataclasses.replace(n, chained=False) for n in neighbourhoods], neighbourhoods.total)
-        row = next(boundary_rows(front, apart, iter(self.images), linked=False))
-        guesses = {}
         for here in neighbourhoods:
-            x = row[f"{here.name}:x"]
-            if x.dim() != 4:
+            if len(here.input_shape) != 3:
                 raise ValueError(f"{here.name!r} takes {here.input_shape}; boundary noise is for maps (C, H, W)")
-            guesses[here.name] = _Noise(x, self.exponents, self.mixing)
-        return guesses
+        front = reestimate_batchnorm(deepcopy(teacher), self.images)
+        row = next(inputs_within(front, neighbourhoods, self.images))
+        return {name: _Noise(x, self.exponents, self.mixing) for name, x in row.items()}
 
     @torch.enable_grad()
     def _fit(self, noise: "_Noise", reader: nn.Module, generator: Generator) -> "_Noise":
-        modes, memory = {module: module.training for module in reader.modules()}, Memory(reader.eval())
-        try:
+        memory = Memory(reader)
+        with evaluating(reader), closing(memory):
             pool, parameters = noise.fields(POOL, generator), list(noise.parameters())
             optimizer = torch.optim.Adam(parameters, self.lr)
             for step in range(self.steps if memory.norms else 0):
                 optimizer.param_groups[0]["lr"] = self.lr * 0.5 * (1 + math.cos(math.pi * step / self.steps))
                 reader(noise(pool[:, torch.randint(POOL, (self.batch_size,), generator=generator)]))
-                for parameter, gradient in zip(
-                    parameters, torch.autograd.grad(memory.distance(), parameters), strict=True
-                ):
+                gradients = torch.autograd.grad(memory.distance(), parameters)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 optimizer.step()
-        finally:
-            memory.close()
-            for module, mode in modes.items():
-                module.training = mode
         return noise
 
 

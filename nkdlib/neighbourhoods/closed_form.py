@@ -1,15 +1,14 @@
 """A student neighbourhood solved instead of trained: which channels to keep, and the weights that read them.
 
-Every neighbourhood ends in a linear layer, perhaps followed by BatchNorm, a residual sum and an activation. Given the
-features z that the layer reads and the value t that the teacher has before its last activation, the best weights
-solve a ridge regression, W = (Z'Z + r)^-1 Z'T, and the error that a channel's removal adds is known exactly,
-tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r, so channels are dropped one at a time, the cheapest first, with G^-1
-downdated. (Our extension; the paper trains by gradient steps only. Layer-wise reconstruction as in He, Zhang and Sun
-2017, arXiv 1707.06168; backward elimination on the Gram matrix as in optimal brain surgeon, Hassibi and Stork 1993.)
+Given the features z that a neighbourhood's last linear layer reads and the value t that the teacher has before its last
+activation, the best weights solve a ridge regression, W = (Z'Z + r)^-1 Z'T, and the error that a channel's removal adds
+is known exactly, tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r. (Our extension. Layer-wise reconstruction as in He, Zhang
+and Sun 2017, arXiv 1707.06168; backward elimination as in optimal brain surgeon, Hassibi and Stork 1993.)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -34,11 +33,7 @@ class Tail:
 
 
 def find_tail(graph: fx.GraphModule) -> Tail:
-    """The last linear layer of a traced module and what follows it.
-
-    Raises:
-        ValueError: the module does not end in a linear layer, BatchNorm, a sum and an activation, in this order.
-    """
+    """The last linear layer of a traced module and what follows it; ValueError where that cannot be solved."""
     node = next(n for n in graph.graph.nodes if n.op == "output").args[0]
     activation = norm = other = None
     if isinstance(_layer(graph, node), ACTIVATIONS):
@@ -46,12 +41,9 @@ def find_tail(graph: fx.GraphModule) -> Tail:
     pre = node
     tied = node.op == "call_function" and node.target in TYING and "add" in node.target.__name__
     if tied and all(isinstance(n, fx.Node) for n in node.args[:2]):
-        deep, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
-        node = deep
-    while (
-        isinstance(_layer(graph, node), nn.Identity | nn.Dropout)
-        or getattr(node.target, "__name__", "") == "stochastic_depth"
-    ):
+        node, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
+    passing = nn.Identity | nn.Dropout
+    while isinstance(_layer(graph, node), passing) or getattr(node.target, "__name__", "") == "stochastic_depth":
         node = node.args[0]
     if isinstance(_layer(graph, node), nn.BatchNorm2d):
         norm, node = node, node.args[0]
@@ -89,8 +81,7 @@ class _Reader(fx.Interpreter):
     def run_node(self, node: fx.Node) -> object:
         value = super().run_node(node)
         if node in self.wanted:
-            # The next layer may work in place on it.
-            self.seen[node] = value.clone() if isinstance(value, Tensor) else value
+            self.seen[node] = value.clone()  # the next layer may work in place on it
         return value
 
     def read(self, x: Tensor) -> list[Tensor]:
@@ -105,7 +96,6 @@ class Normal:
 
     gram: Tensor  # (F, F), the last feature a constant 1 where there is an intercept
     cross: Tensor  # (F, O)
-    target_sum: Tensor  # (O,)
     count: int
     channel_features: int  # features of one channel: kernel height x width
     intercept: bool
@@ -138,21 +128,15 @@ class Normal:
 @torch.no_grad()
 def normal_equations(pairs: Iterable[tuple[Tensor, Tensor]], layer: nn.Module, intercept: bool) -> Normal:
     """Accumulate the normal equations of a layer from (features that it reads, values that it should give)."""
-    gram = cross = target_sum = None
-    count, k = 0, layer.weight[0, 0].numel()
+    gram, cross, count = 0.0, 0.0, 0
     for features, target in pairs:
         linear = isinstance(layer, nn.Linear)  # its outputs lie in the last dimension
         t = target.flatten(0, -2).T if linear else target.transpose(0, 1).flatten(1)  # (O, n)
         z = _columns(features, layer)  # (F, n)
         if intercept:
             z = torch.cat([z, z.new_ones(1, z.shape[1])])
-        parts = (z @ z.T).double(), (z @ t.T).double(), t.sum(1).double()
-        if gram is None:
-            gram, cross, target_sum = parts
-        else:
-            gram, cross, target_sum = gram + parts[0], cross + parts[1], target_sum + parts[2]
-        count += z.shape[1]
-    return Normal(gram, cross, target_sum, count, k, intercept)
+        gram, cross, count = gram + (z @ z.T).double(), cross + (z @ t.T).double(), count + z.shape[1]
+    return Normal(gram, cross, count, layer.weight[0, 0].numel(), intercept)
 
 
 def _columns(features: Tensor, layer: nn.Module) -> Tensor:
@@ -168,10 +152,9 @@ def _columns(features: Tensor, layer: nn.Module) -> Tensor:
 
 
 def elimination_order(normal: Normal, ridge: float) -> Tensor:
-    """The order in which backward elimination drops channels, (C,): the first is the cheapest to lose.
+    """The order in which backward elimination drops channels, (C,), so that n channels are the last n.
 
-    Greedy and exact at each step: the channel whose removal raises the regularized least-squares error least goes,
-    then the inverse Gram matrix is downdated. A network of n channels keeps the last n.
+    The channel whose removal raises the regularized least-squares error least goes, then G^-1 is downdated.
     """
     k = normal.channel_features
     channels = (len(normal.gram) - normal.intercept) // k
@@ -208,9 +191,8 @@ class Ranking:
 def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float) -> Ranking:
     """The ranking of a neighbourhood's first inner channel group; arguments as for `solve_neighbourhood`."""
     example = next(iter(pairs()))[0][:1]
-    path, _, intercept, rows = _problem(piece, piece, pairs, example, inner_groups(piece, example)[0], {})
-    normal = normal_equations(rows(), piece.get_submodule(path), intercept)
-    return Ranking(normal, elimination_order(normal, ridge))
+    problem = _pose(piece, piece, pairs, example, inner_groups(piece, example)[0])
+    return Ranking(problem.normal, elimination_order(problem.normal, ridge))
 
 
 # DEVIATION D7: the paper trains by gradient steps; this is an extension, reported apart.
@@ -223,10 +205,8 @@ def solve_neighbourhood(
     Args:
         piece: the teacher's neighbourhood.
         student: a module, whose last linear layer is solved on its own features, in place; or a width, for the
-            teacher's own layers with fewer inner channels, each group chosen by elimination and the layer that
-            reads it solved.
-        pairs: gives, each time it is called, batches (the teacher's input, the student's input); the two differ
-            when students are solved front to back.
+            teacher's own layers, each group of inner channels chosen by elimination and the layer that reads it solved.
+        pairs: called anew for each pass; what teacher and student take differs when solved front to back.
         ridge: strength relative to the features' mean energy.
         ranking: from `rank_channels` with the same pairs and ridge; found anew where omitted.
 
@@ -238,79 +218,75 @@ def solve_neighbourhood(
     """
     example = next(iter(pairs()))[0][:1]
     if isinstance(student, nn.Module):
-        _solve_layer(_whole(piece), _whole(student), pairs, ridge, example, None, 1.0, {})
+        whole = _whole(student)
+        problem = _pose(_whole(piece), whole, pairs, example)
+        _set_weights(whole, problem, problem.normal, ridge)
         return student.eval()
     width, student = student, piece
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
-        student = _solve_layer(piece, student, pairs, ridge, example, group, width, kept, ranking)
+        problem = _pose(piece, student, pairs, example, group, kept)
+        ranking = ranking or Ranking(problem.normal, elimination_order(problem.normal, ridge))
+        channels = ranking.order[-width_of(group, width) :].sort().values
+        kept |= dict.fromkeys(group.producers, channels)
+        student = cut(student, [group], {group.name: channels})
+        _set_weights(student, problem, ranking.normal, ridge, channels)
         ranking = None  # the next group is read from a student that is narrower already
     return student.eval()
 
 
 def _whole(module: nn.Module) -> nn.Module:
-    """The module such that torch.fx sees it as a layer and not as what is inside a layer."""
+    """The module such that torch.fx sees a layer as one."""
     return nn.Sequential(module) if isinstance(module, nn.Conv2d | nn.Linear) else module
 
 
-def _solve_layer(
-    piece: nn.Module,
-    student: nn.Module,
-    pairs: Pairs,
-    ridge: float,
-    example: Tensor,
-    group: ChannelGroup | None,
-    width: float,
-    kept: dict[str, Tensor],
-    ranking: Ranking | None = None,
-) -> nn.Module:
-    """Choose the channels of `group` that stay and solve the layer that reads them last (None: the last layer)."""
-    path, norm_path, intercept, rows = _problem(piece, student, pairs, example, group, kept)
-    normal = ranking.normal if ranking else normal_equations(rows(), student.get_submodule(path), intercept)
-    channels = None
-    if group is not None:
-        order = ranking.order if ranking else elimination_order(normal, ridge)
-        channels = order[-width_of(group, width) :].sort().values
-        kept.update(dict.fromkeys(group.producers, channels))
-        student = cut(student, [group], {group.name: channels})
-    _set_weights(student, path, norm_path, normal.solve(ridge, channels), normal, channels)
-    return student
+@dataclass(frozen=True)
+class _Problem:
+    """A layer to solve, the BatchNorm behind it, and the least squares that the layer should meet."""
+
+    path: str
+    norm_path: str | None
+    layer: nn.Module
+    rows: Pairs  # batches of (the features that it reads, the values that it should give)
+
+    @cached_property
+    def normal(self) -> Normal:
+        return normal_equations(self.rows(), self.layer, self.layer.bias is not None or self.norm_path is not None)
 
 
-def _problem(
+def _pose(
     piece: nn.Module,
     student: nn.Module,
     pairs: Pairs,
     example: Tensor,
-    group: ChannelGroup | None,
-    kept: dict[str, Tensor],
-) -> tuple[str, str | None, bool, Pairs]:
-    """The layer to solve, the BatchNorm behind it, whether they have an intercept, and (features, wanted values)."""
-    theirs, ours = trace(piece, example), trace(student, example)
+    group: ChannelGroup | None = None,
+    kept: Mapping[str, Tensor] | None = None,
+) -> _Problem:
+    """The problem of the layer that reads `group` last, or of the last layer, with `kept` channels left so far."""
+    theirs, ours, kept = trace(piece, example), trace(student, example), kept or {}
     their_tail, tail = find_tail(theirs), find_tail(ours)
     path = tail.linear.target if group is None else group.consumers[-1]
-    layer, is_tail = student.get_submodule(path), path == tail.linear.target
-    node = _node(ours, path)
-    wanted = [node.args[0], *([tail.other] if is_tail and tail.other is not None else [])]
-    reader = _Reader(ours, wanted)
-    if is_tail:
-        same = their_tail.activation == tail.activation
-        target = their_tail.pre if same else next(n for n in theirs.graph.nodes if n.op == "output").args[0]
-    else:
+    is_tail = path == tail.linear.target
+    if not is_tail:
         target = _node(theirs, path)
-    oracle = _Reader(theirs, [target])
+    elif their_tail.activation == tail.activation:
+        target = their_tail.pre
+    else:
+        target = next(n for n in theirs.graph.nodes if n.op == "output").args[0]
+    summed = [tail.other] if is_tail and tail.other is not None else []
+    reader, oracle = _Reader(ours, [_node(ours, path).args[0], *summed]), _Reader(theirs, [target])
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
         for x_teacher, x_student in pairs():
             features, *other = reader.read(x_student)
-            (wanted_value,) = oracle.read(x_teacher)
+            (wanted,) = oracle.read(x_teacher)
             if path in kept:  # a layer whose own outputs have been cut
-                wanted_value = wanted_value.index_select(1, kept[path].to(wanted_value.device))
-            yield features, wanted_value - other[0] if other else wanted_value
+                wanted = wanted.index_select(1, kept[path].to(wanted.device))
+            yield features, wanted - other[0] if other else wanted
 
     norm_path = tail.norm.target if is_tail and tail.norm else None
-    return path, norm_path, layer.bias is not None or norm_path is not None, rows
+    return _Problem(path, norm_path, student.get_submodule(path), rows)
 
 
 def _node(graph: fx.GraphModule, path: str) -> fx.Node:
@@ -318,24 +294,18 @@ def _node(graph: fx.GraphModule, path: str) -> fx.Node:
 
 
 def _set_weights(
-    student: nn.Module,
-    path: str,
-    norm_path: str | None,
-    weights: Tensor,
-    normal: Normal,
-    channels: Tensor | None,
+    student: nn.Module, problem: _Problem, normal: Normal, ridge: float, channels: Tensor | None = None
 ) -> None:
-    """Write solved weights into a layer; a BatchNorm behind it is set to pass them on, in both of its modes."""
-    layer = student.get_submodule(path)
+    """Solve a layer; a BatchNorm behind it is set to pass its outputs on, in both of its modes."""
+    layer, weights = student.get_submodule(problem.path), normal.solve(ridge, channels)
     linear = weights[: len(weights) - normal.intercept]
     layer.weight.copy_(linear.T.reshape(layer.weight.shape))
     if not normal.intercept:
         return
-    bias = weights[-1]
-    if norm_path is None:
-        layer.bias.copy_(bias)
+    if problem.norm_path is None:
+        layer.bias.copy_(weights[-1])
         return
-    norm = student.get_submodule(norm_path)
+    norm = student.get_submodule(problem.norm_path)
     rows = normal.rows_of(channels.to(normal.gram.device)) if channels is not None else slice(None)
     gram = normal.gram[rows][:, rows] / normal.count
     mean = gram[-1, :-1] @ linear
@@ -345,4 +315,4 @@ def _set_weights(
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(spread.clamp_min(0))
     norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
-    norm.bias.copy_(mean + bias)
+    norm.bias.copy_(mean + weights[-1])

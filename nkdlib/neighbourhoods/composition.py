@@ -7,17 +7,14 @@ import pandas as pd
 from torch import nn
 
 from nkdlib.models.latency import Latency
-
-UNKNOWN = "not distilled"
+from nkdlib.neighbourhoods.select import Selection
+from nkdlib.neighbourhoods.tables import html, text
 
 
 @dataclass(frozen=True)
-class Composition:
+class Composition(Selection):
     """What was chosen, what that predicts, and how to build it; prints itself as a table."""
 
-    labels: dict[str, str]  # the candidate by neighbourhood
-    error: float  # sum of the errors that the choice was made by
-    costs: dict[str, float]  # of the whole network: params and macs, exactly; latency_ms, a sum over its parts
     table: pd.DataFrame = field(repr=False, compare=False)  # the library's rows of these candidates
     accuracy: float | None  # predicted, in percent, where the library is calibrated
     make: Callable[[int | None], nn.Module] = field(repr=False, compare=False)
@@ -50,25 +47,3 @@ class Composition:
 
     def _repr_html_(self) -> str:
         return html(self.table, self.caption())
-
-
-def formats(table: pd.DataFrame) -> dict[str, Callable[[object], str]]:
-    """How the columns of a library's table are written."""
-    known = {
-        "local error": "{:.4f}".format,
-        "error in context": "{:.4f}".format,
-        "params": "{:,}".format,
-        "MACs": "{:,}".format,
-        "latency [ms]": "{:.3g}".format,
-    }
-    return {column: known[column] for column in table.columns if column in known}
-
-
-def text(table: pd.DataFrame, caption: str) -> str:
-    """A library's table for a terminal."""
-    return f"{table.to_string(index=False, formatters=formats(table), na_rep=UNKNOWN)}\n{caption}"
-
-
-def html(table: pd.DataFrame, caption: str) -> str:
-    """A library's table for a notebook."""
-    return table.style.hide(axis="index").format(formats(table), na_rep=UNKNOWN).set_caption(caption).to_html()

@@ -11,6 +11,7 @@ from torch import nn
 
 from nkdlib.models.cost import Cost
 from nkdlib.neighbourhoods.recompose import recompose
+from nkdlib.neighbourhoods.tables import html, text
 
 
 @dataclass
@@ -23,7 +24,6 @@ class Distilled:
     local_error: float  # on held-out inputs, see `local_error`
     cost: Cost
     device_s: float  # of its own gradient steps
-    wall_s: float
     losses: list[float] = field(default_factory=list, repr=False)  # of every step
 
 
@@ -57,13 +57,10 @@ class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
         return self.teacher_s + sum(self.start_s.values()) + sum(d.device_s for d in self.every())
 
     def critical_path_s(self, workers: int | None = None) -> float:
-        """Seconds until the last student is done with one worker for each neighbourhood, computed from measured ones.
+        """Seconds until the last student is done with one worker for each neighbourhood; boundaries take no time.
 
         Args:
-            workers: that share the teacher's pass, each on its part of the images; the number of neighbourhoods
-                where omitted, 1 for a pass that one worker does alone.
-
-        Boundaries travel in no time (our assumption: they are read while the first steps run).
+            workers: that share the teacher's pass; the number of neighbourhoods where omitted.
         """
         # DEVIATION D6: computed from measured tasks, not run on as many machines.
         workers = len(self) if workers is None else workers
@@ -82,10 +79,8 @@ class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
                 raise ValueError(
                     f"chosen[{name!r}] (={chosen.get(name)!r}) is no candidate; choose one for each of {labels}"
                 )
-        return recompose(
-            teacher,
-            {n: (v[chosen[n]] if isinstance(v, dict) else v).module for n, v in self.students.items()},
-        )
+        students = {n: v[chosen[n]] if isinstance(v, dict) else v for n, v in self.students.items()}
+        return recompose(teacher, {name: student.module for name, student in students.items()})
 
     def table(self) -> pd.DataFrame:
         """Local errors and costs, a row a student."""
@@ -105,17 +100,7 @@ class Distillation(Mapping[str, Distilled | dict[str, Distilled]]):
         )
 
     def __repr__(self) -> str:
-        return f"{self.table().to_string(index=False, formatters=_FORMATS)}\n{self.boundaries}"
+        return text(self.table(), self.boundaries)
 
     def _repr_html_(self) -> str:
-        caption = f"{self.boundaries}; teacher's pass {self.teacher_s:.2f} device-seconds"
-        return self.table().style.hide(axis="index").format(_FORMATS).set_caption(caption).to_html()
-
-
-_FORMATS = {
-    "local error": "{:.4f}".format,
-    "params": "{:,}".format,
-    "MACs": "{:,}".format,
-    "start [s]": "{:.2f}".format,
-    "steps [s]": "{:.2f}".format,
-}
+        return html(self.table(), f"{self.boundaries}; teacher's pass {self.teacher_s:.2f} device-seconds")

@@ -1,8 +1,7 @@
 """A library of distilled candidates, from which a network for any budget is put together without training.
 
-Student Search (Shao et al., arXiv 2010.01189): neighbourhoods distilled independently are re-used for every
-architecture of an exponentially large space. What differs: candidates are solved before they are trained, and chosen
-exactly instead of locally.
+Student Search (Shao et al., arXiv 2010.01189). What differs: candidates are solved before they are trained, and
+chosen exactly instead of locally.
 """
 
 import copy
@@ -13,32 +12,29 @@ from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nkdlib.models.cost import cost
-from nkdlib.neighbourhoods.candidates import (
-    Candidate,
-    Known,
-    candidate_task,
-    look_at,
-    ranking_task,
-    shape_of,
-)
-from nkdlib.neighbourhoods.capture import capture, first_images
-from nkdlib.neighbourhoods.composition import Composition, html, text
-from nkdlib.neighbourhoods.distill import BATCH, Executor, Portable
+from nkdlib.models.latency import Latency
+from nkdlib.neighbourhoods.candidates import Candidate, distill_candidate, look_at, ranking_task
+from nkdlib.neighbourhoods.capture import capture, repeatable
+from nkdlib.neighbourhoods.composition import Composition
+from nkdlib.neighbourhoods.distill import Executor
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.prediction import Forecast, context_task
+from nkdlib.neighbourhoods.portable import Known, Portable
+from nkdlib.neighbourhoods.prediction import Forecast, shift_of_predictions
 from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import split
-from nkdlib.neighbourhoods.starts import Student, check_shape
+from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
+from nkdlib.neighbourhoods.tables import html, text
 from nkdlib.neighbourhoods.timing import Timing, time_together
 from nkdlib.runtime.cache import Artefact, Cache, Task
 from nkdlib.runtime.keys import sha256
 from nkdlib.runtime.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import accuracy, device_of
+from nkdlib.training.store import first_images
 
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
 
@@ -47,13 +43,12 @@ class Library:
     """Candidates for the neighbourhoods of a teacher, distilled once; prints itself as a table.
 
     Args:
-        teacher: copied; a later change of it does not change the library.
-        candidates: by neighbourhood name, widths (labeled by their number), or widths and modules by label. A
-            module has the shapes of the teacher's part. The teacher's own part is always a candidate (`teacher`,
-            error 0), and so is leaving it out where shapes allow (`identity`).
-        inputs: batches of images, or one tensor (N, C, H, W); labels are not used. All of them are captured.
+        teacher: copied.
+        candidates: by neighbourhood name, widths (labeled by their number), or widths and modules by label. The
+            teacher's own part is always a candidate (`teacher`), and leaving it out where shapes allow (`identity`).
+        inputs: batches of images, or one tensor (N, C, H, W), all of which are captured; labels are not used.
         recipe: start, steps and rates; by default the closed form alone. `front_to_back` is never used.
-        cache: where candidates are kept; the default `Cache()` where omitted. Processes can share it.
+        cache: where candidates are kept, `Cache()` where omitted; processes can share it.
 
     Raises:
         ValueError: names, widths or shapes that do not fit; images that come in another order in every pass.
@@ -84,8 +79,7 @@ class Library:
     ):
         self.recipe, self.cache = recipe or Recipe(steps=0), cache or Cache()
         self.teacher = copy.deepcopy(teacher).eval()
-        inputs = inputs.split(BATCH) if isinstance(inputs, Tensor) else inputs
-        self.inputs = list(inputs) if iter(inputs) is inputs else inputs
+        self.inputs = repeatable(inputs)
         images, digest = look_at(self.inputs)
         self._determined = [Portable(self.teacher).fingerprint, digest]
         self.measure, self.forecast = "local error", None  # what errors are, and what they mean for accuracy
@@ -104,20 +98,16 @@ class Library:
                 self.add(name, label, student)
 
     def add(self, name: str, label: str, student: Student, recipe: Recipe | None = None) -> None:
-        """One more candidate, which the next `fill` distills; arguments as for the library.
-
-        Raises:
-            ValueError: a label that is taken, a start without meaning for a module, or a shape that does not fit.
-        """
-        here, mine, recipe = self.neighbourhoods[name], self.recipe, recipe or self.recipe
+        """One more candidate, which the next `fill` distills; ValueError for a taken label or one that does not fit."""
+        here, recipe = self.neighbourhoods[name], recipe or self.recipe
         if label in self.candidates[name]:
             raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
-        if isinstance(student, nn.Module) and recipe.start == "copied":
-            raise ValueError(f"start (='copied') needs a width for {label!r} of {name!r}, not a module")
-        student = copy.deepcopy(student)
-        module = shape_of(here.module, student, here.example).to(here.example.device)
-        check_shape(here, label, module)
-        same = {name: getattr(mine, name) for name in ("holdout", "dtype", "adapt")}  # one yardstick for all candidates
+        module = student = copy.deepcopy(student)
+        if isinstance(student, nn.Module):
+            check_student(here, label, student.to(here.example.device), recipe)
+        else:
+            module = shape_of(here.module, student, here.example)
+        same = {field: getattr(self.recipe, field) for field in ("holdout", "dtype", "adapt")}  # one yardstick for all
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **same)
         self.candidates[name][label] = Candidate(student, recipe, cost(module, here.example))
 
@@ -126,8 +116,7 @@ class Library:
 
         Args:
             executor: where candidates are distilled; this process where omitted.
-            threads: to measure latencies with, in this process and of all candidates again where one is new, so let
-                nothing else run; 0 measures none.
+            threads: to measure latencies with, in this process while nothing else runs; 0 measures none.
             batch, repeats: images of a timed forward pass, and passes.
 
         Returns:
@@ -146,7 +135,7 @@ class Library:
             candidate.artefact, candidate.error = artefact, artefact.info["local_error"]
         if threads:
             self.timing = dataclasses.replace(self.timing, threads=threads, batch=batch, repeats=repeats)
-            parts = [(here.name, label) for here in self.neighbourhoods for label in self.candidates[here.name]]
+            parts = [(name, label) for name, mine in self.candidates.items() for label in mine]
             modules = [(self._module(name, label), self.neighbourhoods[name].example) for name, label in parts]
             self.whole, *found = time_together(self.cache, [(self.teacher, self.example), *modules], self.timing)
             for (name, label), measured in zip(parts, found, strict=True):
@@ -155,8 +144,8 @@ class Library:
 
     def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
         """Capture what the tasks need in one pass of the teacher, share what widths share, and run them."""
-        names = [name for name in self.neighbourhoods.names if any(t.kwargs["name"] == name for t in tasks)]
-        parts, recipe, limit = split(self.teacher, names, self.example), self.recipe, self.recipe.memory_limit_gb
+        recipe, limit = self.recipe, self.recipe.memory_limit_gb
+        parts = split(self.teacher, list({task.kwargs["name"]: None for task in tasks}), self.example)
         how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt, "keep": 0}
         boundaries = capture(self.teacher, parts, self.inputs, **how)
         if not boundaries.complete or len(boundaries.store) < recipe.holdout + 2:
@@ -164,25 +153,29 @@ class Library:
                 f"{boundaries}; a library needs all of them in memory, and more images than recipe.holdout "
                 f"(={recipe.holdout}) + 1: change inputs or recipe.memory_limit_gb (={limit})"
             )
-        widths: dict[tuple, list[Task]] = {}
         for task in tasks:
             task.kwargs["boundary"].value = boundaries.of(task.kwargs["name"])
-            if task.kwargs["ranking"]:
-                how = task.kwargs["recipe"]
-                widths.setdefault((task.kwargs["name"], how.ridge, how.solve_images), []).append(task)
-        if widths:
-            rankings = [ranking_task(family[0]) for family in widths.values()]
-            found = self.cache.run(rankings, executor, f"ranking the channels of {len(widths)} neighbourhoods")
-            for family, artefact in zip(widths.values(), found, strict=True):
-                for task in family:
-                    task.kwargs["ranking"].value = artefact
+        if solved := [task for task in tasks if task.kwargs["ranking"]]:
+            rankings = map(ranking_task, solved)  # equal ones are made once
+            found = self.cache.run(rankings, executor, "ranking the channels of neighbourhoods")
+            for task, artefact in zip(solved, found, strict=True):
+                task.kwargs["ranking"].value = artefact
         return self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({boundaries})")
 
     def _task(self, name: str, label: str) -> Task:
-        candidate = self.candidates[name][label]
-        boundary = Known(sha256([*self._determined, name, str(candidate.recipe.dtype), candidate.recipe.adapt]))
-        here, label = self.neighbourhoods[name], f"{name} {label}"
-        return candidate_task(here, candidate.student, candidate.recipe, boundary, self.teacher, label)
+        """The task that makes a candidate; its boundary and what widths share, `ranking`, become known later."""
+        student, recipe = self.candidates[name][label].student, self.candidates[name][label].recipe
+        module = isinstance(student, nn.Module)
+        kwargs = {
+            "name": name,
+            "piece": Portable(self.neighbourhoods[name].module),
+            "student": Portable(student) if module else student,
+            "boundary": Known(sha256([*self._determined, name, str(recipe.dtype), recipe.adapt])),
+            "ranking": Known("follows from the rest") if recipe.start == "solved" and not module else None,
+            "recipe": recipe,
+            "seed": seed_of(recipe.seed, name, "library"),
+        }
+        return Task(distill_candidate, kwargs, f"{name} {label}")
 
     def _module(self, name: str, label: str, learned: bool = False) -> nn.Module:
         """A candidate's module, a copy, with or without what it has learned."""
@@ -194,21 +187,25 @@ class Library:
         return module.to(here.example.device).eval()
 
     @property
+    def _every(self) -> list[Candidate]:
+        return [candidate for mine in self.candidates.values() for candidate in mine.values()]
+
+    @property
     def menu(self) -> Menu:
         """Errors and costs of all candidates, for `select` and its rivals; ValueError before they are distilled."""
-        every = [c for mine in self.candidates.values() for c in mine.values()]
-        if waiting := sum(c.error is None for c in every):
-            raise ValueError(f"{waiting} of {len(every)} candidates have not been distilled; call fill()")
-        base = {"params": self.neighbourhoods.total.params, "macs": self.neighbourhoods.total.macs}
-        if timed := all(c.latency for c in every):
+        if waiting := sum(c.error is None for c in self._every):
+            raise ValueError(f"{waiting} of {len(self._every)} candidates have not been distilled; call fill()")
+        base = dict(vars(self.neighbourhoods.total))
+        if timed := all(c.latency for c in self._every):
             base["latency_ms"] = self.whole.ms
-        options: dict[str, dict[str, Option]] = {}
-        for name, mine in self.candidates.items():
-            options[name] = {}
-            for label, c in mine.items():
-                costs = {"params": c.cost.params, "macs": c.cost.macs}
-                options[name][label] = Option(c.error, costs | ({"latency_ms": c.latency.ms} if timed else {}))
-            base = {cost: value - options[name][TEACHER].costs[cost] for cost, value in base.items()}
+
+        def option(candidate: Candidate) -> Option:
+            costs = vars(candidate.cost) | ({"latency_ms": candidate.latency.ms} if timed else {})
+            return Option(candidate.error, costs)
+
+        options = {name: {label: option(c) for label, c in mine.items()} for name, mine in self.candidates.items()}
+        for mine in options.values():
+            base = {cost: value - mine[TEACHER].costs[cost] for cost, value in base.items()}
         return Menu(options, base)
 
     def best(
@@ -223,9 +220,9 @@ class Library:
         """The best network within one or several budgets, without any training.
 
         Args:
-            params, macs, latency_ms: limits of the whole network: learnable parameters, multiply-accumulates of one
-                image, predicted milliseconds of a batch (needs `fill(threads=...)`).
-            rule: how to choose: `select`, which is exact, or one of its rivals; `options` are for the rule.
+            params, macs, latency_ms: limits of the whole network: parameters, multiply-accumulates of one image,
+                predicted milliseconds of a batch (needs `fill(threads=...)`).
+            rule, options: how to choose: `select`, which is exact, or one of its rivals, and its own arguments.
 
         Raises:
             ValueError: no budget, one that cannot be met (the smallest possible is named), or an unfilled library.
@@ -250,9 +247,6 @@ class Library:
             networks: to measure, beside the teacher.
             metric: the cost that the budgets are in, log-uniformly from the smallest network to the teacher.
             seed: of the budgets.
-
-        Returns:
-            The forecast, also kept as `forecast`.
         """
         inputs, menu, draw = list(inputs), self.menu, random.Random(seed)
         least = menu.base[metric] + sum(min(o.costs[metric] for o in mine.values()) for mine in menu.options.values())
@@ -268,20 +262,20 @@ class Library:
 
         A candidate's error is how much further the network's predictions move away from the teacher's with it than
         with the teacher's own part in this one place: Kullback-Leibler divergence in nats on the held-out images,
-        BatchNorm measured again. No labels and no training; the choice stays exact. (Our own: a sum of local errors
-        does not know which errors the later layers forgive.)
+        BatchNorm measured again. (Our own: local errors do not know what the later layers forgive.)
 
         Args:
             around: the network, such as `best` gives for a middle budget.
             executor: where this is measured; this process where omitted.
         """
-        holdout, bn_images = self.recipe.holdout, self.recipe.bn_images
-        images = torch.cat(list(first_images(self.inputs, holdout + bn_images))).to(self.example.device)
-        images = Known(self._determined[1], images)
-        network, tasks = around.build(bn_images=0), []
+        how = {"holdout": self.recipe.holdout, "bn_images": self.recipe.bn_images}
+        images = torch.cat(list(first_images(self.inputs, sum(how.values())))).to(self.example.device)
+        how |= {"teacher": Portable(self.teacher), "network": Portable(around.build(bn_images=0))}
+        how |= {"images": Known(self._determined[1], images)}
+        tasks = []
         for name, mine in self.candidates.items():
-            students = {label: self._module(name, label, learned=label != TEACHER) for label in mine}
-            tasks.append(context_task(self.teacher, network, name, students, images, holdout, bn_images))
+            students = {label: Portable(self._module(name, label, learned=label != TEACHER)) for label in mine}
+            tasks.append(Task(shift_of_predictions, {"name": name, "students": students, **how}, name))
         shifts = self.cache.run(tasks, executor, "measuring candidates in context")
         other = copy.copy(self)
         other.measure, other.forecast, other.candidates = "error in context", None, {}
@@ -300,16 +294,12 @@ class Library:
                 reestimate_batchnorm(network, self.inputs, count)
             return network
 
-        table = self.table()
+        def time(network: nn.Module) -> Latency:
+            return time_together(self.cache, [(network, self.example)], self.timing)[0]
+
+        table, predicted = self.table(), self.forecast.accuracy(chosen.error) if self.forecast else None
         rows = [chosen.labels[row.neighbourhood] == row.candidate for row in table.itertuples()]
-        predicted = self.forecast.accuracy(chosen.error) if self.forecast else None
-        return Composition(
-            **vars(chosen),
-            table=table[rows],
-            accuracy=predicted,
-            make=make,
-            time=lambda network: time_together(self.cache, [(network, self.example)], self.timing)[0],
-        )
+        return Composition(**vars(chosen), table=table[rows], accuracy=predicted, make=make, time=time)
 
     @property
     def device_s(self) -> float:
@@ -337,9 +327,8 @@ class Library:
 
     def caption(self) -> str:
         """What the library holds, in a line."""
-        every = [c for mine in self.candidates.values() for c in mine.values()]
-        waiting = sum(c.error is None for c in every)
-        said = f"{len(every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
+        waiting = sum(c.error is None for c in self._every)
+        said = f"{len(self._every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
         said += f"; {waiting} not distilled yet, call fill()" if waiting else ""
         return said + (f"; latency of the teacher {self.whole}" if self.whole else "")
 

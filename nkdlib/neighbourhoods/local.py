@@ -1,17 +1,16 @@
 """Training one student neighbourhood against its teacher's part, on nothing but its own input and output.
 
-ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network. The loss is the
-mean squared error over the variance of h_i, so that one learning rate serves every neighbourhood (the normalization
-is our choice).
+ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nkdlib.neighbourhoods.portable import Portable
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.batchnorm import NORMS, reestimate_batchnorm
 from nkdlib.training.evaluate import device_of
@@ -49,6 +48,11 @@ class Recipe(Schedule):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} (={getattr(self, name)}) must be at least 2 images")
 
+    @property
+    def solved(self) -> slice:
+        """Which images the closed form sees."""
+        return slice(self.holdout, self.holdout + self.solve_images)
+
 
 def variance(store: Store) -> float:
     """E|y - mean(y)|^2 per element: the energy of the target around its mean over examples."""
@@ -77,8 +81,7 @@ class _SquaredError(torch.autograd.Function):
 def squared_error(output: Tensor, y: Tensor) -> Tensor:
     """Mean of (output - y)^2, with a gradient for the output, in the output's own layout.
 
-    The gradient of torch's `mse_loss` has channels first whatever the output has, and every layer that works with
-    channels last then waits for it to be turned round: a third of a step on a CPU.
+    The gradient of torch's `mse_loss` has channels first always; to turn it round takes a third of a step on a CPU.
 
     >>> squared_error(torch.ones(2, 3), torch.full((2, 3), 3.0)).item()
     4.0
@@ -109,14 +112,9 @@ def _error(student: nn.Module, store: Store) -> float:
 
 
 class LocalTraining:
-    """One student on its way: steps on batches (x, y), then an end that measures it.
+    """One student on its way: steps on batches (x, y), then an end that measures it on held-out examples.
 
-    Args:
-        name: what errors call it.
-        student: trained in place.
-        held_out: examples that it is not trained on.
-        recipe: see `Recipe`.
-        seed: of what the student draws in a step, such as dropout.
+    `name` is what errors call it, `seed` that of what it draws in a step, such as dropout.
     """
 
     def __init__(self, name: str, student: nn.Module, held_out: Store, recipe: Recipe, seed: int):
@@ -132,33 +130,36 @@ class LocalTraining:
         """One gradient step on a batch, (B, ...) each."""
         self.descent.step(lambda: squared_error(self.student(x), y) * self.scale)
 
-    def finish(self, examples: Callable[[], Iterator[Tensor]]) -> dict[str, object]:
-        """Re-estimate BatchNorm on `examples()`, batches of x, and measure the local error."""
+    def finish(self, examples: Store) -> dict[str, object]:
+        """Re-estimate BatchNorm on examples' x, and measure the local error."""
         losses = self.descent.finish()
-        if self.recipe.steps and self.recipe.bn_images and self.recipe.batchnorm == "batch":
-            reestimate_batchnorm(self.student, examples(), self.recipe.bn_images)
+        if self.recipe.bn_images and self.recipe.batchnorm == "batch":
+            inputs = (rows["x"] for rows in examples.select(["x"]).chunks(256))
+            reestimate_batchnorm(self.student, inputs, self.recipe.bn_images)
         return {"local_error": _error(self.student, self.held_out) * self.scale, "losses": losses}
 
 
 def train_local(
     name: str,
-    student: nn.Module,
+    student: Portable,
     store: Store,
     recipe: Recipe,
     seed: int,
     advance: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Train one student on boundaries in memory; a task of its own for any executor. `advance` is told of each step.
+    """Train one student on boundaries in memory; a task for any executor. `advance` is told of each step.
 
     Returns:
-        Its state, and local_error, losses, device_s and wall_s.
+        Its state, and local_error, losses and device_s.
     """
-    with Stopwatch(device_of(student)) as watch:
-        training = LocalTraining(name, student, store[: recipe.holdout], recipe, seed)
-        rest = store[recipe.holdout :]
+    module, held_out, rest = student.module, store[: recipe.holdout], store[recipe.holdout :]
+    if recipe.steps == 0:
+        return module.state_dict(), {"local_error": local_error(module, held_out), "losses": [], "device_s": 0.0}
+    with Stopwatch(device_of(module)) as watch:
+        training = LocalTraining(name, module, held_out, recipe, seed)
         for rows in rest.batches(recipe.batch_size, steps=recipe.steps, seed=seed):
             training.step(rows["x"], rows["y"])
             if advance is not None:
                 advance()
-        info = training.finish(lambda: (rows["x"] for rows in rest.select(["x"]).chunks(256)))
-    return student.state_dict(), {**info, "device_s": watch.device_s, "wall_s": watch.wall_s}
+        info = training.finish(rest)
+    return module.state_dict(), {**info, "device_s": watch.device_s}

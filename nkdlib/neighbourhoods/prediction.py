@@ -1,8 +1,6 @@
 """What a network will be worth, said before it is built: from errors to accuracy, and errors measured in context.
 
-Student Search (Shao et al., arXiv 2010.01189) adds local errors up. Both things here are ours and keep the sum, so that
-the choice stays exact: a curve that turns the sum into an accuracy, and an error that counts what a candidate does to
-the predictions of a network that is as small as the wanted one.
+Student Search (Shao et al., arXiv 2010.01189) adds local errors up; so do both extensions here.
 """
 
 import copy
@@ -13,12 +11,10 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
-from torch import Tensor, nn
+from torch import Tensor
 
-from nkdlib.neighbourhoods.candidates import Known
-from nkdlib.neighbourhoods.distill import Portable, classes_of
+from nkdlib.neighbourhoods.portable import Known, Portable
 from nkdlib.neighbourhoods.recompose import recompose
-from nkdlib.runtime.cache import Task
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.end_to_end import soft_targets
 
@@ -42,13 +38,6 @@ class Forecast:
         return float(np.interp(error, np.array(self.errors, float)[order], fitted))
 
     @property
-    def typical_error(self) -> float:
-        """Points by which it misses a network that it was not fitted to, the mean over leaving each one out."""
-        pairs = list(zip(self.errors, self.accuracies, strict=True))
-        rest = [Forecast(*zip(*(pairs[:i] + pairs[i + 1 :]), strict=True)) for i in range(len(pairs))]
-        return float(np.mean([abs(f.accuracy(e) - a) for f, (e, a) in zip(rest, pairs, strict=True)]))
-
-    @property
     def tau(self) -> float:
         """Kendall's tau between errors and accuracies: -1 where the sum of errors ranks them without a mistake."""
         return float(kendalltau(self.errors, self.accuracies).statistic)
@@ -59,7 +48,6 @@ def shift_of_predictions(
     network: Portable,
     name: str,
     students: dict[str, Portable],
-    classes: tuple[type, ...],
     images: Known,
     holdout: int,
     bn_images: int,
@@ -70,7 +58,6 @@ def shift_of_predictions(
         teacher, network: with logits (B, classes); the network has any candidates in the other places.
         name: the neighbourhood.
         students: its candidates by label.
-        classes: in a key they stand for the modules' code.
         images: (N, C, H, W); predictions are compared on the first `holdout`, BatchNorm is measured on others.
 
     Returns:
@@ -87,26 +74,3 @@ def shift_of_predictions(
             reestimate_batchnorm(candidate, others.split(256), bn_images)
             found[label] = soft_targets(candidate(held_out), wanted, 1.0).item()
     return {}, found
-
-
-def context_task(
-    teacher: nn.Module,
-    network: nn.Module,
-    name: str,
-    students: dict[str, nn.Module],
-    images: Known,
-    holdout: int,
-    bn_images: int,
-) -> Task:
-    """The task that measures the candidates of one neighbourhood within a network, see `shift_of_predictions`."""
-    kwargs = {
-        "teacher": Portable(teacher),
-        "network": Portable(network),
-        "name": name,
-        "students": {label: Portable(student) for label, student in students.items()},
-        "classes": classes_of(*students.values(), teacher),
-        "images": images,
-        "holdout": holdout,
-        "bn_images": bn_images,
-    }
-    return Task(shift_of_predictions, kwargs, name)

@@ -18,7 +18,7 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
             first place takes the student and the others an identity.
 
     Returns:
-        A plain network of the teacher's class, in evaluation mode, its `state_dict` its own.
+        A plain network of the teacher's class, in evaluation mode.
 
     Raises:
         ValueError: names that do not exist or overlap.
@@ -30,9 +30,8 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
     (Identity(), 16)
     """
     paths = resolve(teacher, list(students))
-    replaced = {id(teacher.get_submodule(p)) for members in paths.values() for p in members}
-    kept = {id(m): m for p in paths.values() for path in p for m in [teacher.get_submodule(path)]}
-    network = copy.deepcopy(teacher, {key: kept[key] for key in replaced})  # do not copy what goes away
+    replaced = [teacher.get_submodule(path) for members in paths.values() for path in members]
+    network = copy.deepcopy(teacher, {id(module): module for module in replaced})  # do not copy what goes away
     for name, (first, *others) in paths.items():
         network.set_submodule(first, students[name])
         for path in others:
@@ -61,7 +60,7 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
     Args:
         teacher: copied, not changed.
         relative: by neighbourhood name, the noise's standard deviation over that of the output; its square is the
-            local error of a student whose mistakes are white, E|noise|^2 / E|h - mean(h)|^2.
+            local error of a student whose mistakes are white.
         seed: of the noise.
     """
     paths = resolve(teacher, list(relative))

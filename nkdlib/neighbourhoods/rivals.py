@@ -18,11 +18,6 @@ def choose_locally(menu: Menu, budget: Budget) -> Selection:
 
     The share is the largest with which the whole meets the budget; where no candidate is small enough, the
     neighbourhood takes its smallest.
-
-    >>> from nkdlib.neighbourhoods.select import Option
-    >>> half, whole = Option(0.3, {"macs": 5}), Option(0.0, {"macs": 10})
-    >>> choose_locally(Menu({"a": {"half": half, "whole": whole}, "b": {"half": half}}), {"macs": 12}).labels
-    {'a': 'half', 'b': 'half'}
     """
     menu.check(budget)
     ladders: dict[str, tuple[list[float], list[str]]] = {}  # shares at which the choice changes, and to what
@@ -43,14 +38,7 @@ def choose_locally(menu: Menu, budget: Budget) -> Selection:
 
 
 def choose_uniform(menu: Menu, budget: Budget) -> Selection:
-    """The same label, such as a width, in every neighbourhood: the one with the least error within the budget.
-
-    >>> from nkdlib.neighbourhoods.select import Option
-    >>> half, whole = Option(0.3, {"macs": 5}), Option(0.0, {"macs": 10})
-    >>> options = {"half": half, "whole": whole}
-    >>> choose_uniform(Menu({"a": options, "b": options}), {"macs": 15}).labels
-    {'a': 'half', 'b': 'half'}
-    """
+    """The same label, such as a width, in every neighbourhood: the one with the least error within the budget."""
     menu.check(budget)
     common = [k for k in next(iter(menu.options.values())) if all(k in options for options in menu.options.values())]
     found = [menu.selection(dict.fromkeys(menu.options, label)) for label in common]
@@ -60,23 +48,15 @@ def choose_uniform(menu: Menu, budget: Budget) -> Selection:
 
 
 def choose_at_random(menu: Menu, budget: Budget, seed: int = 0) -> Selection:
-    """Neighbourhoods in random order each take a random candidate that leaves enough for the others' cheapest.
-
-    >>> from nkdlib.neighbourhoods.select import Option
-    >>> half, whole = Option(0.3, {"macs": 5}), Option(0.0, {"macs": 10})
-    >>> options = {"half": half, "whole": whole}
-    >>> choose_at_random(Menu({"a": options, "b": options}), {"macs": 15}, seed=0).costs["macs"] <= 15
-    True
-    """
+    """Neighbourhoods in random order each take a random candidate that leaves enough for the others' cheapest."""
     menu.check(budget)
     draw, names = random.Random(seed), list(menu.options)
     least = {n: {c: min(o.costs[c] for o in menu.options[n].values()) for c in budget} for n in names}
     for _ in range(1000):  # several budgets at once may end where nothing is left to choose
         labels, left = {}, {c: budget[c] - menu.base.get(c, 0) - sum(least[n][c] for n in names) for c in budget}
         for name in draw.sample(names, len(names)):
-            fits = [
-                k for k, o in menu.options[name].items() if all(o.costs[c] <= left[c] + least[name][c] for c in budget)
-            ]
+            room = {c: left[c] + least[name][c] for c in budget}
+            fits = [k for k, o in menu.options[name].items() if all(o.costs[c] <= room[c] for c in budget)]
             if not fits:
                 break
             labels[name] = draw.choice(fits)
@@ -95,11 +75,6 @@ def local_search(
         menu, budget: as for `select`.
         accuracy: of the network with these labels, measured on images that decide nothing else.
         evaluations: networks to measure at most; those with the least predicted error come first.
-
-    >>> from nkdlib.neighbourhoods.select import Option
-    >>> menu = Menu({"a": {"x": Option(0.1, {"macs": 5}), "y": Option(0.2, {"macs": 4})}})
-    >>> local_search(menu, {"macs": 5}, lambda labels: 90.0 if labels["a"] == "y" else 80.0).labels
-    {'a': 'y'}
     """
     best = select(menu, budget)
     reached, seen, climbing = accuracy(best.labels), [best.labels], True

@@ -1,8 +1,8 @@
 """Which candidate for which neighbourhood: the best choice under budgets, exactly.
 
-One candidate for each neighbourhood, the least sum of local errors, costs that add up and stay within budgets: a
-multiple-choice knapsack (Sinha and Zoltners 1979), solved by HiGHS (Huangfu and Hall 2018). An extension of Student
-Search (Shao et al., arXiv 2010.01189), which chooses locally: `rivals` has that rule and others.
+The least sum of local errors, costs that add up and stay within budgets: a multiple-choice knapsack (Sinha and Zoltners
+1979), solved by HiGHS (Huangfu and Hall 2018). An extension of Student Search (Shao et al., arXiv 2010.01189), which
+chooses locally, see `rivals`.
 """
 
 import math
@@ -29,9 +29,9 @@ class Option:
 class Selection:
     """One candidate for each neighbourhood, the sum of their errors, and the whole network's costs."""
 
-    labels: dict[str, str]
+    labels: dict[str, str]  # the candidate by neighbourhood
     error: float
-    costs: dict[str, float]
+    costs: dict[str, float]  # params and macs, exactly; latency_ms, a sum over the parts
 
     def within(self, budget: Budget) -> bool:
         """No cost is above its limit."""
@@ -71,10 +71,6 @@ class Menu:
 
 def select(menu: Menu, budget: Budget) -> Selection:
     """The choice with the least sum of errors within all budgets: exact, not a heuristic.
-
-    Args:
-        menu: options and the costs around them.
-        budget: the limits of one or several costs of the whole network.
 
     Raises:
         ValueError: an unknown cost; a budget that cannot be met, with the smallest one that can.

@@ -1,12 +1,13 @@
 """Cut a network into neighbourhoods by the names of its submodules, without a change to its code.
 
-ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a
-run of consecutive children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays
-the teacher's.
+ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a run of consecutive
+children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays the teacher's.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost, cost
+from nkdlib.models.modes import evaluating
+from nkdlib.neighbourhoods.tables import html, text
+from nkdlib.training.evaluate import device_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,7 @@ class Neighbourhood:
     @property
     def example(self) -> Tensor:
         """An input of the right shape, (1, *input_shape), zeros on the teacher's device."""
-        for tensor in (*self.module.parameters(), *self.module.buffers()):
-            return torch.zeros(1, *self.input_shape, device=tensor.device)
-        return torch.zeros(1, *self.input_shape)
+        return torch.zeros(1, *self.input_shape, device=device_of(self.module))
 
 
 class Neighbourhoods(Sequence[Neighbourhood]):
@@ -57,9 +59,6 @@ class Neighbourhoods(Sequence[Neighbourhood]):
     def __len__(self) -> int:
         return len(self.members)
 
-    def __iter__(self) -> Iterator[Neighbourhood]:
-        return iter(self.members)
-
     def table(self) -> pd.DataFrame:
         """Names, shapes, parameters, MACs and their share of the whole network's."""
         return pd.DataFrame(
@@ -74,21 +73,14 @@ class Neighbourhoods(Sequence[Neighbourhood]):
         )
 
     def __repr__(self) -> str:
-        return self.table().to_string(index=False, formatters=_FORMATS)
+        return text(self.table())
 
     def _repr_html_(self) -> str:
-        return self.table().style.hide(axis="index").format(_FORMATS).to_html()
-
-
-_FORMATS = {"params": "{:,}".format, "MACs": "{:,}".format, "share of MACs": "{:.1%}".format}
+        return html(self.table())
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The submodule paths that each name stands for.
-
-    Raises:
-        ValueError: a name that does not exist, a run that is none, or names that overlap.
-    """
+    """The submodule paths that each name stands for; ValueError for names that do not exist or overlap."""
     known, paths = dict(model.named_modules()), {}
     if isinstance(names, str) or not names:
         raise ValueError(f"names (={names!r}) must be a list of at least one submodule path")
@@ -96,8 +88,9 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
         ends = name.split(":")
         for end in ends:
             if end not in known or not end:
-                near = _nearest(end, known)
-                raise ValueError(f"names holds {name!r}, but the model has no submodule {end!r}; {near}")
+                near = difflib.get_close_matches(end, [n for n in known if n], n=3, cutoff=0.4)
+                advice = f"did you mean {', '.join(near)}?" if near else "see model.named_modules()"
+                raise ValueError(f"names holds {name!r}, but the model has no submodule {end!r}; {advice}")
         if len(ends) == 1:
             paths[name] = (name,)
             continue
@@ -110,24 +103,16 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
         if first >= last:
             raise ValueError(f"names holds {name!r}; {ends[0]!r} must stand before {ends[1]!r} in {children}")
         paths[name] = tuple(children[first : last + 1])
-    owners: dict[str, str] = {}
-    for name, members in paths.items():
-        for path in members:
-            for other, owner in owners.items():
-                if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
-                    raise ValueError(
-                        f"names overlap: {name!r} and {owner!r} share {max(path, other, key=len)!r}; "
-                        "each part of the model can belong to one neighbourhood only"
-                    )
-        owners.update(dict.fromkeys(members, name))
+    for (owner, others), (name, members) in itertools.combinations(paths.items(), 2):
+        for other, path in itertools.product(others, members):
+            if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
+                raise ValueError(
+                    f"names overlap: {name!r} and {owner!r} share {max(path, other, key=len)!r}; "
+                    "each part of the model can belong to one neighbourhood only"
+                )
     if len(paths) != len(names):
         raise ValueError(f"names (={list(names)}) names a neighbourhood twice; name each once")
     return paths
-
-
-def _nearest(name: str, known: dict[str, nn.Module]) -> str:
-    near = difflib.get_close_matches(name, [n for n in known if n], n=3, cutoff=0.4)
-    return f"did you mean {', '.join(near)}?" if near else "see model.named_modules()"
 
 
 @dataclass
@@ -148,9 +133,6 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
         model: the teacher; run once in evaluation mode, otherwise left alone.
         names: submodule paths (`layer2.0`) and runs of consecutive children (`features.3:features.5`).
         example_inputs: images of the right shape, (B, C, H, W), B at least 1.
-
-    Returns:
-        The neighbourhoods with shapes, parameters and MACs, in the order in which they run.
 
     Raises:
         ValueError: a name that does not exist, overlaps another, or is not run exactly once in a forward pass on
@@ -175,17 +157,9 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
         parts = [model.get_submodule(path) for path in paths[name]]
         module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
         h_in, h_out = first.inputs[0], last.output
-        members.append(
-            Neighbourhood(
-                name,
-                paths[name],
-                module,
-                tuple(h_in.shape[1:]),
-                tuple(h_out.shape[1:]),
-                cost(module, torch.zeros_like(h_in[:1])),
-                chained=previous is not None and _follows(previous, first),
-            )
-        )
+        shapes, price = (tuple(h_in.shape[1:]), tuple(h_out.shape[1:])), cost(module, torch.zeros_like(h_in[:1]))
+        chained = previous is not None and _follows(previous, first)
+        members.append(Neighbourhood(name, paths[name], module, *shapes, price, chained))
         previous = last
     return Neighbourhoods(members, cost(model, example_inputs[:1]))
 
@@ -198,36 +172,27 @@ def _follows(a: _Call, b: _Call) -> bool:
 @torch.no_grad()
 def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict[str, _Call]:
     """Run the model once and note how each path was called."""
-    calls: dict[str, list[_Call]] = {path: [] for path in paths}
-    versions: dict[str, int] = {}
+    modules = {path: model.get_submodule(path) for path in paths}
+    calls: dict[nn.Module, list[_Call]] = {module: [] for module in modules.values()}
+    versions: dict[nn.Module, int] = {}
 
     def version(value: object) -> int:
         return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
-    def before(path: str):
-        def hook(_: nn.Module, inputs: tuple) -> None:
-            versions[path] = version(inputs[0]) if inputs else 0
+    def before(module: nn.Module, inputs: tuple) -> None:
+        versions[module] = version(inputs[0]) if inputs else 0
 
-        return hook
+    def after(module: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
+        order = sum(map(len, calls.values()))
+        calls[module].append(_Call(order, inputs, kwargs, output, (versions[module], version(output))))
 
-    def after(path: str):
-        def hook(_: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
-            order = sum(map(len, calls.values()))
-            calls[path].append(_Call(order, inputs, kwargs, output, (versions[path], version(output))))
-
-        return hook
-
-    handles = [model.get_submodule(p).register_forward_pre_hook(before(p)) for p in paths]
-    handles += [model.get_submodule(p).register_forward_hook(after(p), with_kwargs=True) for p in paths]
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()(example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
-    for path, seen in calls.items():
+    with evaluating(model), ExitStack() as hooks:
+        for module in calls:
+            hooks.enter_context(module.register_forward_pre_hook(before))
+            hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
+        model(example_inputs)
+    for path, module in modules.items():
+        seen = calls[module]
         if len(seen) != 1:
             raise ValueError(
                 f"names holds {path!r}, which is run {len(seen)} times in one forward pass; "
@@ -241,4 +206,4 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict
                 f"keywords and returns {type(call.output).__name__}; a neighbourhood must take one tensor and "
                 "return one: name a larger or smaller part"
             )
-    return {path: seen[0] for path, seen in calls.items()}
+    return {path: calls[module][0] for path, module in modules.items()}

@@ -1,23 +1,22 @@
 """Where student neighbourhoods start: as they are given, random, copied from the teacher, or solved."""
 
 import copy
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.capture import Boundaries, boundary_rows
-from nkdlib.neighbourhoods.closed_form import solve_neighbourhood
+from nkdlib.neighbourhoods.capture import BATCH, Boundaries, inputs_within
+from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods
 from nkdlib.neighbourhoods.students import narrow, reset
 from nkdlib.runtime.measure import Stopwatch
+from nkdlib.training.store import Store, first_images
 
 Student = nn.Module | float  # a module, or an inner width of the teacher's own layers
-CHUNK = 256  # images at a time
 
 
 def seed_of(seed: int, *words: str) -> int:
@@ -25,85 +24,95 @@ def seed_of(seed: int, *words: str) -> int:
     return int.from_bytes(hashlib.sha256("/".join((str(seed), *words)).encode()).digest()[:6])
 
 
+def shape_of(piece: nn.Module, student: Student, example: Tensor) -> nn.Module:
+    """The module that a student is, before it has learned anything: itself, or the teacher's part made narrower."""
+    return student if isinstance(student, nn.Module) else narrow(piece, example, student)
+
+
+def pairs_of(rows: Store, ours: list[Tensor] | None = None) -> Pairs:
+    """Batches to solve from: what the teacher's part takes, and what the student takes, the same where omitted.
+
+    Both are copies, since a layer may work in place.
+    """
+
+    def theirs() -> Iterator[Tensor]:
+        return (row["x"] for row in rows.select(["x"]).chunks(BATCH))
+
+    return lambda: zip(theirs(), theirs() if ours is None else (x.clone() for x in ours), strict=True)
+
+
+def begin(
+    piece: nn.Module, student: Student, recipe: Recipe, pairs: Pairs, seed: int, ranking: Ranking | None = None
+) -> nn.Module:
+    """A student of the teacher's `piece` with the weights that it starts from; a module is changed in place.
+
+    `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
+    """
+    if recipe.start == "solved":
+        module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking)
+    else:
+        module = shape_of(piece, student, next(pairs())[0][:1])
+        module = reset(module, seed) if recipe.start == "random" else module
+    return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
+
+
 def start_students(
     boundaries: Boundaries, students: Mapping[str, Mapping[str, Student]], recipe: Recipe
 ) -> tuple[dict[str, dict[str, nn.Module]], dict[str, float]]:
-    """Make every student's starting weights.
-
-    Args:
-        boundaries: of the teacher.
-        students: by neighbourhood and label; modules are copied, not changed.
-        recipe: `start` and what the closed form takes.
-
-    Returns:
-        The students by neighbourhood and label, on the teacher's device; device-seconds by neighbourhood.
+    """Every student, a copy, with its starting weights, and device-seconds by neighbourhood.
 
     Raises:
         ValueError: a start that a student cannot have, or an output of another shape than the teacher's.
     """
     started: dict[str, dict[str, nn.Module]] = {}
     seconds: dict[str, float] = {}
-    drift = Drift(boundaries, recipe) if recipe.start == "solved" else None
+    front_to_back = recipe.start == "solved" and recipe.front_to_back and boundaries.linked
+    before: dict[str, nn.Module] = {}  # the students solved so far
+    ours: list[Tensor] | None = None  # what the last of them gives, batch by batch
     for here in boundaries.neighbourhoods:
-        mine = students[here.name]
+        mine = {k: copy.deepcopy(student) for k, student in students[here.name].items()}
         with Stopwatch(here.example.device) as watch:
-            made = {label: _start(here, student, label, recipe, drift) for label, student in mine.items()}
-            if drift is not None and recipe.front_to_back and boundaries.linked and len(made) == 1:
-                drift.advance(here, next(iter(made.values())))
-        started[here.name], seconds[here.name] = made, watch.device_s
+            if before and (ours is None or not here.chained):
+                ours = _through(boundaries, before, here, recipe)
+            pairs = pairs_of(boundaries.of(here.name)[recipe.solved], ours)
+            for label, student in mine.items():
+                if isinstance(student, nn.Module):
+                    check_student(here, label, student.to(here.example.device), recipe)
+                seed = seed_of(recipe.seed, here.name, label)
+                mine[label] = begin(here.module, student, recipe, pairs, seed)
+            ours = None
+            if front_to_back and len(mine) == 1:
+                (before[here.name],) = mine.values()
+                with torch.no_grad():
+                    ours = [before[here.name].eval()(x) for _, x in pairs()]
+        started[here.name], seconds[here.name] = mine, watch.device_s
     return started, seconds
 
 
-def _start(here: Neighbourhood, student: Student, label: str, recipe: Recipe, drift: "Drift | None") -> nn.Module:
-    if isinstance(student, nn.Module):
-        student = copy.deepcopy(student).to(here.example.device)
-        check_shape(here, label, student)
-        if recipe.start == "copied":
-            raise ValueError(
-                f"start (='copied') needs a width for {here.name!r}, not a module; give a share such as 0.5, "
-                "or start='given'"
-            )
-        if recipe.start == "random":
-            return reset(student, seed_of(recipe.seed, here.name, label))
-    elif recipe.start != "solved":
-        narrowed = narrow(here.module, here.example, student).requires_grad_(True)  # also of a frozen teacher
-        if recipe.start == "random":
-            return reset(narrowed, seed_of(recipe.seed, here.name, label))
-        return narrowed
-    if drift is not None:
-        solved = solve_neighbourhood(here.module, student, lambda: drift.pairs(here), recipe.ridge)
-        return solved if isinstance(student, nn.Module) else solved.requires_grad_(True)
-    return student
-
-
-def check_shape(here: Neighbourhood, label: str, student: nn.Module) -> None:
-    """Raise ValueError where a student does not take what the teacher's part takes and return what it returns."""
+def check_student(here: Neighbourhood, label: str, student: nn.Module, recipe: Recipe) -> None:
+    """Raise ValueError where a module cannot start as the recipe says, or has another input or output shape."""
+    called = f"students[{here.name!r}]" + (f"[{label!r}]" if label else "")
+    if recipe.start == "copied":
+        raise ValueError(
+            f"start (='copied') needs a width for {called}, not a module; give a share such as 0.5, or start='given'"
+        )
     with torch.no_grad():
         try:
             output = student.eval()(here.example)
         except RuntimeError as error:
             raise ValueError(
-                f"{_called(here, label)} cannot take the neighbourhood's input of shape {here.input_shape}: {error}"
+                f"{called} cannot take the neighbourhood's input of shape {here.input_shape}: {error}"
             ) from error
     shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
     if shape != here.output_shape:
         raise ValueError(
-            f"{_called(here, label)} returns shape {shape}, the teacher's part {here.output_shape}; "
+            f"{called} returns shape {shape}, the teacher's part {here.output_shape}; "
             "give a student with the same output shape"
         )
 
 
-def _called(here: Neighbourhood, label: str) -> str:
-    return f"students[{here.name!r}]" + (f"[{label!r}]" if label else "")
-
-
 def check_order(boundaries: Boundaries, x: Tensor) -> None:
-    """Raise ValueError where the first images of another pass over the inputs are not those of the first pass.
-
-    Args:
-        boundaries: of the first pass.
-        x: (B, ...), what the first neighbourhood takes for the first batch of the other pass.
-    """
+    """Raise ValueError where x, (B, ...), taken by the first neighbourhood in another pass, is not as in the first."""
     count = min(len(x), len(boundaries.store), 8)
     before = boundaries.of(boundaries.neighbourhoods[0].name).take(slice(0, count))["x"]
     if (x[:count] - before).abs().max() > 0.01 * before.abs().max():  # far above the rounding to recipe.dtype
@@ -113,64 +122,15 @@ def check_order(boundaries: Boundaries, x: Tensor) -> None:
         )
 
 
-class Drift:
-    """What the students solved so far feed to the next neighbourhood, beside what the teacher feeds it."""
-
-    def __init__(self, boundaries: Boundaries, recipe: Recipe):
-        self.boundaries = boundaries
-        self.rows = slice(recipe.holdout, recipe.holdout + recipe.solve_images)
-        self.students: dict[str, nn.Module] = {}
-        self.output: list[Tensor] = []  # what the students cause, chunk by chunk
-        self.feeds: str | None = None  # the neighbourhood that takes `output`, where it is known
-        if len(boundaries.store) < recipe.holdout + 2:
-            raise ValueError(
-                f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer "
-                "than 2 to solve from; give more images or a smaller holdout"
-            )
-
-    def theirs(self, here: Neighbourhood) -> Iterator[Tensor]:
-        """The teacher's inputs of a neighbourhood."""
-        return (rows["x"] for rows in self.boundaries.of(here.name)[self.rows].select(["x"]).chunks(CHUNK))
-
-    def ours(self, here: Neighbourhood) -> Iterator[Tensor]:
-        """The inputs that the students before it cause."""
-        if not self.students:
-            return self.theirs(here)
-        if self.feeds != here.name:
-            self.output, self.feeds = self._through(here), here.name
-        return (x.clone() for x in self.output)  # a student may begin by working in place
-
-    def pairs(self, here: Neighbourhood) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of (the teacher's input, the student's input)."""
-        return zip(self.theirs(here), self.ours(here), strict=True)
-
-    @torch.no_grad()
-    def advance(self, here: Neighbourhood, student: nn.Module) -> None:
-        """Note a solved student and run it on what it will see."""
-        self.output = [student.eval()(x) for x in self.ours(here)]
-        self.students[here.name] = student
-        names = self.boundaries.neighbourhoods.names
-        after = self.boundaries.neighbourhoods[names.index(here.name) + 1 :]
-        self.feeds = after[0].name if after and after[0].chained else None
-
-    def _through(self, here: Neighbourhood) -> list[Tensor]:
-        """The inputs of a neighbourhood that does not follow the last student at once: run what lies between."""
-        inputs = self.boundaries.inputs
-        if iter(inputs) is inputs:
-            raise ValueError(
-                f"front_to_back (=True) needs inputs that can be gone through again, since {here.name!r} does not "
-                "follow the neighbourhood before it at once; give a list or loader, or front_to_back=False"
-            )
-        network = recompose(self.boundaries.teacher, self.students)
-        first = self.boundaries.neighbourhoods[0]
-        ends = Neighbourhoods([first, dataclasses.replace(here, chained=False)], self.boundaries.neighbourhoods.total)
-        found, count = [], 0
-        for row in boundary_rows(network, ends, inputs):
-            if not found:
-                check_order(self.boundaries, row[f"{first.name}:x"])
-            found.append(row[f"{here.name}:x"])
-            count += len(found[-1])
-            if count >= self.rows.stop:
-                break
-        x = torch.cat(found)[self.rows]
-        return list(x.split(CHUNK))
+def _through(
+    boundaries: Boundaries, students: Mapping[str, nn.Module], here: Neighbourhood, recipe: Recipe
+) -> list[Tensor]:
+    """What students cause at a neighbourhood that does not follow the last of them at once: run what lies between."""
+    first = boundaries.neighbourhoods[0]
+    network = recompose(boundaries.teacher, students)
+    ends, found = Neighbourhoods([first, here], boundaries.neighbourhoods.total), []
+    for row in inputs_within(network, ends, first_images(boundaries.inputs, recipe.solved.stop)):
+        if not found:
+            check_order(boundaries, row[first.name])
+        found.append(row[here.name])
+    return list(torch.cat(found)[recipe.solved].split(BATCH))

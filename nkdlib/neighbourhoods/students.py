@@ -18,13 +18,12 @@ def width_of(group: ChannelGroup, width: float) -> int:
 
 
 def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
-    """How much each channel of a group weighs, (size,): its scale times the norm of the weights that read it.
+    """How much each channel of a group weighs, (size,): the norm of the weights that read it times its scale.
 
     The scale is |gamma| of the last BatchNorm that carries it, else the norm of the weights that make it.
     """
-    score = sum(
-        module.get_submodule(path).weight.detach().transpose(0, 1).flatten(1).norm(dim=1) for path in group.consumers
-    )
+    readers = [module.get_submodule(path).weight.detach() for path in group.consumers]
+    score = sum(weight.transpose(0, 1).flatten(1).norm(dim=1) for weight in readers)
     norms = [m for m in map(module.get_submodule, group.carriers) if isinstance(m, nn.BatchNorm2d) and m.affine]
     if norms:
         return score * norms[-1].weight.detach().abs()
@@ -36,7 +35,7 @@ def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
     """A student with the layers of a teacher's neighbourhood and its most important inner channels, copied.
 
     Args:
-        piece: the teacher's neighbourhood; not changed.
+        piece: the teacher's neighbourhood.
         example: an input of the right shape, (B, C, H, W).
         width: of every inner channel group, a share (0 to 1] or a number of channels.
 
@@ -65,10 +64,7 @@ def inner_groups(piece: nn.Module, example: Tensor) -> list[ChannelGroup]:
 
 
 def reset(module: nn.Module, seed: int) -> nn.Module:
-    """A copy with new random weights, by each layer's own `reset_parameters`; the global generator is left alone.
-
-    Parameters that a module holds itself, outside of such a layer (a layer scale, a class token), stay as they are.
-    """
+    """A copy with new random weights, by each layer's own `reset_parameters`; others (a class token) stay."""
     fresh = copy.deepcopy(module)
     with own_random_numbers(device_of(fresh), seed):
         for layer in fresh.modules():

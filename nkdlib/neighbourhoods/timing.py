@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.latency import Latency, latencies
-from nkdlib.neighbourhoods.distill import Portable, classes_of
+from nkdlib.neighbourhoods.portable import Portable
 from nkdlib.runtime.cache import Cache, Task
 from nkdlib.runtime.executors import make_executor
 from nkdlib.runtime.provenance import provenance
@@ -30,15 +30,8 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
     blanks = [(_blank(module), (timing.batch, *example.shape[1:])) for module, example in modules]
     keys = [(portable.fingerprint, shape) for portable, shape in blanks]
     different = dict(zip(keys, blanks, strict=True))
-    portables, shapes = zip(*different.values(), strict=True)
-    kwargs = {
-        "modules": portables,
-        "shapes": shapes,
-        "classes": classes_of(*(portable.module for portable in portables)),
-        "timing": timing,
-        "hardware": provenance({})["hardware"]["cpu"],
-        "device": str(modules[0][1].device),
-    }
+    kwargs = {"modules": list(different.values()), "timing": timing, "device": str(modules[0][1].device)}
+    kwargs["hardware"] = provenance({})["hardware"]["cpu"]
     task = Task(time_modules, kwargs, f"{len(different)} modules")
     (artefact,) = cache.run([task], make_executor(threads=timing.threads), "measuring latencies")
     found = dict(zip(different, artefact.info["latencies"], strict=True))
@@ -46,16 +39,11 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
 
 
 def time_modules(
-    modules: tuple[Portable, ...],
-    shapes: tuple[tuple[int, ...], ...],
-    classes: tuple[type, ...],
-    timing: Timing,
-    hardware: str,
-    device: str,
+    modules: list[tuple[Portable, tuple[int, ...]]], timing: Timing, hardware: str, device: str
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Latencies of modules on inputs of `shapes`, (B, ...) each; a task for the cache, `classes` stands for code."""
+    """Latencies of modules, each on inputs of a shape (B, ...); a task for the cache."""
     layout, models = torch.channels_last if timing.channels_last else torch.contiguous_format, []
-    for module, shape in zip(modules, shapes, strict=True):
+    for module, shape in modules:
         example = torch.randn(shape, device=device)
         example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
         models.append((copy.deepcopy(module.module).to(memory_format=layout), example))

@@ -4,13 +4,14 @@ A network that is put together from parts trained apart carries statistics of in
 """
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from nkdlib.training.evaluate import device_of
-from nkdlib.training.store import images_of
+from nkdlib.training.store import first_images
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -20,16 +21,14 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def reestimate_batchnorm(
     model: nn.Module, inputs: Iterable, images: int = 1024, within: Iterable[str] = ("",)
 ) -> nn.Module:
-    """Replace the running statistics by plain averages over the first `images` inputs, in place.
-
-    Weights stay as they are; every layer is measured on what the layers before it produce with batch statistics.
+    """Replace running statistics by averages over the first `images` inputs, in place, by batch statistics.
 
     Args:
         model: left in evaluation mode; one without BatchNorm is left alone.
         inputs: batches of images, with or without labels.
         images: how many to use at most.
         within: submodules whose statistics are replaced, by name; the others normalize by what they see meanwhile
-            and then have their own again, which matters where `inputs` are not what the model was made for.
+            and then have their own again.
 
     Raises:
         ValueError: `inputs` holds no batch.
@@ -47,8 +46,7 @@ def reestimate_batchnorm(
         norm.train()
     seen = 0
     try:
-        for batch in inputs:
-            x = images_of(batch)[: max(images - seen, 0)]
+        for x in first_images(inputs, images):
             if len(x) < 2:
                 break
             for norm in norms:
@@ -71,8 +69,7 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
     """How far inputs are from those that a network was trained on, by nothing but what its BatchNorms remember.
 
     Kullback-Leibler divergence of a Gaussian with the mean and variance that are seen from one with those that are
-    remembered, in nats, mean over channels. Images of the training data have about 0; the mean over layers ranks
-    sources of synthetic images by how well a student learns from them (see `04_synthetic_data`).
+    remembered, in nats, mean over channels: about 0 for images of the training data.
 
     Args:
         model: left in evaluation mode.
@@ -88,33 +85,24 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats}
     if not norms:
         raise ValueError(f"model (={type(model).__name__}) has no BatchNorm2d that remembers anything")
-    sums = {name: torch.zeros(3, m.num_features, dtype=torch.float64) for name, m in norms.items()}
+    sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms.values()}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-        def hook(_: nn.Module, taken: tuple[Tensor]) -> None:
-            x = taken[0].double()
-            count = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device)
-            sums[name] += torch.stack([count, x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).cpu()
+    def note(norm: nn.Module, taken: tuple[Tensor]) -> None:
+        x = taken[0].double()
+        count = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device)
+        sums[norm] += torch.stack([count, x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).cpu()
 
-        return hook
-
-    handles = [m.register_forward_pre_hook(note(name)) for name, m in norms.items()]
-    seen, device = 0, device_of(model.eval())
-    try:
-        for batch in inputs:
-            x = images_of(batch)[: max(images - seen, 0)]
-            if len(x) == 0:
-                break
+    device = device_of(model.eval())
+    with ExitStack() as hooks:
+        for norm in norms.values():
+            hooks.enter_context(norm.register_forward_pre_hook(note))
+        for x in first_images(inputs, images):
             model(x.to(device, torch.float32))
-            seen += len(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen:
-        raise ValueError("inputs holds no image; the mismatch cannot be measured")
     found = {}
     for name, norm in norms.items():
-        count, total, squares = sums[name]
+        count, total, squares = sums[norm]
+        if not count.all():
+            raise ValueError("inputs holds no image; the mismatch cannot be measured")
         mean, variance = total / count, squares / count - (total / count).square() + norm.eps
         memory = norm.running_var.cpu().double() + norm.eps
         shift = (mean - norm.running_mean.cpu()).square() / variance

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 def spent_at(quality: float, spent: Sequence[float], reached: Sequence[float]) -> float | None:
-    """What has to be spent to reach a quality, read off a curve of separate runs with growing budgets.
+    """What has to be spent to reach a quality, read off a curve of separate runs, None where none gets there.
 
     Between the last run below the quality and the first run at it, the budget is interpolated on a logarithmic
     scale; a quality that the smallest run already reaches costs what that run cost.
@@ -14,9 +14,6 @@ def spent_at(quality: float, spent: Sequence[float], reached: Sequence[float]) -
         quality: to reach.
         spent: of each run, positive (seconds, steps or images), in growing order.
         reached: quality of each run.
-
-    Returns:
-        The budget, or None where no run reaches the quality.
 
     >>> spent_at(85.0, [1.0, 4.0], [80.0, 90.0])
     2.0

@@ -1,17 +1,17 @@
 """Training from labels, and distillation of a whole network at once, the rival of distilling its parts.
 
-Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): Kullback-Leibler divergence between softened class distributions,
-times the squared temperature. The teacher's logits are computed once and kept, as the boundaries are for
-Neighbourhood Distillation.
+Hinton, Vinyals and Dean 2015 (arXiv 1503.02531). The teacher's logits are computed once and kept, as the boundaries
+are for Neighbourhood Distillation.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nkdlib.models.modes import evaluating
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Schedule, minimize
@@ -45,13 +45,7 @@ def train(model: nn.Module, batches: Iterable, schedule: Schedule) -> list[float
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (Hinton et al., section 2).
-
-    Args:
-        student: logits, (B, classes).
-        teacher: logits, (B, classes).
-        temperature: T > 0; higher weighs the wrong classes more.
-    """
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, classes), mean over the batch (section 2)."""
     wanted = F.log_softmax(teacher / temperature, 1)
     got = F.log_softmax(student / temperature, 1)
     return temperature**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
@@ -61,20 +55,15 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
     """Images, the teacher's logits and, where given, labels of every batch of one pass over `inputs`."""
     device = device_of(teacher)
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
 
-    def rows() -> Iterable[dict[str, Tensor]]:
+    def rows() -> Iterator[dict[str, Tensor]]:
         for batch in inputs:
             images = images_of(batch).to(device)
             labels = {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
             yield {"images": images, "logits": teacher(images), **labels}
 
-    try:
+    with evaluating(teacher):
         return Store.collect(rows())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def distill_end_to_end(
@@ -94,7 +83,7 @@ def distill_end_to_end(
         student: likewise; trained in place.
         inputs: batches of images, with labels where `label_weight` is positive; gone through once.
         schedule: steps, batch size and rates.
-        temperature: of both distributions.
+        temperature: of both distributions; higher weighs the wrong classes more.
         label_weight: share of the cross-entropy with true labels in the loss, 0 to 1.
         seed: of the order in which examples are drawn, and of what the student draws in a step, such as dropout.
 

@@ -27,16 +27,14 @@ def predict(model: nn.Module, inputs: Iterable) -> Tensor:
 
 def accuracy(model: nn.Module, inputs: Iterable) -> float:
     """Top-1 accuracy in percent over batches of (images, labels)."""
-    right = total = 0
-    device = device_of(model)
-    model.eval()
+    device, right = device_of(model.eval()), []
     with torch.no_grad():
         for images, labels in inputs:
-            right += (model(images.to(device)).argmax(1).cpu() == labels.cpu()).sum().item()
-            total += len(labels)
-    if total == 0:
+            right.append(model(images.to(device)).argmax(1).cpu() == labels.cpu())
+    if not right:
         raise ValueError("inputs holds no batch; give at least one")
-    return 100 * right / total
+    right = torch.cat(right)
+    return 100 * right.sum().item() / len(right)
 
 
 def agreement(model: nn.Module, teacher: nn.Module, inputs: Iterable) -> float:

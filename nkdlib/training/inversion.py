@@ -34,20 +34,14 @@ def invert(
     limits: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> list[Tensor]:
-    """Images for which every BatchNorm of a teacher sees the mean and variance that it remembers.
-
-    Each is also taken for a class that is drawn evenly, and neighboring pixels are alike. Nothing but the teacher is
-    known.
+    """Images, batch by batch, for which every BatchNorm of a teacher sees the mean and variance that it remembers.
 
     Args:
         teacher: with BatchNorm2d layers and logits (B, classes); not changed.
         start: batches of images to begin with, such as noise; statistics are those of a batch, so make it large.
         recipe: steps and weights.
         limits: lowest and highest value of a normalized pixel, None where any is allowed.
-        seed: of the classes.
-
-    Returns:
-        The images, batch by batch.
+        seed: of the classes, drawn evenly, that images are optimized for as well.
 
     Raises:
         ValueError: a teacher without BatchNorm2d.
@@ -87,10 +81,10 @@ class Memory:
 
     def distance(self) -> Tensor:
         """Squared differences of means and deviations, in each channel's remembered deviation; summed over layers."""
-        return sum(self._distance(norm, self.seen[norm]) for norm in self.norms)
+        return sum(self._distance(norm) for norm in self.norms)
 
-    @staticmethod
-    def _distance(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    def _distance(self, norm: nn.BatchNorm2d) -> Tensor:
+        x = self.seen[norm]
         mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
         memory = norm.running_var + norm.eps
         shift = (mean - norm.running_mean).square() / memory

@@ -1,5 +1,6 @@
 """One loop for everything that is trained by gradient steps here."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,10 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights are optimized: Adam, a linear warm-up, a cosine to zero.
-
-    The papers' abstracts give no recipe; every value is our choice, tuned on validation images only.
-    """
+    """How weights are optimized: Adam, a linear warm-up, a cosine to zero. Every value is our choice."""
 
     steps: int = 1000  # optimizer steps in all
     batch_size: int = 128  # images a step
@@ -58,7 +56,7 @@ def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
 def scale_down(gradients: list[Tensor], largest: float) -> None:
     """Scale gradients in place so that their norm taken together is at most `largest`.
 
-    What torch's `clip_grad_norm_` does, at a quarter of its cost, which is felt where a step takes milliseconds.
+    What torch's `clip_grad_norm_` does, at a quarter of its cost.
 
     >>> scale_down(gradients := [torch.tensor([3.0]), torch.tensor([4.0])], 1.0)
     >>> [round(g.item(), 3) for g in gradients]
@@ -75,7 +73,7 @@ class Descent:
         model: put into training mode.
         schedule: of the rate; a step beyond its last one is refused.
         name: what errors call the model.
-        seed: of what the model draws in a step (dropout, stochastic depth), so that others' steps do not matter.
+        seed: of what the model draws in a step (dropout, stochastic depth).
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule, name: str = "model", seed: int = 0):
@@ -83,11 +81,9 @@ class Descent:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
-        self.optimizer = (
-            torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=schedule.weight_decay, fused=True)
-            if self.parameters
-            else None
-        )
+        if self.parameters:
+            decay = schedule.weight_decay
+            self.optimizer = torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=decay, fused=True)
         self.losses: list[Tensor] = []
 
     def step(self, loss: Callable[[], Tensor]) -> None:
@@ -139,9 +135,7 @@ def minimize(
         model: trained in place, left in evaluation mode.
         batches: of anything that `loss` takes.
         loss: batch -> scalar tensor.
-        schedule: steps and rates.
-        name: what errors call the model.
-        seed: of what the model draws in a step, such as dropout.
+        schedule, name, seed: see `Descent`.
 
     Returns:
         The loss of every step.
@@ -150,14 +144,11 @@ def minimize(
         ValueError: the batches end before the steps do.
         FloatingPointError: a loss that is not finite.
     """
-    descent, iterator = Descent(model, schedule, name, seed), iter(batches)
-    for step in range(schedule.steps):
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            raise ValueError(
-                f"inputs ended after {step} batches, schedule.steps is {schedule.steps}; "
-                "give more batches or fewer steps"
-            ) from None
+    descent = Descent(model, schedule, name, seed)
+    for batch in itertools.islice(batches, schedule.steps):
         descent.step(lambda batch=batch: loss(batch))
+    if (done := len(descent.losses)) < schedule.steps:
+        raise ValueError(
+            f"inputs ended after {done} batches, schedule.steps is {schedule.steps}; give more batches or fewer steps"
+        )
     return descent.finish()

@@ -18,36 +18,60 @@ def images_of(batch: Batch) -> Tensor:
     return images
 
 
+def first_images(inputs: Iterable[Batch], images: int) -> Iterator[Tensor]:
+    """The first `images` images, batch by batch."""
+    left = images
+    for batch in inputs:
+        x = images_of(batch)[:left]
+        left -= len(x)
+        if len(x):
+            yield x
+        if left <= 0:
+            return
+
+
 @dataclass
 class Store:
-    """Named tensors of the same N examples, kept in memory.
-
-    Images and feature maps are kept with channels last, so that a drawn batch needs no copy to be in the layout
-    that convolutions are fastest in.
+    """Named tensors of the same N examples, feature maps with channels last, as convolutions are fastest.
 
     >>> store = Store.of({"x": torch.arange(6.0).reshape(3, 2)})
     >>> [batch["x"].shape[0] for batch in store.batches(2, steps=2, seed=0)]
     [2, 2]
     """
 
-    tensors: dict[str, Tensor]  # (N, ...), four-dimensional ones as (N, H, W, C)
-    images: frozenset[str]  # names of the four-dimensional ones
+    tensors: dict[str, Tensor]  # (N, ...), four-dimensional ones are maps, (N, H, W, C)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Store":
         """A store of tensors (N, ...); feature maps come as (N, C, H, W)."""
-        maps = frozenset(name for name, value in tensors.items() if value.dim() == 4)
-        return cls({n: v.permute(0, 2, 3, 1).contiguous() if n in maps else v for n, v in tensors.items()}, maps)
+        return cls.collect([tensors])
 
     @classmethod
-    def collect(cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None) -> "Store":
-        """Put batches of named tensors together, floating-point ones as `dtype`."""
-        shelf = Shelf(dtype)
+    def collect(
+        cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None, expected: int = 0
+    ) -> "Store":
+        """Put batches of named tensors together, floating-point ones as `dtype`, with room for `expected` rows."""
+        tensors: dict[str, Tensor] = {}
+        filled = 0
         for row in rows:
+            end = filled + len(next(iter(row.values())))
             for name, value in row.items():
-                shelf.put(name, value)
-            shelf.advance()
-        return shelf.store()
+                value = value.detach().permute(0, 2, 3, 1) if value.dim() == 4 else value.detach()
+                before = tensors.get(name)
+                if before is None or end > len(before):
+                    kept = dtype if dtype is not None and value.is_floating_point() else value.dtype
+                    room = max(expected, end, 2 * filled), *value.shape[1:]
+                    tensors[name] = torch.empty(room, dtype=kept, device=value.device)
+                    if filled:
+                        tensors[name][:filled] = before[:filled]
+                tensors[name][filled:end] = value
+            filled = end
+        if not filled:
+            raise ValueError("inputs holds no batch; give at least one")
+        for name, tensor in tensors.items():
+            if len(tensor) > filled:  # a view would hold, and send to other processes, the empty room as well
+                tensors[name] = tensor[:filled].clone()
+        return cls(tensors)
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -58,7 +82,12 @@ class Store:
             name: (t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), t.dtype, tuple(t.shape), t.device)
             for name, t in self.tensors.items()
         }
-        return _unpacked, (parts, self.images)
+        return _unpacked, (parts,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return next(iter(self.tensors.values())).device
 
     @property
     def bytes(self) -> int:
@@ -76,11 +105,10 @@ class Store:
 
     def select(self, names: Iterable[str]) -> "Store":
         """The store of some of the tensors."""
-        names = list(names)
-        return Store({name: self.tensors[name] for name in names}, self.images & set(names))
+        return Store({name: self.tensors[name] for name in names})
 
     def __getitem__(self, rows: slice) -> "Store":
-        return Store({name: tensor[rows] for name, tensor in self.tensors.items()}, self.images)
+        return Store({name: tensor[rows] for name, tensor in self.tensors.items()})
 
     def take(self, index: Tensor | slice) -> dict[str, Tensor]:
         """The rows `index` as float32, feature maps as (B, C, H, W) in channels-last layout."""
@@ -89,19 +117,18 @@ class Store:
             value = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
             if value.is_floating_point():
                 value = value.to(torch.float32, copy=isinstance(index, slice))  # never a view: layers work in place
-            rows[name] = value.permute(0, 3, 1, 2) if name in self.images else value
+            rows[name] = value.permute(0, 3, 1, 2) if value.dim() == 4 else value
         return rows
 
     def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """`steps` random batches; every epoch visits each example at most once, in an order drawn from `seed`."""
-        device = next(iter(self.tensors.values())).device
         generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, len(self))
         order = torch.empty(0, dtype=torch.int64)
         for _ in range(steps):
             if len(order) < batch_size:
                 order = torch.randperm(len(self), generator=generator)
             index, order = order[:batch_size], order[batch_size:]
-            yield self.take(index.to(device))
+            yield self.take(index.to(self.device))
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
         """All examples in order, `size` at a time."""
@@ -109,72 +136,6 @@ class Store:
             yield self.take(slice(start, start + size))
 
 
-class Shelf:
-    """Room for a store whose rows come batch by batch; each is converted once, straight into its place.
-
-    Memory is taken once where the number of rows is said by `reserve`, and otherwise doubled as they come.
-
-    Args:
-        dtype: of floating-point tensors; their own where omitted.
-
-    >>> shelf = Shelf(torch.float16)
-    >>> shelf.put("x", torch.ones(2, 3)).dtype
-    torch.float16
-    >>> shelf.advance()
-    >>> len(shelf.store())
-    2
-    """
-
-    def __init__(self, dtype: torch.dtype | None = None):
-        self.dtype = dtype
-        self.tensors: dict[str, Tensor] = {}  # as in a store, with room for more rows
-        self.images: set[str] = set()
-        self.filled = self.coming = 0  # rows that are kept, and those of the batch being put
-
-    def put(self, name: str, value: Tensor) -> Tensor:
-        """Copy one tensor of the batch, (B, ...), to where `advance` will keep it; the copy, maps as (B, H, W, C)."""
-        value, self.coming = value.detach(), len(value)
-        if value.dim() == 4:
-            self.images.add(name)
-            value = value.permute(0, 2, 3, 1)
-        if name not in self.tensors:
-            kept = self.dtype if self.dtype is not None and value.is_floating_point() else value.dtype
-            self.tensors[name] = torch.empty(self.coming, *value.shape[1:], dtype=kept, device=value.device)
-        end = self.filled + self.coming
-        if end > len(self.tensors[name]):
-            self._resize(name, max(2 * self.filled, end))
-        return self.tensors[name][self.filled : end].copy_(value)
-
-    def advance(self) -> None:
-        """Keep the batch that was put."""
-        self.filled, self.coming = self.filled + self.coming, 0
-
-    def reserve(self, rows: int) -> None:
-        """Take memory for as many rows in all."""
-        for name, tensor in self.tensors.items():
-            if rows > len(tensor):
-                self._resize(name, rows)
-
-    def store(self) -> Store:
-        """What is kept; ValueError where it is nothing."""
-        if not self.filled:
-            raise ValueError("inputs holds no batch; give at least one")
-        for name, tensor in self.tensors.items():
-            if len(tensor) > self.filled:  # a view would hold, and send to other processes, the empty room as well
-                self._resize(name, self.filled)
-        return Store(self.tensors, frozenset(self.images))
-
-    def _resize(self, name: str, rows: int) -> None:
-        old = self.tensors[name][:rows]
-        self.tensors[name] = old.new_empty(rows, *old.shape[1:])
-        self.tensors[name][: len(old)] = old
-
-
-def _unpacked(parts: dict[str, tuple], images: frozenset[str]) -> Store:
-    return Store(
-        {
-            name: torch.from_numpy(raw).view(dtype).reshape(shape).to(device)
-            for name, (raw, dtype, shape, device) in parts.items()
-        },
-        images,
-    )
+def _unpacked(parts: dict[str, tuple]) -> Store:
+    made = {n: torch.from_numpy(raw).view(dtype).reshape(shape) for n, (raw, dtype, shape, _) in parts.items()}
+    return Store({name: tensor.to(parts[name][-1]) for name, tensor in made.items()})

@@ -47,12 +47,8 @@ def train_teacher(
     """Train a teacher from labels; a task for the cache.
 
     Args:
-        images: to learn from.
-        held_out: whose accuracy is reported.
-        architecture, schedule: what is trained, and how.
         augment: shift by up to an eighth of the width and flip.
         seed: of the weights and of the order of images.
-        device: to train on.
 
     Returns:
         Its state; accuracy in percent on `held_out`.
