@@ -82,6 +82,8 @@ def test_a_mixture_takes_from_its_parts_in_turn():
     xs, ys = next(iter(a)), next(iter(b))
     assert torch.equal(torch.cat([first, second]), torch.stack([xs, ys], 1).flatten(0, 1))
     assert len(Mixture((a, b))) == 4
+    with pytest.raises(ValueError, match=r"batches of shapes \(3, 1, 2, 2\), \(2, 1, 2, 2\)"):
+        list(Mixture((a, GaussianImages((1, 2, 2), 4, 0, batch_size=2))))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,8 @@ def test_a_mixture_takes_from_its_parts_in_turn():
         ({"count": 0}, "must have a shape"),
         ({"mean": (0.5,), "std": (0.5,)}, r"mean \(=0.5\) and std \(=0.5\) must be those of pixels"),
         ({"mean": (1.5,), "std": (0.1,)}, r"mean \(=1.5\)"),
+        ({"mean": (0.5,)}, r"mean \(=\(0.5,\)\) and std \(=None\) must each have one value for each of the 1 channels"),
+        ({"shape": (3, 4, 4), "mean": (0.5,), "std": (0.2,)}, "for each of the 3 channels"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(options, match):

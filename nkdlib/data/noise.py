@@ -41,8 +41,13 @@ class NoiseImages:
     def __post_init__(self):
         if self.count < 1 or self.batch_size < 1 or len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"{self} must have a shape (C, H, W), a count and a batch_size of 1 or more")
-        if self.mean is not None:
-            for mean, std in zip(self.mean, self.std or (), strict=True):
+        if self.mean is not None or self.std is not None:
+            if not len(self.mean or ()) == len(self.std or ()) == self.shape[0]:
+                raise ValueError(
+                    f"mean (={self.mean}) and std (={self.std}) must each have one value for each of the "
+                    f"{self.shape[0]} channels, or both be left out"
+                )
+            for mean, std in zip(self.mean, self.std, strict=True):
                 if not (0 < mean < 1 and 0 < std**2 < mean * (1 - mean)):
                     raise ValueError(f"mean (={mean}) and std (={std}) must be those of pixels in 0 to 1, not constant")
 
@@ -212,6 +217,9 @@ class Mixture:
     def __iter__(self) -> Iterator[Tensor]:
         for batches in zip(*self.parts, strict=True):
             images = [batch[0] if isinstance(batch, tuple | list) else batch for batch in batches]
+            if len({x.shape for x in images}) > 1:
+                shapes = ", ".join(str(tuple(x.shape)) for x in images)
+                raise ValueError(f"the parts give batches of shapes {shapes}; give parts of equal shape and batch_size")
             yield from torch.stack(images, 1).flatten(0, 1).split(len(images[0]))
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nkdlib.models.channels import ChannelGroup
 from nkdlib.models.cost import Cost, cost
+from nkdlib.models.modes import evaluating
 
 METRICS = ("params", "macs")
 
@@ -77,12 +78,10 @@ def _areas(network: nn.Module, example: Tensor) -> dict[str, int]:
         for path, layer in network.named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
     ]
-    mode = network.training
     try:
-        with torch.no_grad():
-            network.eval()(example[:1])
+        with torch.no_grad(), evaluating(network):
+            network(example[:1])
     finally:
-        network.train(mode)
         for handle in handles:
             handle.remove()
     return areas

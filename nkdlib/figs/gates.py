@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from nkdlib.figs.cost import METRICS, CostModel
 from nkdlib.models.channels import channel_groups, cut
+from nkdlib.models.modes import evaluating
 
 
 class Gates(nn.Module):
@@ -121,6 +122,15 @@ class Gates(nn.Module):
         counts = {name: p.sum().clamp_min(1.0) for name, p in self.probabilities.items()}
         return self.model.expected(counts, metric)
 
+    def check(self, metric: str, target: float) -> None:
+        """Raise ValueError for an unknown cost, or a target below the smallest or above the largest network."""
+        if metric not in METRICS:
+            raise ValueError(f"metric (={metric!r}) must be one of {', '.join(METRICS)}")
+        least = getattr(self.model(dict.fromkeys(self.groups, 1)), metric)
+        most = getattr(self.model(self.model.sizes), metric)
+        if not least <= target <= most:
+            raise ValueError(f"target (={target:,}) must lie between {least:,} and {most:,} {metric} of this network")
+
     @torch.no_grad()
     def fit(self, metric: str, target: float) -> "Gates":
         """Keep the most probable channels that a target has room for.
@@ -131,12 +141,7 @@ class Gates(nn.Module):
         Raises:
             ValueError: an unknown cost, or a target below the smallest or above the largest network.
         """
-        if metric not in METRICS:
-            raise ValueError(f"metric (={metric!r}) must be one of {', '.join(METRICS)}")
-        least = getattr(self.model(dict.fromkeys(self.groups, 1)), metric)
-        most = getattr(self.model(self.model.sizes), metric)
-        if not least <= target <= most:
-            raise ValueError(f"target (={target:,}) must lie between {least:,} and {most:,} {metric} of this network")
+        self.check(metric, target)
         every = torch.cat([odds.flatten() for odds in self.log_odds]).double().sort().values
         edges = torch.cat([every[:1] - 1, (every[1:] + every[:-1]) / 2, every[-1:] + 1]).tolist()
         low, high = 0, len(edges) - 1  # below edges[low] too much lives, above edges[high] it is little enough
@@ -165,12 +170,11 @@ class Gates(nn.Module):
     @torch.no_grad()
     def slim(self) -> nn.Module:
         """The plain network of the channels that live, in evaluation mode, the gates' scales in its weights."""
-        mode, paths = self.network.training, [path for group in self.groups.values() for path in group.consumers]
-        self.network.eval()
-        masked = {path: self.network.get_submodule(path).weight.clone() for path in paths}
+        paths = [path for group in self.groups.values() for path in group.consumers]
+        with evaluating(self.network):
+            masked = {path: self.network.get_submodule(path).weight.clone() for path in paths}
         network = deepcopy(self.remove())
         self._attach()
-        self.network.train(mode)
         for path, weight in masked.items():
             network.get_submodule(path).weight.copy_(weight)
         return cut(network, list(self.groups.values()), self.alive).eval()

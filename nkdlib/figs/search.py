@@ -81,9 +81,7 @@ def search(
     recipe, device = recipe or Search(), device_of(network)
     gates = Gates(network, example, temperature=recipe.temperature)
     try:
-        gates.fit(metric, target)  # refuses what cannot be met, before any step
-        for odds in gates.log_odds:
-            odds.data.fill_(2.5)
+        gates.check(metric, target)
         rows = _train(gates, batches, target, metric, recipe, loss, seed, device)
         gates.fit(metric, target)
         slim, counts = gates.slim(), gates.counts

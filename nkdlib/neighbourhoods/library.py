@@ -81,7 +81,8 @@ class Library:
         self.teacher = copy.deepcopy(teacher).eval()
         self.inputs = repeatable(inputs)
         images, digest = look_at(self.inputs)
-        self._determined = [Portable(self.teacher).fingerprint, digest]
+        drawn = repr(self.inputs) if hasattr(self.inputs, "boundaries") else ""  # noise says there what it is
+        self._determined = [Portable(self.teacher).fingerprint, digest, drawn]
         self.measure, self.forecast = "local error", None  # what errors are, and what they mean for accuracy
         self.example = images[:1].to(device_of(self.teacher))
         self.neighbourhoods = split(self.teacher, list(candidates), self.example)
