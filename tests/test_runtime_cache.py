@@ -243,3 +243,14 @@ def test_the_ingredients_are_readable():
     assert content["ingredients"]["arguments"] == {"seed": 0}
     assert __name__ in content["ingredients"]["code"]
     assert content["ingredients"]["torch"] == torch.__version__
+
+
+def test_another_writer_may_end_while_what_it_left_is_looked_at(tmp_path):
+    folder = tmp_path / "cache" / "vanishing"
+    folder.mkdir(parents=True)
+    (folder / ".part-gone").symlink_to(folder / "nowhere")  # listed, and not there when it is asked for its age
+
+    def vanishing():
+        return {}, {"made": True}
+
+    assert Cache(tmp_path).call(vanishing).info == {"made": True}

@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, Future, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -250,8 +250,9 @@ def _write(place: Path, files: dict[str, bytes]) -> None:
     """Write a directory of files so that it appears whole; where another writer was first, theirs stands."""
     place.parent.mkdir(parents=True, exist_ok=True)
     for left in place.parent.glob(f"{PART}*"):  # by writers that were killed, unless one is still at it
-        if time.time() - left.stat().st_mtime > 3_600:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # one that has just been renamed into its place
+            if time.time() - left.stat().st_mtime > 3_600:
+                shutil.rmtree(left, ignore_errors=True)
     try:
         with tempfile.TemporaryDirectory(prefix=PART, dir=place.parent) as temporary:
             whole = Path(temporary) / place.name
