@@ -47,8 +47,7 @@ def example(name):
 def scatter(gates, seed=0):
     """Log-odds on both sides of zero."""
     draw = torch.Generator().manual_seed(seed)
-    for odds in gates.log_odds:
-        odds.data.copy_(torch.randn(odds.shape, generator=draw))
+    gates.log_odds.data.copy_(torch.randn(gates.log_odds.shape, generator=draw))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -73,31 +72,33 @@ def test_masks_by_hand():
     gates = Gates(network, torch.zeros(1, 1, 1, 1), temperature=0.5)
     network[0].weight.data.fill_(1.0)
     network[1].parametrizations.weight.original.data.copy_(torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1))
-    gates.log_odds[0].data.copy_(torch.tensor([1.0, -1.0, 0.5]))
+    gates.log_odds.data.copy_(torch.tensor([1.0, -1.0, 0.5]))
     x = torch.ones(1, 1, 1, 1)
     p = torch.sigmoid(torch.tensor([1.0, -1.0, 0.5]))
     assert network.eval()(x).item() == pytest.approx(p[0].item() + 100 * p[2].item(), rel=1e-6)
     network.train()
-    gates.noise[0].copy_(torch.tensor([-2.0, 2.0, 0.0]))  # sums -1, 1 and 0.5
+    gates.use(torch.tensor([-2.0, 2.0, 0.0]))  # sums -1, 1 and 0.5
     assert network(x).item() == 110.0  # straight through: the second and the third
-    (gradient,) = torch.autograd.grad(network(x).sum(), [gates.log_odds[0]])
+    (gradient,) = torch.autograd.grad(network(x).sum(), [gates.log_odds])
     soft = torch.sigmoid(torch.tensor([-1.0, 1.0, 0.5]) / 0.5)
     assert torch.allclose(gradient, soft * (1 - soft) / 0.5 * torch.tensor([1.0, 10.0, 100.0]))
     with gates.open():
         assert network(x).item() == 111.0
     gates.hard = False
+    gates.use(torch.tensor([-2.0, 2.0, 0.0]))
     assert network(x).item() == pytest.approx((soft * torch.tensor([1.0, 10.0, 100.0])).sum().item(), rel=1e-5)
 
 
 def test_noise_is_logistic_and_from_its_generator():
     gates = Gates(nn.Sequential(nn.Conv2d(1, 20_000, 1), nn.Conv2d(20_000, 1, 1)), torch.zeros(1, 1, 1, 1))
-    gates.draw(torch.Generator().manual_seed(0))
-    noise = gates.noise[0].clone()
-    assert abs(noise.mean()) < 0.05 and noise.std().item() == pytest.approx(math.pi / 3**0.5, rel=0.03)
-    gates.draw(torch.Generator().manual_seed(1))
-    assert not torch.equal(noise, gates.noise[0])
-    gates.draw(torch.Generator().manual_seed(0))
-    assert torch.equal(noise, gates.noise[0])
+    gates.hard = False
+    drawn = []
+    for seed in (0, 1, 0):
+        gates.draw(torch.Generator().manual_seed(seed))
+        drawn.append(gates.mask("0").detach().logit() * gates.temperature - 2.5)
+    noise = drawn[0][drawn[0].isfinite()]  # a mask of one has none
+    assert abs(noise.mean()) < 0.1 and noise.std().item() == pytest.approx(math.pi / 3**0.5, rel=0.05)
+    assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
 
 
 def test_costs_by_hand():
@@ -112,7 +113,7 @@ def test_costs_by_hand():
         assert found.macs == 9 * (9 * 2 * count + count * 3)
     p = torch.sigmoid(torch.tensor(2.5)).item()
     assert gates.expected_cost("params").item() == pytest.approx((9 * 2 + 2 + 3) * 4 * p + 3, rel=1e-5)
-    (gradient,) = torch.autograd.grad(gates.expected_cost("params"), [gates.log_odds[0]])
+    (gradient,) = torch.autograd.grad(gates.expected_cost("params"), [gates.log_odds])
     assert torch.allclose(gradient, torch.full((4,), 23 * p * (1 - p)))
 
 
@@ -121,15 +122,15 @@ def test_fitting_fills_a_target_with_the_most_probable_channels(metric):
     network, x = example("resnet")
     gates = Gates(network, x)
     scatter(gates)
-    scores = [odds.detach().clone() for odds in gates.log_odds]
+    scores = gates.log_odds.detach().clone()
     whole = getattr(cost(network, x), metric)
     for share in (0.05, 0.3, 0.9, 1.0):
-        for odds, score in zip(gates.log_odds, scores, strict=True):
-            odds.data.copy_(score)
+        gates.log_odds.data.copy_(scores)
         counts = gates.fit(metric, share * whole).counts
         counted = getattr(gates.model(counts), metric)
         assert 0.98 * share * whole < counted <= share * whole
-        for name, index, score in zip(gates.groups, gates.alive.values(), scores, strict=True):
+        for name, index in gates.alive.items():
+            score = scores[gates.slots[name]]
             assert set(index.tolist()) == set(score.topk(counts[name]).indices.tolist())  # within a group, the best
             more = getattr(gates.model({**counts, name: counts[name] + 1}), metric)
             assert counts[name] == gates.model.sizes[name] or more > share * whole  # nothing fits any more
@@ -138,9 +139,9 @@ def test_fitting_fills_a_target_with_the_most_probable_channels(metric):
 def test_no_group_ends_empty():
     network, x = example("resnet")
     gates = Gates(network, x)
-    for odds in gates.log_odds:
-        odds.data.fill_(-3.0)
-        odds.data[2] = -1.0
+    gates.log_odds.data.fill_(-3.0)
+    for slot in gates.slots.values():
+        gates.log_odds.data[slot.start + 2] = -1.0
     assert set(gates.counts.values()) == {1} and all(index.tolist() == [2] for index in gates.alive.values())
     with torch.no_grad():
         assert torch.allclose(gates.slim()(x), network.eval()(x), atol=1e-5)
@@ -216,9 +217,8 @@ def test_rivals_answer_the_same_target():
         assert 0.95 * target < gates.model(counts).params <= target
     score_by_scale(gates)
     block = network.layer1[0]
-    place = list(gates.groups).index("layer1.0.conv1")
-    assert torch.equal(gates.log_odds[place], block.bn1.weight.abs())
-    stream = list(gates.groups).index("stem.0")  # tied: the larger of both scales keeps a channel
+    assert torch.equal(gates.log_odds[gates.slots["layer1.0.conv1"]], block.bn1.weight.abs())
+    stream = gates.slots["stem.0"]  # tied: the larger of both scales keeps a channel
     assert torch.equal(gates.log_odds[stream], torch.maximum(network.stem[1].weight, block.bn2.weight))
     plain = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1))
     with pytest.raises(ValueError, match=r"the channels that '0' makes pass no BatchNorm"):

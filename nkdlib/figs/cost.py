@@ -1,4 +1,4 @@
-"""What a network costs as a function of how many channels each of its groups keeps.
+"""What a network costs as a function of how many channels each of its groups keeps, and of which operators stay.
 
 FiGS (arXiv 2006.09581) pays for a convolution its kernel area (times the output area for MACs) times alive inputs times
 alive outputs. Here every layer counts, biases and BatchNorm too, so that the prediction for whole numbers of channels
@@ -6,7 +6,7 @@ is the count of the network that is cut out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,26 +15,32 @@ from nkdlib.models.channels import ChannelGroup
 from nkdlib.models.cost import Cost, cost
 from nkdlib.models.modes import evaluating
 
-METRICS = ("params", "macs")
+COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+Rates = tuple[float, float, float, float]  # for each pair of input and output, each output, each input, and once
 
 
 @dataclass(frozen=True)
 class _Term:
-    """What one layer costs: each of its inputs times each of its outputs, and each output by itself."""
+    """One layer: numbers of channels that no search changes, and the groups and operators that it depends on."""
 
-    inputs: str | int  # a group's name, or a number of channels that no group has
-    outputs: str | int
-    pair: Cost
-    single: Cost
+    path: str
+    inputs: int  # that no group has
+    outputs: int
+    read: Sequence[str]  # groups that it reads, again for each time
+    made: Sequence[str]  # groups that it makes or carries
+    within: Sequence[str]  # operators that it is a part of
+    rates: Mapping[str, Rates]
 
 
+@dataclass(eq=False)
 class CostModel:
-    """The cost of a network in channels that stay, exact for whole numbers and differentiable in expected ones.
+    """The cost of a network in channels and operators that stay, exact for whole numbers and differentiable in others.
 
     Args:
         network: whose channels `groups` are.
         groups: from `channel_groups` of the same network.
         example: (B, C, H, W), an input of the size that MACs are counted for.
+        operators: paths of submodules that can be left out as a whole; each counts 0 or 1.
 
     >>> from nkdlib.models.channels import channel_groups
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(2), nn.Flatten(1), nn.Linear(8, 2)).eval()
@@ -43,31 +49,72 @@ class CostModel:
     (Cost(params=234, macs=232), Cost(params=118, macs=116))
     """
 
-    def __init__(self, network: nn.Module, groups: Sequence[ChannelGroup], example: Tensor):
-        self.sizes = {group.name: group.size for group in groups}
-        made = {path: group.name for group in groups for path in (*group.producers, *group.carriers)}
-        read = {path: group.name for group in groups for path in group.consumers}
-        areas = _areas(network, example)
-        self.terms = [
-            _term(layer, areas[path], read.get(path), made.get(path))
-            for path, layer in network.named_modules()
-            if path in areas
-        ]
-        self.rest = Cost(0, 0)  # what depends on no group
-        whole, known = cost(network, example), self(self.sizes)
-        self.rest = Cost(whole.params - known.params, whole.macs - known.macs)
+    network: nn.Module = field(repr=False)
+    groups: Sequence[ChannelGroup] = field(repr=False)
+    example: Tensor = field(repr=False)
+    operators: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        self.sizes = {group.name: group.size for group in self.groups} | dict.fromkeys(self.operators, 1)
+        areas = _areas(self.network, self.example)
+        self.terms = [self._term(path, areas[path]) for path, _ in self.network.named_modules() if path in areas]
+        names = {name: place for place, name in enumerate(self.sizes)}
+        deepest = max((len(term.within) for term in self.terms), default=0)
+        self._reads, self._makes = torch.zeros(2, len(self.terms), len(names), dtype=torch.float64)
+        self._within = torch.full((len(self.terms), deepest), len(names))  # there stands a one
+        for row, term in enumerate(self.terms):
+            for matrix, side in ((self._reads, term.read), (self._makes, term.made)):
+                for name in side:
+                    matrix[row, names[name]] += 1
+            self._within[row, : len(term.within)] = torch.tensor([names[name] for name in term.within])
+        self._fixed = torch.tensor([[t.inputs, t.outputs] for t in self.terms], dtype=torch.float64).T
+        self._rates = {
+            metric: torch.tensor([term.rates[metric] for term in self.terms], dtype=torch.float64).T
+            for metric in ("params", "macs")
+        }
+        self.rest = dict.fromkeys(self._rates, 0.0)  # what depends on no group
+        whole, known = cost(self.network, self.example), self(self.sizes)
+        self.rest = {metric: float(getattr(whole, metric) - getattr(known, metric)) for metric in self._rates}
+
+    def _term(self, path: str, area: int) -> _Term:
+        layer = self.network.get_submodule(path)
+        made = [g.name for g in self.groups for _ in g.places(path) if path in (*g.producers, *g.carriers)]
+        read = [g.name for g in self.groups for _ in g.places(path) if path in g.consumers]
+        sizes = {group.name: group.size for group in self.groups}
+        inputs, outputs, rates = _rates(layer, area)
+        return _Term(
+            path,
+            inputs - sum(sizes[name] for name in read),
+            outputs - sum(sizes[name] for name in made),
+            read,
+            made,
+            [name for name in self.operators if f"{path}.".startswith(f"{name}.")],
+            rates,
+        )
+
+    @property
+    def metrics(self) -> list[str]:
+        """Costs that are known."""
+        return list(self.rest)
 
     def __call__(self, counts: Mapping[str, int]) -> Cost:
-        """The cost with so many channels left in each group, by group name."""
-        return Cost(*(round(float(self.expected(counts, metric))) for metric in METRICS))
+        """The cost with so many channels left in each group and so many (0 or 1) of each operator, by name."""
+        return Cost(*(round(self.total(counts, metric)) for metric in ("params", "macs")))
 
-    def expected(self, counts: Mapping[str, Tensor | float], metric: str) -> Tensor | float:
-        """The cost in `params` or `macs` for expected numbers of channels; differentiable in them."""
-        total = float(getattr(self.rest, metric))
-        for term in self.terms:
-            inputs, outputs = (counts[side] if isinstance(side, str) else side for side in (term.inputs, term.outputs))
-            total = total + outputs * (inputs * getattr(term.pair, metric) + getattr(term.single, metric))
-        return total
+    def total(self, counts: Mapping[str, int], metric: str) -> float:
+        """The cost in one metric for whole numbers of channels."""
+        numbers = [float(counts[name]) for name in self.sizes]
+        return self.expected(torch.tensor(numbers, dtype=torch.float64), metric).item()
+
+    def expected(self, counts: Tensor, metric: str) -> Tensor:
+        """The cost for expected numbers, (groups and operators in the order of `sizes`,); differentiable in them."""
+        counts, device = counts.double(), counts.device
+        inputs, outputs = self._fixed.to(device)
+        inputs, outputs = inputs + self._reads.to(device) @ counts, outputs + self._makes.to(device) @ counts
+        pair, out, into, once = self._rates[metric].to(device)
+        layers = pair * inputs * outputs + out * outputs + into * inputs + once
+        stays = torch.cat([counts, counts.new_ones(1)])[self._within.to(device)].prod(1)
+        return (stays * layers).sum() + self.rest[metric]
 
 
 def _areas(network: nn.Module, example: Tensor) -> dict[str, int]:
@@ -76,7 +123,7 @@ def _areas(network: nn.Module, example: Tensor) -> dict[str, int]:
     handles = [
         layer.register_forward_hook(lambda _, __, y, path=path: areas.__setitem__(path, y[0, 0].numel()))
         for path, layer in network.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear | nn.BatchNorm2d)
+        if isinstance(layer, COUNTED)
     ]
     try:
         with torch.no_grad(), evaluating(network):
@@ -87,12 +134,13 @@ def _areas(network: nn.Module, example: Tensor) -> dict[str, int]:
     return areas
 
 
-def _term(layer: nn.Module, area: int, read: str | None, made: str | None) -> _Term:
+def _rates(layer: nn.Module, area: int) -> tuple[int, int, dict[str, Rates]]:
+    """Inputs and outputs of a layer, and what they cost in each metric."""
     if isinstance(layer, nn.BatchNorm2d):
-        return _Term(0, made or layer.num_features, Cost(0, 0), Cost(2 * layer.affine, 0))
+        return 0, layer.num_features, {"params": (0, 2 * layer.affine, 0, 0), "macs": (0, 0, 0, 0)}
     bias, kernel = int(layer.bias is not None), layer.weight[0, 0].numel()
-    outputs, area = made or layer.weight.shape[0], area if isinstance(layer, nn.Conv2d) else 1
+    outputs, area = layer.weight.shape[0], area if isinstance(layer, nn.Conv2d) else 1
     if getattr(layer, "groups", 1) > 1:  # one filter reads the inputs of its own group only
         each = layer.weight[0].numel()
-        return _Term(0, outputs, Cost(0, 0), Cost(each + bias, each * area))
-    return _Term(read or layer.weight.shape[1], outputs, Cost(kernel, kernel * area), Cost(bias, 0))
+        return 0, outputs, {"params": (0, each + bias, 0, 0), "macs": (0, each * area, 0, 0)}
+    return layer.weight.shape[1], outputs, {"params": (kernel, bias, 0, 0), "macs": (kernel * area, 0, 0, 0)}

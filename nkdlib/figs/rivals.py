@@ -12,19 +12,33 @@ from nkdlib.figs.gates import Gates
 
 @torch.no_grad()
 def score_evenly(gates: Gates) -> Gates:
-    """The same share of every group: uniform width."""
-    for odds in gates.log_odds:
-        odds.copy_(1 - (torch.arange(len(odds), device=odds.device) + 0.5) / len(odds))
+    """The same share of every group, all operators: uniform width."""
+    for name, slot in gates.slots.items():
+        size = gates.model.sizes[name]
+        evenly = 1 - (torch.arange(size, device=gates.log_odds.device) + 0.5) / size
+        gates.log_odds[slot] = evenly if name in gates.groups else torch.inf
     return gates
 
 
 @torch.no_grad()
 def score_at_random(gates: Gates, seed: int, spread: float = 1.0) -> Gates:
-    """Random widths: every group a random share around the same one (our choice: logit-normal with this spread)."""
+    """Random widths and operators: random pruning of the same network.
+
+    Our choice: every group keeps a random share around the same one (logit-normal with this spread), every operator
+    stays with probability 1/2, and of a sum with no path around it at least one.
+    """
     draw = torch.Generator().manual_seed(seed)
-    for odds in gates.log_odds:
-        ranks = (torch.arange(len(odds)) + 0.5) / len(odds)
-        odds.copy_((torch.randn((), generator=draw) * spread - ranks.logit()).to(odds.device))
+    for name in gates.groups:
+        ranks = (torch.arange(gates.model.sizes[name]) + 0.5) / gates.model.sizes[name]
+        shares = torch.randn((), generator=draw) * spread - ranks.logit()
+        gates.log_odds[gates.slots[name]] = shares.to(gates.log_odds.device)
+    for path, part in gates.sums.items():
+        slots = [gates.slots[f"{path}.operators.{name}"] for name in part.operators]
+        stays = torch.rand(len(slots), generator=draw) < 0.5
+        if not part.optional and not stays.any():
+            stays[int(torch.randint(len(slots), (), generator=draw))] = True
+        for slot, kept in zip(slots, stays.tolist(), strict=True):
+            gates.log_odds[slot] = torch.inf if kept else -torch.inf
     return gates
 
 
@@ -33,14 +47,27 @@ def score_by_scale(gates: Gates) -> Gates:
     """By BatchNorm's scales, as AtomNAS (arXiv 1912.09640) and MorphNet (arXiv 1711.06798) prune after shrinking them.
 
     A channel's score is the largest |gamma| of the BatchNorms that carry it, which is what ties in those papers keep.
+    An operator's score is that of its best channel that no other operator has: it ends with the last of them.
 
     Raises:
         ValueError: a group that no BatchNorm carries.
     """
-    for (name, group), odds in zip(gates.groups.items(), gates.log_odds, strict=True):
-        layers = map(gates.network.get_submodule, group.carriers)
-        scales = [m.weight.abs() for m in layers if isinstance(m, nn.BatchNorm2d) and m.affine]
-        if not scales:
-            raise ValueError(f"the channels that {name!r} makes pass no BatchNorm with a scale; score them otherwise")
-        odds.copy_(torch.stack(scales).amax(0))
+    for name in gates.groups:
+        gates.log_odds[gates.slots[name]] = scales(gates, name)
+    for path in gates.operators:
+        own = [name for name in gates.groups if name.startswith(f"{path}.")]
+        best = [gates.log_odds[gates.slots[name]].max() for name in own]
+        gates.log_odds[gates.slots[path]] = torch.stack(best).min() if best else torch.inf
     return gates
+
+
+def scales(gates: Gates, name: str) -> torch.Tensor:
+    """|gamma| of each channel of a group, (size,), differentiable; the largest where several BatchNorms carry it."""
+    group, found = gates.groups[name], []
+    for path in group.carriers:
+        norm = gates.network.get_submodule(path)
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+            found += [norm.weight[place].abs() for place in group.places(path)]
+    if not found:
+        raise ValueError(f"the channels that {name!r} makes pass no BatchNorm with a scale; score them otherwise")
+    return torch.stack(found).amax(0)

@@ -106,7 +106,7 @@ def _train(
     optimizer = torch.optim.AdamW(
         [
             {"params": weights, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
-            {"params": list(gates.log_odds), "lr": recipe.gate_lr, "weight_decay": 0.0},
+            {"params": [gates.log_odds], "lr": recipe.gate_lr, "weight_decay": 0.0},
         ]
     )
     opened = round(recipe.open_share * recipe.steps)

@@ -2,6 +2,21 @@
 
 from nkdlib.models.blocks import FORMS, Residual
 from nkdlib.models.cost import Cost, cost, count_params
+from nkdlib.models.operators import Sum
 from nkdlib.models.resnet import BasicBlock, ResNet, resnet
+from nkdlib.models.spaces import CellNetwork, mixed_space, residual_space
 
-__all__ = ["FORMS", "BasicBlock", "Cost", "ResNet", "Residual", "cost", "count_params", "resnet"]
+__all__ = [
+    "FORMS",
+    "BasicBlock",
+    "CellNetwork",
+    "Cost",
+    "ResNet",
+    "Residual",
+    "Sum",
+    "cost",
+    "count_params",
+    "mixed_space",
+    "residual_space",
+    "resnet",
+]

@@ -224,7 +224,7 @@ def solve_neighbourhood(
         return student.eval()
     width, student = student, piece
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
-    for name in [group.name for group in inner_groups(piece, example)]:
+    for name in [group.name for group in inner_groups(piece, example, joined=False)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
         problem = _pose(piece, student, pairs, example, group, kept)
         ranking = ranking or Ranking(problem.normal, elimination_order(problem.normal, ridge))

@@ -22,11 +22,13 @@ def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
 
     The scale is |gamma| of the last BatchNorm that carries it, else the norm of the weights that make it.
     """
-    readers = [module.get_submodule(path).weight.detach() for path in group.consumers]
-    score = sum(weight.transpose(0, 1).flatten(1).norm(dim=1) for weight in readers)
-    norms = [m for m in map(module.get_submodule, group.carriers) if isinstance(m, nn.BatchNorm2d) and m.affine]
-    if norms:
-        return score * norms[-1].weight.detach().abs()
+    readers = [
+        (module.get_submodule(path).weight.detach(), place) for path in group.consumers for place in group.places(path)
+    ]
+    score = sum(weight.transpose(0, 1)[place].flatten(1).norm(dim=1) for weight, place in readers)
+    for path in reversed(group.carriers):
+        if isinstance(norm := module.get_submodule(path), nn.BatchNorm2d) and norm.affine:
+            return score * norm.weight.detach()[group.places(path)[0]].abs()
     return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)
 
 
@@ -52,9 +54,9 @@ def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
     return cut(piece, groups, keep)
 
 
-def inner_groups(piece: nn.Module, example: Tensor) -> list[ChannelGroup]:
-    """The inner channel groups of a neighbourhood; ValueError where it has none."""
-    groups = channel_groups(piece, example)
+def inner_groups(piece: nn.Module, example: Tensor, joined: bool = True) -> list[ChannelGroup]:
+    """The inner channel groups of a neighbourhood, on request without concatenated ones; ValueError where none is."""
+    groups = [group for group in channel_groups(piece, example) if joined or not group.starts]
     if not groups:
         raise ValueError(
             f"width was given for a neighbourhood ({type(piece).__name__}) that has no inner channels to leave "
