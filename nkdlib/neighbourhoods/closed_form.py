@@ -191,7 +191,7 @@ class Ranking:
 def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float) -> Ranking:
     """The ranking of a neighbourhood's first inner channel group; arguments as for `solve_neighbourhood`."""
     example = next(iter(pairs()))[0][:1]
-    problem = _pose(piece, piece, pairs, example, inner_groups(piece, example)[0])
+    problem = _pose(piece, piece, pairs, example, inner_groups(piece, example, joined=False)[0])
     return Ranking(problem.normal, elimination_order(problem.normal, ridge))
 
 
