@@ -166,9 +166,12 @@ def test_a_search_ends_at_its_target_with_a_network_that_works(metric, share):
     assert found.cost == cost(found.network, x)
     assert 0.95 * share * whole < getattr(found.cost, metric) <= share * whole  # groups of 8 channels only
     assert not any("parametriz" in key for key in network.state_dict())
-    losses = found.history.loss
-    assert len(losses) == 60 and losses.iloc[-10:].mean() < 0.6 * losses.iloc[:10].mean()
-    assert found.history.counted.iloc[-1] < 0.8 * whole  # the penalty did it, not the last fit alone
+    losses, counted = found.history.loss, found.history.counted
+    assert len(losses) == 48 and losses.iloc[-10:].mean() < 0.6 * losses.iloc[:10].mean()
+    assert 0.15 * whole < counted.iloc[-1] < 0.6 * whole  # the penalty did it, not the last fit alone
+    with torch.no_grad():
+        right = [found.network(images).argmax(1) == labels for images, labels in batches(4, seed=1)]
+    assert torch.cat(right).float().mean() > 0.85  # as it is, without training anew
     assert search(twin, x, batches(60), share * whole, metric, recipe).counts == found.counts
 
 
@@ -181,11 +184,11 @@ NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
         ({"target": 10}, ValueError, r"target \(=10\) must lie between [\d,]+ and [\d,]+ params"),
         ({"target": 10**9}, ValueError, r"target \(=1,000,000,000\) must lie between"),
         ({"metric": "flops"}, ValueError, r"metric \(='flops'\) must be one of params, macs"),
-        ({"batches": []}, ValueError, r"batches ended after 0, recipe.steps is 5"),
+        ({"batches": []}, ValueError, r"batches ended after 0, recipe.steps asks for 4"),
         (
             {"batches": [(torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long())] * 5},
             FloatingPointError,
-            "not finite at step 0",
+            "a search for 20,000 params is not finite at step 0 of 4 with lr",
         ),
         ({"network": nn.Conv2d(3, 2, 1)}, ValueError, r"network \(=Conv2d\) has no inner channels to gate"),
     ],

@@ -4,8 +4,9 @@ Chaudhuri, Eban, Li, Moroz and Movshovitz-Attias, arXiv 2006.09581.
 """
 
 from nkdlib.figs.cost import CostModel
-from nkdlib.figs.gates import Gates
-from nkdlib.figs.rivals import score_at_random, score_by_scale, score_evenly
+from nkdlib.figs.gates import Gates, rebuild
+from nkdlib.figs.originals import mix, score_by_mixture, shrink
+from nkdlib.figs.rivals import score_at_random, score_by_magnitude, score_by_scale, score_evenly
 from nkdlib.figs.search import Found, Search, search
 
 __all__ = [
@@ -13,8 +14,13 @@ __all__ = [
     "Found",
     "Gates",
     "Search",
+    "mix",
+    "rebuild",
     "score_at_random",
+    "score_by_magnitude",
+    "score_by_mixture",
     "score_by_scale",
     "score_evenly",
     "search",
+    "shrink",
 ]

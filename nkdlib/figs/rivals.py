@@ -54,9 +54,25 @@ def score_by_scale(gates: Gates) -> Gates:
     """
     for name in gates.groups:
         gates.log_odds[gates.slots[name]] = scales(gates, name)
+    return _score_operators(gates)
+
+
+@torch.no_grad()
+def score_by_magnitude(gates: Gates) -> Gates:
+    """By the weights that make a channel: their norm as a share of the layer's mean (our reading of magnitude pruning).
+
+    Channels of layers of any size are so compared with each other; an operator ends with the last channel of its own.
+    """
+    for name, group in gates.groups.items():
+        norms = [gates.network.get_submodule(path).weight.flatten(1).norm(dim=1) for path in group.producers]
+        gates.log_odds[gates.slots[name]] = torch.stack([norm / norm.mean() for norm in norms]).amax(0)
+    return _score_operators(gates)
+
+
+def _score_operators(gates: Gates) -> Gates:
+    """Let an operator live as long as all groups have a channel that no other operator has; without one, always."""
     for path in gates.operators:
-        own = [name for name in gates.groups if name.startswith(f"{path}.")]
-        best = [gates.log_odds[gates.slots[name]].max() for name in own]
+        best = [gates.log_odds[slot].max() for name, slot in gates.slots.items() if name.startswith(f"{path}.")]
         gates.log_odds[gates.slots[path]] = torch.stack(best).min() if best else torch.inf
     return gates
 

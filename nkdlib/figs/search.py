@@ -2,10 +2,12 @@
 
 FiGS (arXiv 2006.09581): cross-entropy plus a penalty on the expected cost. What differs: the user names a target
 instead of a penalty weight; what is paid for is the expected cost above a geometric path from the whole network to the
-target, and at the end the most probable channels within the target are kept.
+target; where it falls below the path all gates are opened a little; at the end the most probable channels within the
+target are kept, and the slim network is trained on. On Fashion-MNIST, 300 steps of 64 images end within 5 % of the
+target before that choice, and always within one channel of it afterwards.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -15,26 +17,46 @@ from torch import Tensor, nn
 
 from nkdlib.figs.gates import Gates
 from nkdlib.models.cost import Cost
-from nkdlib.runtime.progress import progress
+from nkdlib.runtime.progress import Progress
 from nkdlib.training.evaluate import device_of
-from nkdlib.training.loop import Schedule, own_random_numbers
+from nkdlib.training.loop import Descent, Schedule
 
 
 @dataclass(frozen=True)
 class Search(Schedule):
-    """How a network is searched. All values are our choice."""
+    """How a network is searched. All values are our choice, but for the log-odds at the start."""
 
-    gate_lr: float = 2e-2  # of the log-odds, constant
-    open_share: float = 0.2  # of the steps, at the start, in which every channel lives
-    arrive_share: float = 0.8  # of the other steps, after which the path has come to the target
+    gate_lr: float = 0.1  # of the log-odds, constant; at 0.02 all gates fall alike in short runs
+    gate_betas: tuple[float, float] = (0.9, 0.99)  # of their Adam
+    log_odds: float = 2.5  # of every gate at the start: it lives in 92 % of the steps
     temperature: float = 0.5  # of the masks
     stiffness: float = 10.0  # of the penalty: half of it times the squared logarithm of what is above the path
+    open_share: float = 0.2  # of the steps, at the start, in which every channel lives
+    settle_share: float = 0.2  # of the steps, at the end, in which the slim network is trained on
+    arrive_share: float = 0.7  # of the steps between, after which the path has come to the target
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("open_share", "arrive_share"):
+        for name in ("open_share", "settle_share", "arrive_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} (={getattr(self, name)}) is a share of the steps; choose 0 to below 1")
+        if self.open_share + self.settle_share >= 1:
+            raise ValueError(
+                f"open_share (={self.open_share}) and settle_share (={self.settle_share}) leave no steps to search in"
+            )
+
+    @property
+    def settling(self) -> Schedule:
+        """The steps in which the slim network is trained on."""
+        return self._part(round(self.settle_share * self.steps))
+
+    @property
+    def searching(self) -> Schedule:
+        """The steps before."""
+        return self._part(self.steps - self.settling.steps)
+
+    def _part(self, steps: int) -> Schedule:
+        return Schedule(steps, self.batch_size, self.lr, self.warmup, self.weight_decay, self.max_grad_norm)
 
 
 @dataclass
@@ -43,13 +65,9 @@ class Found:
 
     network: nn.Module = field(repr=False)
     cost: Cost
-    counts: dict[str, int]  # channels left, by the layer that makes them
-    history: pd.DataFrame = field(repr=False)  # step, loss, expected and counted cost, path
-
-
-def cross_entropy(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The loss of a classifier on (images, labels)."""
-    return F.cross_entropy(output, batch[1].to(output.device))
+    counts: dict[str, int]  # channels left, by the layer that makes them; 0 or 1 for an operator, by its path
+    history: pd.DataFrame = field(repr=False)  # by step: loss, accuracy (%), expected and counted cost, path
+    alive: pd.DataFrame = field(repr=False)  # by step and name: channels or operators with log-odds above 0
 
 
 def search(
@@ -59,83 +77,103 @@ def search(
     target: float,
     metric: str = "params",
     recipe: Search | None = None,
-    loss: Callable[[Tensor, object], Tensor] = cross_entropy,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     seed: int = 0,
+    prepare: Callable[[Gates], object] | None = None,
 ) -> Found:
     """Train a network with gates until it costs `target`, and cut out what lives.
 
     Args:
-        network: trained in place; plain again afterwards.
+        network: trained in place; plain and whole again afterwards.
         example: (B, C, H, W), an input of the size that MACs are counted for.
-        batches: of (images, ...), at least `recipe.steps` of them.
+        batches: of (images, labels), at least `recipe.steps` of them.
         target: the cost asked for, in `metric`; the slim network's is the largest that does not exceed it.
-        metric: `params` or `macs`.
+        metric: `params`, `macs`, or what `prepare` adds.
         recipe: steps and rates.
-        loss: of the output and the batch.
+        loss: of the output and the labels.
         seed: of the gates' noise.
+        prepare: called with the gates before the search.
 
     Raises:
         ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
         FloatingPointError: a loss that is not finite.
     """
-    recipe, device = recipe or Search(), device_of(network)
-    gates = Gates(network, example, temperature=recipe.temperature)
+    recipe = recipe or Search()
+    gates = Gates(network, example, recipe.log_odds, recipe.temperature)
+    inputs = iter(batches)
     try:
+        if prepare is not None:
+            prepare(gates)
         gates.check(metric, target)
-        rows = _train(gates, batches, target, metric, recipe, loss, seed, device)
+        history, alive = _train(gates, inputs, target, metric, recipe, loss, seed)
         gates.fit(metric, target)
         slim, counts = gates.slim(), gates.counts
-        return Found(slim, gates.model(counts), counts, pd.DataFrame(rows))
     finally:
         gates.remove()
         network.eval()
+    settling = Descent(slim, recipe.settling, "the slim network", seed)
+    for x, labels in _drawn(inputs, recipe.settling.steps, recipe.searching.steps):
+        settling.step(lambda x=x, labels=labels: loss(slim(x.to(device_of(slim))), labels.to(device_of(slim))))
+    settling.finish()
+    return Found(slim, gates.model(counts), counts, history, alive)
 
 
 def _train(
     gates: Gates,
-    batches: Iterable,
+    inputs: Iterator,
     target: float,
     metric: str,
     recipe: Search,
-    loss: Callable[[Tensor, object], Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
     seed: int,
-    device: torch.device,
-) -> list[dict[str, float]]:
-    network, generator = gates.network.train(), torch.Generator().manual_seed(seed)
-    weights = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": weights, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
-            {"params": [gates.log_odds], "lr": recipe.gate_lr, "weight_decay": 0.0},
-        ]
-    )
-    opened = round(recipe.open_share * recipe.steps)
-    arrive = max(round(recipe.arrive_share * (recipe.steps - opened)), 1)
-    whole, rows = gates.expected_cost(metric).item(), []
-    iterator = iter(batches)
-    for step in progress(range(recipe.steps), f"searching for {target:,.0f} {metric}", unit="steps"):
-        batch = next(iterator, None)
-        if batch is None:
-            raise ValueError(f"batches ended after {step}, recipe.steps is {recipe.steps}; give more or fewer steps")
-        optimizer.param_groups[0]["lr"] = recipe.lr * recipe.rate(step)
-        gated, counted = step >= opened, getattr(gates.model(gates.counts), metric)
-        gates.opened = not gated
-        gates.draw(generator)
-        with own_random_numbers(device, seed + step):
-            value = loss(network(batch[0].to(device)), batch)
-        if not torch.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is not finite at step {step} with lr (={recipe.lr:g}) and gate_lr (={recipe.gate_lr:g}); "
-                "choose smaller ones or check the images for NaN"
-            )
-        share = min(max(step - opened, 0) / arrive, 1.0)
-        expected, path = gates.expected_cost(metric), whole * (target / whole) ** share
-        excess = (expected / path).log().clamp_min(0.0)
-        optimizer.zero_grad(set_to_none=True)
-        (value + 0.5 * recipe.stiffness * excess.square() if gated else value).backward()
-        if recipe.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
-        optimizer.step()
-        rows.append({"step": step, "loss": value.item(), "expected": expected.item(), "counted": counted, "path": path})
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    network, generator = gates.network, torch.Generator().manual_seed(seed)
+    device = device_of(network)
+    weights = Descent(network, recipe.searching, f"a search for {target:,.6g} {metric}", seed)
+    chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
+    opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
+    arrive = max(round(recipe.arrive_share * (steps - opened)), 1)
+    whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
+    with Progress(f"searching for {target:,.6g} {metric}", steps, "steps") as bar:
+        for step, (x, labels) in enumerate(_drawn(inputs, steps)):
+            x, labels = x.to(device), labels.to(device)
+            path = whole * (target / whole) ** min(max(step - opened, 0) / arrive, 1.0)
+            gates.opened = step < opened
+            gates.draw(generator)
+            row: dict[str, float] = {"step": step, "path": path}
+
+            def objective(x=x, labels=labels, path=path, row=row) -> Tensor:
+                output, expected = network(x), gates.expected_cost(metric)
+                value = loss(output, labels)
+                row["loss"], row["expected"] = value.detach(), expected.detach()
+                row["accuracy"] = 100 * (output.argmax(1) == labels).float().mean()
+                if gates.opened:
+                    return value
+                return value + 0.5 * recipe.stiffness * (expected / path).log().clamp_min(0.0).square()
+
+            weights.step(objective)
+            if not gates.opened:
+                chooser.step()
+                with torch.no_grad():  # what falls too low is raised, so that the path is kept from both sides
+                    gates.log_odds += 0.5 * recipe.gate_lr * (gates.expected_cost(metric) < path)
+            chooser.zero_grad()
+            counts = gates.counts
+            rows.append({**row, "counted": gates.model.total(counts, metric)})
+            alive.append({"step": step, **counts})
+            bar.advance()
     gates.opened = False
-    return rows
+    weights.finish()
+    history = pd.DataFrame([{name: float(value) for name, value in row.items()} for row in rows])
+    return history, pd.DataFrame(alive)
+
+
+def _drawn(inputs: Iterator, steps: int, before: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many batches, after some that were drawn before; ValueError where they end too soon."""
+    for step in range(steps):
+        batch = next(inputs, None)
+        if batch is None:
+            raise ValueError(
+                f"batches ended after {before + step}, recipe.steps asks for {before + steps} or more; give more "
+                "batches or fewer steps"
+            )
+        yield batch

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -24,11 +24,15 @@ class Sum(nn.Module):
         super().__init__()
         self.operators, self.optional = nn.ModuleDict(operators), optional
 
+    def edges(self) -> dict[str, list[str]]:
+        """Names of the operators by what they read: here all of them read the same."""
+        return {"": list(self.operators)}
+
     def forward(self, x: Tensor) -> Tensor:
         return add(part(x) for part in self.operators.values())
 
 
-def add(values) -> Tensor:
+def add(values: Iterable[Tensor]) -> Tensor:
     """The sum of tensors, 0 where there is none."""
     values = list(values)
     return functools.reduce(operator.add, values) if values else 0

@@ -142,6 +142,11 @@ def mixed_space(
 class Node(Sum):
     """A sum of operators that read different states; an operator's name begins with the number of its state."""
 
+    def edges(self) -> dict[str, list[str]]:
+        """Names of the operators by the state that they read."""
+        states = dict.fromkeys(name.split("_")[0] for name in self.operators)
+        return {state: [name for name in self.operators if name.split("_")[0] == state] for state in states}
+
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         return add(part(states[int(name.split("_")[0])]) for name, part in self.operators.items())
 
