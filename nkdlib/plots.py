@@ -214,3 +214,40 @@ def _forest_row(ax: Axes, claim_id: str, assessment) -> None:
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="x", labelsize=7, pad=1)
+
+
+def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
+    """Channels of every layer and operators that stay, one panel for each search space, layers from top to bottom.
+
+    Arguments: `spaces`, title -> label -> counts, as a FiGS search gives them: channels by layer, 0 or 1 by operator;
+    the first label is the supernet, drawn in gray behind the others. An operator without channels of its own has a
+    mark in each network that keeps it.
+    """
+    fig, axes = plt.subplots(1, len(spaces), figsize=(PAGE_WIDTH, 4.6), squeeze=False)
+    for ax, (title, networks) in zip(axes[0], spaces.items(), strict=True):
+        (_, whole), *others = networks.items()
+        operators = [name for name in whole if ".operators." in name and name.count(".", name.rindex("operators")) == 1]
+        layers = [name for name in whole if name not in operators]
+        bare = [name for name in operators if not any(layer.startswith(f"{name}.") for layer in layers)]
+        rows = layers + bare
+        places = np.arange(len(rows))
+        ax.barh(places[: len(layers)], [whole[name] for name in layers], color="0.9", height=0.9)
+        height = 0.8 / max(len(others), 1)
+        for turn, (label, counts) in enumerate(others):
+            gone = tuple(f"{name}." for name in operators if not counts[name])
+            kept = [0 if name.startswith(gone) else counts[name] for name in layers]
+            y = places - 0.4 + (turn + 0.5) * height
+            color = method_colors.get(label)
+            ax.barh(y[: len(layers)], kept, height=height, color=color, label=label)
+            stays = [place for place, name in zip(y[len(layers) :], bare, strict=True) if counts[name]]
+            ax.plot([0.02] * len(stays), stays, "s", color=color, markersize=2.5, transform=ax.get_yaxis_transform())
+        ax.set_yticks(places, [_layer_name(name) for name in rows], fontsize=4.5)
+        ax.set(title=title, xlabel="channels", ylim=(len(rows) - 0.5, -0.5))
+        ax.grid(axis="y", visible=False)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(spaces))
+    return fig
+
+
+def _layer_name(path: str) -> str:
+    """A submodule path without the parts that say nothing."""
+    return path.replace(".operators", "").replace(".body", "").replace(".paths", "").removesuffix(".0.0")
