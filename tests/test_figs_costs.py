@@ -95,8 +95,9 @@ def places():
 
 def shared():
     """A convolution and a BatchNorm that are called twice stay whole, with what they read and make."""
-    layers = {"a": conv(3, 4), "c": conv(4, 4), "n": nn.BatchNorm2d(4), "e": conv(4, 3), "o": conv(3, 2)}
-    return Toy(lambda m, x: m.o(m.e(m.c(m.n(m.c(m.n(m.a(x)))))).relu()), **layers)
+    layers = {"a": conv(3, 4), "c": conv(4, 4), "d": conv(4, 3), "n": nn.BatchNorm2d(3), "e": conv(3, 3)}
+    twice = lambda m, x: m.n(m.e(m.n(m.d(m.c(m.c(m.a(x)))))))  # noqa: E731
+    return Toy(lambda m, x: m.o(m.f(twice(m, x)).relu()), **layers, f=conv(3, 3), o=conv(3, 2))
 
 
 def optional():
@@ -162,8 +163,8 @@ TOYS = {
     ),
     places: ([(3, "l", "o", "", {})], lambda n: (16 + 65 * n + 2 * n + 2, AREA * 12 + 66 * n)),
     shared: (
-        [(3, "e", "o", "", {})],
-        lambda n: (16 + 20 + 8 + 5 * n + 2 * n + 2, AREA * (12 + 2 * 16 + 6 * n)),
+        [(3, "f", "o", "", {})],
+        lambda n: (16 + 20 + 15 + 6 + 12 + 4 * n + 2 * n + 2, AREA * (12 + 2 * 16 + 12 + 9 + 5 * n)),
     ),
     optional: (
         [(3, "a s.operators.conv", "s.operators.conv o", "", {})],
