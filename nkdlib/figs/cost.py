@@ -78,7 +78,8 @@ class CostModel:
 
     def _term(self, path: str, area: int) -> _Term:
         layer = self.network.get_submodule(path)
-        made = [g.name for g in self.groups for _ in g.places(path) if path in (*g.producers, *g.carriers)]
+        made = [g.name for g in self.groups if path in g.producers]
+        made += [g.name for g in self.groups for _ in g.places(path) if path in g.carriers]
         read = [g.name for g in self.groups for _ in g.places(path) if path in g.consumers]
         sizes = {group.name: group.size for group in self.groups}
         inputs, outputs, rates = _rates(layer, area)
@@ -120,8 +121,13 @@ class CostModel:
 def _areas(network: nn.Module, example: Tensor) -> dict[str, int]:
     """Output positions of one example by the path of each layer with channels; layers that are not run are left out."""
     areas: dict[str, int] = {}
+
+    def add(path: str, layer: nn.Module, y: Tensor) -> None:  # of a layer that is run twice, both
+        outputs = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.weight.shape[0]
+        areas[path] = areas.get(path, 0) + y.numel() // outputs
+
     handles = [
-        layer.register_forward_hook(lambda _, __, y, path=path: areas.__setitem__(path, y[0, 0].numel()))
+        layer.register_forward_hook(lambda layer, _, y, path=path: add(path, layer, y))
         for path, layer in network.named_modules()
         if isinstance(layer, COUNTED)
     ]
@@ -139,7 +145,7 @@ def _rates(layer: nn.Module, area: int) -> tuple[int, int, dict[str, Rates]]:
     if isinstance(layer, nn.BatchNorm2d):
         return 0, layer.num_features, {"params": (0, 2 * layer.affine, 0, 0), "macs": (0, 0, 0, 0)}
     bias, kernel = int(layer.bias is not None), layer.weight[0, 0].numel()
-    outputs, area = layer.weight.shape[0], area if isinstance(layer, nn.Conv2d) else 1
+    outputs = layer.weight.shape[0]
     if getattr(layer, "groups", 1) > 1:  # one filter reads the inputs of its own group only
         each = layer.weight[0].numel()
         return 0, outputs, {"params": (0, each + bias, 0, 0), "macs": (0, each * area, 0, 0)}

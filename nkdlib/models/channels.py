@@ -3,8 +3,8 @@
 `torch.fx` traces the module; the channels of each value (dimension 1) form a group; a convolution or linear layer reads
 one group and makes another; depthwise convolutions, BatchNorm and element-wise operations carry a group on; sums and
 products tie two groups into one; a concatenation sets groups side by side. Groups that touch the module's input or
-output, or an operation that is not known here, stay whole. (Our own; MorphNet's OpRegularizerManager plays this role
-for TensorFlow graphs.)
+output, a layer that is called twice, or an operation that is not known here, stay whole. (Our own; MorphNet's
+OpRegularizerManager plays this role for TensorFlow graphs.)
 """
 
 import copy
@@ -101,7 +101,8 @@ def _visit(
     before = values[sources[0]] if sources else ()
     size = sum(group.size for group in before)
     channels_last = isinstance(layer, nn.Linear) and len(shape) > 2  # tokens: not in dimension 1
-    if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and not channels_last:
+    once = layer is None or len(node.graph.find_nodes(op="call_module", target=node.target)) == 1
+    if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and once and not channels_last:
         grouped = getattr(layer, "groups", 1)
         if grouped == 1 and size == layer.weight.shape[1]:
             _record("consumers", node.target, before)
@@ -109,7 +110,7 @@ def _visit(
         if grouped == layer.weight.shape[0] == size:  # depthwise
             _record("carriers", node.target, before)
             return before
-    elif isinstance(layer, nn.BatchNorm2d):
+    elif isinstance(layer, nn.BatchNorm2d) and once:
         _record("carriers", node.target, before)
         return before
     elif isinstance(layer, CARRIERS) or _named(node) in CARRYING:
@@ -119,7 +120,7 @@ def _visit(
     elif (_named(node) == "flatten" or isinstance(layer, nn.Flatten)) and _shape(sources[0])[1] == shape[1]:
         return before  # (B, C, 1, 1) -> (B, C)
     elif node.target in JOINING and len(sources) == len(node.all_input_nodes) and 1 in (*node.args[1:], *_dim(node)):
-        return tuple(group for source in node.args[0] for group in values[source])
+        return tuple(group for source in (node.args or (node.kwargs["tensors"],))[0] for group in values[source])
     _keep_whole(*(values[source] for source in sources))
     return (ChannelGroup(shape[1], inner=False),)
 
