@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 import torchvision.models as zoo
+from conftest import speaking
 from torch import nn
 
 from nkdlib.figs import Gates, Search, score_at_random, score_by_scale, score_evenly, search
-from nkdlib.models import Residual, cost, resnet
+from nkdlib.models import Residual, Sum, cost, mixed_space, resnet
 
 
 def separable():
@@ -37,11 +38,7 @@ def example(name):
     make, size = EXAMPLES[name]
     network, x = make(), torch.randn(2, 3, size, size)
     with torch.no_grad():
-        for layer in network.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                for value in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-                    value.uniform_(0.5, 1.5)
-    return network.eval(), x
+        return speaking(network, x), x
 
 
 def scatter(gates, seed=0):
@@ -60,7 +57,8 @@ def test_the_slim_network_is_the_gated_one_and_costs_what_was_predicted(name):
         scatter(gates, seed)
         slim = gates.slim()
         with torch.no_grad():
-            assert torch.allclose(slim(x), network.eval()(x), atol=1e-5)
+            y = network.eval()(x)
+            assert (slim(x) - y).abs().max() < 1e-5 * y.abs().max().clamp_min(1) and (y[0] - y[1]).abs().max() > 1e-4
         assert cost(slim, x) == gates.model(gates.counts)
         assert not any("parametriz" in key for key in slim.state_dict()) and not slim.training
     assert network is gates.remove()
@@ -226,3 +224,45 @@ def test_rivals_answer_the_same_target():
     plain = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1))
     with pytest.raises(ValueError, match=r"the channels that '0' makes pass no BatchNorm"):
         score_by_scale(Gates(plain, torch.zeros(1, 1, 2, 2)))
+
+
+class Beside(nn.Module):
+    """An input and a part's output, added."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return x + self.part(x)
+
+
+def test_a_dead_operator_goes_with_those_within_it():
+    inner = nn.Sequential(nn.Conv2d(3, 4, 1), Sum({"x": nn.Conv2d(4, 4, 1), "y": nn.Identity()}), nn.Conv2d(4, 3, 1))
+    network, x = Beside(Sum({"n": inner}, optional=True)), torch.randn(2, 3, 4, 4)
+    gates = Gates(network, x)
+    gates.log_odds.data.fill_(1.0)
+    for path in ("part.operators.n", "part.operators.n.1.operators.x"):
+        gates.log_odds.data[gates.slots[path]] = -1.0
+    slim = gates.slim()
+    assert torch.equal(slim(x), x) and cost(slim, x).params == gates.model(gates.counts).params == 0
+
+
+def test_a_choice_that_leaves_nothing_open_is_only_checked():
+    network, x = (
+        Beside(Sum({"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 3, 3, padding=1)}, optional=True)),
+        torch.ones(1, 3, 4, 4),
+    )
+    gates = Gates(network, x)
+    gates.log_odds.data.copy_(torch.tensor([torch.inf, -torch.inf]))
+    assert gates.fit("params", 50).counts == {"part.operators.a": 1, "part.operators.b": 0}
+    with pytest.raises(ValueError, match=r"target \(=5\) cannot be met with the operators that are kept"):
+        gates.fit("params", 5)
+
+
+def test_an_operator_is_scored_by_what_only_it_makes():
+    network, x = mixed_space(4, stem=4, stages=((2, 6, 1, 1),), head=8, kernels=(3, 5)), torch.zeros(1, 3, 8, 8)
+    for kernel in ("3x3", "5x5"):  # the paths' common output
+        network.get_submodule(f"2.paths.operators.{kernel}.5.1").weight.data.fill_(0.01)
+    gates = score_by_scale(Gates(network, x))
+    assert [gates.log_odds[gates.slots[path]].item() for path in gates.operators] == [1.0, 1.0]

@@ -208,7 +208,7 @@ class Gates(nn.Module):
             return self.model.expected(self._sums(self.lives()), metric).item()
 
         every = given[given.isfinite()].double().unique()
-        edges = torch.cat([every[:1] - 1, (every[1:] + every[:-1]) / 2, every[-1:] + 1]).tolist()
+        edges = torch.cat([every[:1] - 1, (every[1:] + every[:-1]) / 2, every[-1:] + 1]).tolist() or [0.0]
         low, high = 0, len(edges) - 1  # below edges[low] too much lives, above edges[high] it is little enough
         if cost_above(edges[low]) <= target:
             high = low
@@ -277,8 +277,8 @@ def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> n
 
 
 def leave_out(network: nn.Module, operators: list[str]) -> None:
-    """Delete operators of sums, by path, in place."""
-    for path in operators:
+    """Delete operators of sums, by path, in place; those within others first."""
+    for path in sorted(operators, reverse=True):
         owner, _, name = path.rpartition(".")
         del network.get_submodule(owner)[name]
 

@@ -47,7 +47,7 @@ def score_by_scale(gates: Gates) -> Gates:
     """By BatchNorm's scales, as AtomNAS (arXiv 1912.09640) and MorphNet (arXiv 1711.06798) prune after shrinking them.
 
     A channel's score is the largest |gamma| of the BatchNorms that carry it, which is what ties in those papers keep.
-    An operator's score is that of its best channel that no other operator has: it ends with the last of them.
+    An operator ends with the last channel of a group that only it makes.
 
     Raises:
         ValueError: a group that no BatchNorm carries.
@@ -61,7 +61,8 @@ def score_by_scale(gates: Gates) -> Gates:
 def score_by_magnitude(gates: Gates) -> Gates:
     """By the weights that make a channel: their norm as a share of the layer's mean (our reading of magnitude pruning).
 
-    Channels of layers of any size are so compared with each other; an operator ends with the last channel of its own.
+    Channels of layers of any size are so compared with each other. An operator ends with the last channel of a group
+    that only it makes.
     """
     for name, group in gates.groups.items():
         norms = [gates.network.get_submodule(path).weight.flatten(1).norm(dim=1) for path in group.producers]
@@ -70,9 +71,14 @@ def score_by_magnitude(gates: Gates) -> Gates:
 
 
 def _score_operators(gates: Gates) -> Gates:
-    """Let an operator live as long as all groups have a channel that no other operator has; without one, always."""
+    """Let an operator live as long as each group that only it makes has a channel; without such a group, always."""
     for path in gates.operators:
-        best = [gates.log_odds[slot].max() for name, slot in gates.slots.items() if name.startswith(f"{path}.")]
+        own = [
+            name
+            for name, group in gates.groups.items()
+            if all(producer.startswith(f"{path}.") for producer in group.producers)
+        ]
+        best = [gates.log_odds[gates.slots[name]].max() for name in own]
         gates.log_odds[gates.slots[path]] = torch.stack(best).min() if best else torch.inf
     return gates
 

@@ -137,6 +137,8 @@ def _train(
     whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
     moments = {round(part * (steps - 1) / (MOMENTS - 1)) for part in range(MOMENTS)}
     log_odds = [gates.log_odds.detach().cpu().clone()]
+    (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
+    charged = charged > 0  # gates that the cost depends on
     with Progress(f"searching for {target:,.6g} {metric}", steps, "steps") as bar:
         for step, (x, labels) in enumerate(_drawn(inputs, steps)):
             x, labels = x.to(device), labels.to(device)
@@ -157,6 +159,8 @@ def _train(
             weights.step(objective)
             if not gates.opened:
                 chooser.step()
+                with torch.no_grad():  # what has fallen too low is raised, so that the path is kept from both sides
+                    gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
             chooser.zero_grad()
             counts = gates.counts
             rows.append({**row, "counted": gates.model.total(counts, metric)})
