@@ -39,6 +39,7 @@ method_colors: dict[str, str] = {
     "FiGS": _BLUE,
     "original": _GREEN,
     "magnitude": _PINK,
+    "random search": _SKY,
     "MobileNetV3": _ORANGE,
     "MnasNet": _GREEN,
 }

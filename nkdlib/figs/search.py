@@ -165,6 +165,12 @@ def _train(
             counts = gates.counts
             rows.append({**row, "counted": gates.model.total(counts, metric)})
             alive.append({"step": step, **counts})
+            if step % 10 == 0:
+                live = sum(counts[name] for name in gates.groups), sum(counts[name] for name in gates.operators)
+                bar.note(
+                    f"{rows[-1]['counted']:,.6g} {metric}, {row['accuracy']:.0f} %, {live[0]} channels"
+                    + f", {live[1]} operators" * bool(gates.operators)
+                )
             if step in moments:
                 log_odds.append(gates.log_odds.detach().cpu().clone())
             bar.advance()

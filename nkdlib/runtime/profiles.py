@@ -70,6 +70,35 @@ _NOISE = {
     "few": [10, 100, 1_000],
     "moments": 1_024,
 }
+_FIGS = {
+    "validation": 5_000,
+    "budgets": [0.05, 0.1],
+    "steps": 300,
+    "strengths": [0.01, 0.1, 1.0],
+    "mixture_rates": [3e-3, 3e-2],
+    "candidates": 4,
+    "imagenet_pixels": 224,
+    "repeats": 15,
+}
+_SMALL_SPACES = {
+    "stem_stride": 2,
+    "width": 24,
+    "mixed": [16, [[6, 16, 2, 2], [6, 24, 2, 2]], 64],
+    "cells": "rn",
+    "cell_channels": 8,
+    "search_steps": 400,
+    "imagenet_batch": 8,
+}
+_LARGE_SPACES = {  # never run yet: a guess
+    "width": 64,
+    "mixed": [32, [[6, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 3, 2]], 256],
+    "cells": "nrnrn",
+    "cell_channels": 16,
+    "nodes": 4,
+    "search_steps": 4_000,
+    "steps": 8_000,
+    "imagenet_batch": 64,
+}
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile
@@ -87,6 +116,7 @@ PROFILES: dict[str, Profile] = {
                 "02_distillation_speed": {**_FASHION, **_IMAGES, **_SPEED},
                 "03_student_search": {**_FASHION, **_IMAGES, **_SEARCH, "depth": 20, "teacher_steps": 800},
                 "04_synthetic_data": {**_FASHION, **_NOISE},
+                "05_figs_classification": {**_FIGS, **_SMALL_SPACES},
             },
         ),
         Profile(
@@ -101,6 +131,7 @@ PROFILES: dict[str, Profile] = {
                 "02_distillation_speed": {**_CIFAR, **_IMAGES, **_SPEED, "augment": True},
                 "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "augment": True},
                 "04_synthetic_data": {**_CIFAR, **_NOISE, "augment": True},
+                "05_figs_classification": {**_FIGS, **_LARGE_SPACES, "augment": True},
             },
         ),
         Profile("paper", data="imagenet", device="cuda", seeds=5, judged=True),

@@ -36,6 +36,11 @@ class Progress:
         if self._bar is not None:
             self._bar.update(steps)
 
+    def note(self, text: str) -> None:
+        """Show how things stand behind the bar; a log has none."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+
     def __enter__(self) -> "Progress":
         return self
 
