@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -156,6 +157,12 @@ def plain_ticks(axis: mpl.axis.Axis) -> None:
     axis.set_minor_locator(mpl.ticker.NullLocator())
 
 
+def short_ticks(axis: mpl.axis.Axis) -> None:
+    """Label a logarithmic axis with numbers such as 5k and 2M at 1, 2 and 5 of each decade."""
+    plain_ticks(axis)
+    axis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
+
+
 def points_axis(ax: Axes, label: str) -> None:
     """A vertical axis for points lost: linear up to one point, logarithmic beyond, plain numbers."""
     ax.set_yscale("symlog", linthresh=1)
@@ -251,4 +258,6 @@ def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figu
 
 def _layer_name(path: str) -> str:
     """A submodule path without the parts that say nothing."""
-    return path.replace(".operators", "").replace(".body", "").replace(".paths", "").removesuffix(".0.0")
+    short = re.sub(r"\.(operators|body|paths)\b", "", path)
+    short = re.sub(r"^cells\.(\d+)\.nodes\.(\d+)\.(\d+)_", r"cell \1, \3 to \2: ", short)
+    return re.sub(r"(\.\d+)+$", "", short) or path

@@ -201,6 +201,11 @@ def test_what_cannot_be_searched_is_named(change, error, match):
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"temperature \(=0\) must be positive"):
         Gates(resnet(8, 2, seed=0), torch.zeros(1, 3, 8, 8), temperature=0)
+    network, x = resnet(8, 2, seed=0), torch.zeros(1, 3, 8, 8)
+    gates = Gates(network, x)
+    with pytest.raises(ValueError, match=r"network \(=ResNet\) has gates already; call their remove"):
+        Gates(network, x)
+    Gates(gates.remove(), x)
     with pytest.raises(ValueError, match=r"open_share \(=1.0\) is a share"):
         Search(open_share=1.0)
 
