@@ -5,7 +5,7 @@ alive outputs. Here every layer counts, biases and BatchNorm too, so that the pr
 is the count of the network that is cut out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from nkdlib.models.cost import Cost, cost
 from nkdlib.models.modes import evaluating
 
 COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+FREE = {"params": (0, 0, 0, 0), "macs": (0, 0, 0, 0)}
 Rates = tuple[float, float, float, float]  # for each pair of input and output, each output, each input, and once
 
 
@@ -27,7 +28,7 @@ class _Term:
     inputs: int  # that no group has
     outputs: int
     read: Sequence[str]  # groups that it reads, again for each time
-    made: Sequence[str]  # groups that it makes or carries
+    made: Sequence[str]  # groups that it makes, carries or passes on
     within: Sequence[str]  # operators that it is a part of
     rates: Mapping[str, Rates]
 
@@ -56,7 +57,7 @@ class CostModel:
 
     def __post_init__(self) -> None:
         self.sizes = {group.name: group.size for group in self.groups} | dict.fromkeys(self.operators, 1)
-        areas = _areas(self.network, self.example)
+        areas = _areas(self.network, self.example, {path for group in self.groups for path in group.passers})
         self.terms = [self._term(path, areas[path]) for path, _ in self.network.named_modules() if path in areas]
         names = {name: place for place, name in enumerate(self.sizes)}
         deepest = max((len(term.within) for term in self.terms), default=0)
@@ -68,21 +69,40 @@ class CostModel:
                     matrix[row, names[name]] += 1
             self._within[row, : len(term.within)] = torch.tensor([names[name] for name in term.within])
         self._fixed = torch.tensor([[t.inputs, t.outputs] for t in self.terms], dtype=torch.float64).T
-        self._rates = {
-            metric: torch.tensor([term.rates[metric] for term in self.terms], dtype=torch.float64).T
-            for metric in ("params", "macs")
-        }
-        self.rest = dict.fromkeys(self._rates, 0.0)  # what depends on no group
-        whole, known = cost(self.network, self.example), self(self.sizes)
-        self.rest = {metric: float(getattr(whole, metric) - getattr(known, metric)) for metric in self._rates}
+        self._rates: dict[str, Tensor] = {}
+        self.rest: dict[str, float] = {}  # what depends on no group
+        whole = cost(self.network, self.example)
+        for metric in ("params", "macs"):
+            rates = {term.path: term.rates[metric] for term in self.terms}
+            self.add(metric, rates)
+            self.add(metric, rates, getattr(whole, metric) - self.total(self.sizes, metric))
+
+    def add(self, metric: str, rates: Mapping[str, Rates], rest: float = 0.0) -> None:
+        """Know one more cost, or the same one anew.
+
+        Args:
+            metric: its name.
+            rates: by the path of each term's layer, for each pair of an input and an output, each output, each input,
+                and once.
+            rest: what is paid whatever stays.
+
+        Raises:
+            ValueError: rates that miss a layer, or are of one that is no term.
+        """
+        paths = [term.path for term in self.terms]
+        if wrong := sorted(rates.keys() ^ set(paths)):
+            raise ValueError(f"rates (of {metric!r}) and the terms differ in {wrong}; give rates of this very network")
+        self._rates[metric] = torch.tensor([rates[path] for path in paths], dtype=torch.float64).T
+        self.rest[metric] = float(rest)
 
     def _term(self, path: str, area: int) -> _Term:
         layer = self.network.get_submodule(path)
         made = [g.name for g in self.groups if path in g.producers]
-        made += [g.name for g in self.groups for _ in g.places(path) if path in g.carriers]
+        made += [g.name for g in self.groups for _ in g.places(path) if path in (*g.carriers, *g.passers)]
         read = [g.name for g in self.groups for _ in g.places(path) if path in g.consumers]
         sizes = {group.name: group.size for group in self.groups}
-        inputs, outputs, rates = _rates(layer, area)
+        free = 0, sum(sizes[name] for name in made), FREE
+        inputs, outputs, rates = _rates(layer, area) if isinstance(layer, COUNTED) else free
         return _Term(
             path,
             inputs - sum(sizes[name] for name in read),
@@ -110,26 +130,31 @@ class CostModel:
     def expected(self, counts: Tensor, metric: str) -> Tensor:
         """The cost for expected numbers, (groups and operators in the order of `sizes`,); differentiable in them."""
         counts, device = counts.double(), counts.device
-        inputs, outputs = self._fixed.to(device)
-        inputs, outputs = inputs + self._reads.to(device) @ counts, outputs + self._makes.to(device) @ counts
+        inputs, outputs = self.channels(counts)
         pair, out, into, once = self._rates[metric].to(device)
         layers = pair * inputs * outputs + out * outputs + into * inputs + once
         stays = torch.cat([counts, counts.new_ones(1)])[self._within.to(device)].prod(1)
         return (stays * layers).sum() + self.rest[metric]
 
+    def channels(self, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of each term's layer, (terms,) both, for numbers in the order of `sizes`."""
+        counts, device = counts.double(), counts.device
+        inputs, outputs = self._fixed.to(device)
+        return inputs + self._reads.to(device) @ counts, outputs + self._makes.to(device) @ counts
 
-def _areas(network: nn.Module, example: Tensor) -> dict[str, int]:
-    """Output positions of one example by the path of each layer with channels; layers that are not run are left out."""
+
+def _areas(network: nn.Module, example: Tensor, passers: Container[str]) -> dict[str, int]:
+    """Output positions of one example by path, of layers with channels and of `passers`, where they are run."""
     areas: dict[str, int] = {}
 
     def add(path: str, layer: nn.Module, y: Tensor) -> None:  # of a layer that is run twice, both
-        outputs = layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.weight.shape[0]
-        areas[path] = areas.get(path, 0) + y.numel() // outputs
+        channels_last = isinstance(layer, nn.Linear)
+        areas[path] = areas.get(path, 0) + y.numel() // y.shape[-1 if channels_last else 1]
 
     handles = [
         layer.register_forward_hook(lambda layer, _, y, path=path: add(path, layer, y))
         for path, layer in network.named_modules()
-        if isinstance(layer, COUNTED)
+        if isinstance(layer, COUNTED) or path in passers
     ]
     try:
         with torch.no_grad(), evaluating(network):

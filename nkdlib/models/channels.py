@@ -39,6 +39,7 @@ class ChannelGroup:
     producers: list[str] = field(default_factory=list)  # convolutions and linear layers that make them
     consumers: list[str] = field(default_factory=list)  # and that read them
     carriers: list[str] = field(default_factory=list)  # depthwise convolutions and BatchNorms, one entry a channel
+    passers: list[str] = field(default_factory=list)  # activations and pooling that are called once
     starts: dict[str, list[int]] = field(default_factory=dict)  # places in layers that take a concatenation
     inner: bool = True  # can be cut without changing the module's input or output
 
@@ -113,7 +114,11 @@ def _visit(
     elif isinstance(layer, nn.BatchNorm2d) and once:
         _record("carriers", node.target, before)
         return before
-    elif isinstance(layer, CARRIERS) or _named(node) in CARRYING:
+    elif isinstance(layer, CARRIERS):
+        if once:
+            _record("passers", node.target, before)
+        return before
+    elif _named(node) in CARRYING:
         return before
     elif node.op == "call_function" and node.target in TYING and sources and len(sources) == len(node.all_input_nodes):
         return _tie(before, values[sources[-1]], values)
@@ -173,7 +178,7 @@ def _absorb(first: ChannelGroup, second: ChannelGroup) -> None:
     """Tie the second group to the first."""
     for path, starts in second.starts.items():
         first.starts[path] = sorted({*first.starts.get(path, []), *starts})
-    for name in ("producers", "consumers", "carriers"):
+    for name in ("producers", "consumers", "carriers", "passers"):
         layers = getattr(first, name)
         layers.extend(path for path in getattr(second, name) if path not in layers)
     first.inner &= second.inner
