@@ -41,6 +41,7 @@ method_colors: dict[str, str] = {
     "original": _GREEN,
     "magnitude": _PINK,
     "random search": _SKY,
+    "hand-made": _BROWN,
     "MobileNetV3": _ORANGE,
     "MnasNet": _GREEN,
 }
