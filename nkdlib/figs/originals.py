@@ -15,7 +15,7 @@ from nkdlib.figs.gates import Gates
 from nkdlib.figs.rivals import scales, score_evenly
 from nkdlib.models.operators import Sum
 from nkdlib.training.evaluate import device_of
-from nkdlib.training.loop import Descent, Schedule
+from nkdlib.training.loop import Descent, Schedule, minimize
 
 ALIVE = 0.01  # a scale from which on a channel counts as alive (MorphNet's threshold for "gamma")
 
@@ -51,21 +51,23 @@ def shrink(
     """
     gates, device = Gates(network, example), device_of(network)
     gates.remove()  # only what it knows of groups and costs is used
-    whole, names = gates.model.total(gates.model.sizes, metric), list(gates.groups)
-    ones = torch.ones(len(gates.operators), dtype=torch.float64, device=device)
-    descent = Descent(network, schedule, "a network with shrinking scales")
-    for _, (x, labels) in zip(range(schedule.steps), batches, strict=False):
+    scale_penalty(gates, metric)  # before the first step: can every group be paid for?
 
-        def objective(x=x, labels=labels) -> Tensor:
-            sizes = [scales(gates, name) for name in names]
-            living = torch.stack([(size.detach() > ALIVE).sum() for size in sizes]).double()
-            counts = torch.cat([living, ones]).requires_grad_()
-            (each,) = torch.autograd.grad(gates.model.expected(counts, metric), counts)
-            paid = torch.stack([size.sum() for size in sizes]) @ each[: len(sizes)].float()
-            return loss(network(x.to(device)), labels.to(device)) + strength * paid / whole
+    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
+        value = loss(network(batch[0].to(device)), batch[1].to(device))
+        return value + strength * scale_penalty(gates, metric)
 
-        descent.step(objective)
-    return descent.finish()
+    return minimize(network, batches, objective, schedule, "a network with shrinking scales")
+
+
+def scale_penalty(gates: Gates, metric: str) -> Tensor:
+    """The sum over channels of |gamma| times the cost of one more channel of the group, over the whole cost."""
+    sizes = [scales(gates, name) for name in gates.groups]
+    living = torch.stack([(size.detach() > ALIVE).sum() for size in sizes]).double()
+    counts = torch.cat([living, living.new_ones(len(gates.operators))]).requires_grad_()
+    (each,) = torch.autograd.grad(gates.model.expected(counts, metric), counts)
+    paid = torch.stack([size.sum() for size in sizes]) @ each[: len(sizes)].float()
+    return paid / gates.model.total(gates.model.sizes, metric)
 
 
 class Mixture(nn.Module):
