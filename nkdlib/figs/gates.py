@@ -56,6 +56,7 @@ class Gates(nn.Module):
             raise ValueError(f"temperature (={temperature}) must be positive; 0.5 works in short runs")
         if any(isinstance(part, _Masked) for part in network.modules()):
             raise ValueError(f"network (={type(network).__name__}) has gates already; call their remove() first")
+        # DEVIATION D10: tied channels have one gate instead of several in a union, and operators have gates.
         groups = channel_groups(network, example)
         self.sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
         operators = [f"{path}.operators.{name}" for path, part in self.sums.items() for name in part.operators]

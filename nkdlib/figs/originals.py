@@ -17,6 +17,7 @@ from nkdlib.models.operators import Sum
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Descent, Schedule, minimize
 
+# DEVIATION D12: short versions; what is kept is decided by rank within the budget, without a width multiplier.
 ALIVE = 0.01  # a scale from which on a channel counts as alive (MorphNet's threshold for "gamma")
 
 

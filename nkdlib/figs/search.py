@@ -142,6 +142,7 @@ def _train(
     with Progress(f"searching for {target:,.6g} {metric}", steps, "steps") as bar:
         for step, (x, labels) in enumerate(_drawn(inputs, steps)):
             x, labels = x.to(device), labels.to(device)
+            # DEVIATION D11: a path to the target that the user names, in place of a weight for the cost.
             path = whole * (target / whole) ** min(max(step - opened, 0) / arrive, 1.0)
             gates.opened = step < opened
             gates.draw(generator)
