@@ -87,6 +87,11 @@ def test_masks_by_hand():
     assert network(x).item() == pytest.approx((soft * torch.tensor([1.0, 10.0, 100.0])).sum().item(), rel=1e-5)
 
 
+def test_what_stays_whole_is_named():
+    gates = Gates(grouped(), torch.zeros(1, 3, 5, 5))
+    assert list(gates.groups) == ["3"] and gates.ungated == ["0", "2", "4"]
+
+
 def test_noise_is_logistic_and_from_its_generator():
     gates = Gates(nn.Sequential(nn.Conv2d(1, 20_000, 1), nn.Conv2d(20_000, 1, 1)), torch.zeros(1, 1, 1, 1))
     gates.hard = False
@@ -188,7 +193,7 @@ NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
             FloatingPointError,
             "a search for 20,000 params is not finite at step 0 of 4 with lr",
         ),
-        ({"network": nn.Conv2d(3, 2, 1)}, ValueError, r"network \(=Conv2d\) has no inner channels to gate"),
+        ({"network": nn.Conv2d(3, 2, 1)}, ValueError, r"\(=Conv2d\) has no inner channels to gate \(layers: itself\)"),
     ],
 )
 def test_what_cannot_be_searched_is_named(change, error, match):

@@ -61,9 +61,11 @@ class Gates(nn.Module):
         self.sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
         operators = [f"{path}.operators.{name}" for path, part in self.sums.items() for name in part.operators]
         if not groups and not operators:
+            layers = ", ".join([path or "itself" for path, m in network.named_modules() if isinstance(m, COUNTED)][:9])
             raise ValueError(
-                f"network (={type(network).__name__}) has no inner channels to gate: a group needs a convolution or "
-                "linear layer that makes it and one that reads it, with only known operations between them"
+                f"network (={type(network).__name__}) has no inner channels to gate (layers: {layers}): a "
+                "group needs a convolution or linear layer that makes it and one that reads it, with only known "
+                "operations between them; put operators that may vanish into a Sum"
             )
         for path in operators:
             _check_operator(path, network.get_submodule(path))
@@ -111,6 +113,13 @@ class Gates(nn.Module):
     def network(self) -> nn.Module:
         """The gated network."""
         return self._network[0]
+
+    @property
+    def ungated(self) -> list[str]:
+        """Layers whose outputs stay whole: a network's own, grouped convolutions, what an unknown operation reads."""
+        made = {path for group in self.groups.values() for path in (*group.producers, *group.carriers)}
+        layers = (nn.Conv2d, nn.Linear)
+        return [path for path, part in self.network.named_modules() if isinstance(part, layers) and path not in made]
 
     def draw(self, generator: torch.Generator | None = None) -> None:
         """New noise for the next step; one sample a channel, whatever the batch."""

@@ -64,7 +64,7 @@ def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
         except Exception as error:
             raise ValueError(
                 f"module (={type(module).__name__}) cannot be traced by torch.fx ({error}); "
-                "give students as modules and train them instead of narrowing or solving"
+                "its forward must not depend on values; for neighbourhoods, give students as modules instead"
             ) from error
         with torch.no_grad():
             ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
