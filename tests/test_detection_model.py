@@ -116,6 +116,12 @@ def test_dropout_and_drop_path_follow_the_mode():
     assert not torch.equal(features(images)[0], features(images)[0])
 
 
+def test_network_without_classifier():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1))
+    maps = feature_maps(network, images := torch.rand(1, 1, 30, 30), [2, "1", 4])(images)
+    assert [tuple(features.shape) for features in maps] == [(1, 4, 15, 15), (1, 6, 8, 8), (1, 6, 8, 8)]
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x if x.sum() > 0 else -x
@@ -223,6 +229,7 @@ def test_nothing_found_and_nothing_to_find(capfd):
     for nothing in ([], [{"image_id": 0, **empty}]):
         result = evaluate(nothing, truth)
         assert {getattr(result, name) for name in NUMBERS} == {0.0} and not result.precision.any()
+    assert np.isnan(evaluate([], {**truth, "annotations": [], "images": []}).ap)
     for found in (predictions, []):
         result = evaluate(found, {**truth, "annotations": []})
         assert np.isnan([getattr(result, name) for name in NUMBERS]).all() and np.isnan(result.precision).all()
@@ -237,6 +244,9 @@ def test_categories_and_errors_of_evaluate():
     assert np.array_equal(straight.precision_by_class[::-1], reverse.precision_by_class)
     some = evaluate([{**p, "labels": torch.ones_like(p["labels"])} for p in predictions], truth, (8,))
     assert some.precision_by_class.shape == (1, 101) and some.ap > 0
+    for wrong in ((2, 2, 5, 8), ()):
+        with pytest.raises(ValueError, match="none twice"):
+            evaluate(predictions, {**truth, "categories": []}, wrong)
     with pytest.raises(ValueError, match="1 to 3"):
         evaluate(predictions, truth, (2, 5, 8))
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions comes twice"):

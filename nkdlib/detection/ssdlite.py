@@ -36,7 +36,8 @@ class _Tracer(fx.Tracer):
 def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx.GraphModule:
     """A copy of a network that returns some of its feature maps and is without what they do not need.
 
-    Dropout called as a function is left out; modules such as `nn.Dropout` and `StochasticDepth` stay as they are.
+    Dropout called as a function is left out; modules such as `nn.Dropout` and `StochasticDepth` stay as they are. A
+    map that the next layer changes in place is returned changed.
 
     Args:
         network: any module that takes one tensor and that torch.fx can trace; not changed.
@@ -92,7 +93,7 @@ def _find(graph: fx.Graph, tap: Tap, size: int) -> fx.Node:
             )
         return strides[tap]
     found = {}  # the last node of each name
-    for node in graph.nodes:
+    for node in list(graph.nodes)[:-1]:  # the last is the output
         paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
         found.update(dict.fromkeys((node.name, *paths), node))
     if tap not in found:
@@ -107,7 +108,7 @@ def _strides(graph: fx.Graph, size: int) -> dict[int, fx.Node]:
     """By stride, the last map that no connection passes by, so that all of the network up to it takes part in it."""
     place = {node: index for index, node in enumerate(graph.nodes)}
     found, furthest, reached = {}, 0, set()
-    for node in graph.nodes:
+    for node in list(graph.nodes)[:-1]:  # the last is the output
         if node.op != "placeholder" and reached.isdisjoint(node.all_input_nodes):
             continue  # a constant
         shape = _shape(node)
@@ -150,7 +151,7 @@ class Detector(SSD):
         self, backbone: nn.Module, head: nn.Module, anchors: DefaultBoxGenerator, shape: Sequence[int], **options
     ):
         self.shape = tuple(shape)  # of one image
-        super().__init__(backbone, anchors, self.shape[1:], 0, head=head, **options)
+        super().__init__(backbone, anchors, self.shape[1:], 0, head=head, **options)  # the head knows the classes
         images = torch.zeros(1, *self.shape, device=device_of(backbone))
         with evaluating(backbone), torch.no_grad():
             features = list(backbone(images).values())
@@ -205,6 +206,8 @@ def ssdlite(
     **options: float,
 ) -> Detector:
     """A detector whose features are those of a classification network; torchvision's SSDLite but for the arguments.
+
+    `detector.to(memory_format=torch.channels_last)` makes a step on a CPU about a quarter shorter.
 
     Args:
         network: images (B, C, size, size) to anything; copied with its weights. C is what its first convolution takes.
