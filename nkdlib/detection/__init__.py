@@ -1,7 +1,24 @@
-"""Object detection: an SSDLite head on any classification network, its training, and COCO's average precision."""
+"""Object detection: images with boxes, SSDLite on any classification network, and average precision as COCO has it."""
 
+from nkdlib.detection.batches import DetectionBatches, SquareImages, SSDAugmentation
+from nkdlib.detection.coco import CocoImages, Problem
 from nkdlib.detection.precision import AveragePrecision, evaluate
+from nkdlib.detection.scenes import write_scenes
 from nkdlib.detection.ssdlite import Detector, feature_maps, ssdlite
 from nkdlib.detection.train import detect, train_detector
 
-__all__ = ["AveragePrecision", "Detector", "detect", "evaluate", "feature_maps", "ssdlite", "train_detector"]
+__all__ = [
+    "AveragePrecision",
+    "CocoImages",
+    "DetectionBatches",
+    "Detector",
+    "Problem",
+    "SSDAugmentation",
+    "SquareImages",
+    "detect",
+    "evaluate",
+    "feature_maps",
+    "ssdlite",
+    "train_detector",
+    "write_scenes",
+]
