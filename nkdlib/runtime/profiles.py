@@ -76,6 +76,7 @@ _FIGS = {
     "steps": 300,
     "strengths": [0.01, 0.1, 1.0],
     "mixture_rates": [3e-3, 3e-2],
+    "random_draws": 3,
     "candidates": 4,
     "imagenet_pixels": 224,
     "repeats": 15,
