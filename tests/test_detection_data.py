@@ -1,0 +1,477 @@
+"""Images with boxes: COCO folders good and bad, batches and their augmentation, generated scenes."""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torchvision.ops import box_iou
+from torchvision.transforms.v2 import functional as v2
+
+from nkdlib.data import DataDamaged, DataNotFound, Images
+from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, scenes, write_scenes
+from nkdlib.detection.batches import GRAY, YIQ, color_matrix
+from nkdlib.runtime.keys import canonical
+
+REAL_DATA = Path(os.environ["NKD_DATA"]) if os.environ.get("NKD_DATA") else None
+
+
+def in_pycocotools(content: dict) -> COCO:
+    """Return what COCO's own loader makes of annotations."""
+    coco = COCO()
+    coco.dataset = content
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
+def annotation(id=1, image_id=7, category_id=3, bbox=(4, 2, 10, 8), **more):
+    return {"id": id, "image_id": image_id, "category_id": category_id, "bbox": list(bbox)} | more
+
+
+class Folder:
+    """Three pictures of 40x20 pixels, one of them gray, in a folder whose name has a space, and their annotations."""
+
+    def __init__(self, root: Path):
+        self.pictures, self.path = root / "my pictures", root / "instances.json"
+        self.pictures.mkdir()
+        for number, mode in enumerate(("RGB", "RGB", "L")):
+            Image.new(mode, (40, 20), 50 if mode == "L" else (200, 100, number)).save(self.pictures / f"p{number}.png")
+        names = {7: "p0.png", 5: "p1.png", 9: "p2.png"}
+        self.content = {
+            "images": [{"id": id, "file_name": name, "width": 40, "height": 20} for id, name in names.items()],
+            "annotations": [
+                annotation(id=11, image_id=9, category_id=90, bbox=(1, 2, 3, 4)),
+                annotation(id=12, area=60.5, iscrowd=0),
+                annotation(id=13, bbox=(0, 0, 40, 20), iscrowd=1, area=500),
+                annotation(id=14, category_id=90, bbox=(30, -5, 20, 10)),
+            ],
+            "categories": [{"id": 90, "name": "toothbrush"}, {"id": 3, "name": "car"}],
+        }
+
+    def open(self, **options) -> CocoImages:
+        self.path.write_text(json.dumps(self.content))
+        return CocoImages.open(self.pictures, self.path, **options)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+def test_a_folder_is_read(folder):
+    images = folder.open()
+    assert len(images) == 3 and images.classes == ("car", "toothbrush") and images.category_ids == (3, 90)
+    pixels, target = images[0]
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 20, 40) and pixels[:, 0, 0].tolist() == [200, 100, 0]
+    assert target["boxes"].dtype == target["area"].dtype == torch.float32 and target["labels"].dtype == torch.int64
+    assert target["boxes"].tolist() == [[4, 2, 14, 10], [0, 0, 40, 20], [30, 0, 40, 5]]  # the last one clipped
+    assert target["labels"].tolist() == [1, 1, 2] and target["image_id"] == 7
+    assert target["iscrowd"].tolist() == [False, True, False]
+    assert target["area"].tolist() == [60.5, 500, 50]  # the last one of the box, for want of another
+    assert images.target(0, crowds=False)["labels"].tolist() == [1, 2]
+    without = images.target(1)
+    assert without["boxes"].shape == (0, 4) and without["labels"].shape == without["iscrowd"].shape == (0,)
+    assert images[2][0].unique().tolist() == [50]  # gray becomes RGB
+    assert [target["image_id"] for _, target in images] == [7, 5, 9]  # a sequence that ends
+
+
+def test_it_goes_back_into_coco(folder):
+    images = folder.open()
+    coco = in_pycocotools(images.to_coco())
+    assert sorted(coco.getImgIds()) == [5, 7, 9] and coco.getCatIds() == [3, 90]
+    assert [a["bbox"] for a in coco.imgToAnns[7]] == [[4, 2, 10, 8], [0, 0, 40, 20], [30, 0, 10, 5]]
+    assert [a["category_id"] for a in coco.imgToAnns[7]] == [3, 3, 90]
+    assert coco.getAnnIds(iscrowd=True) == [2] and min(coco.getAnnIds()) == 1
+    folder.content = images.to_coco()
+    again = folder.open()
+    assert again.fingerprint == images.fingerprint
+    assert json.dumps(again.to_coco()) == json.dumps(images.to_coco())
+
+
+def bad_image(content, **changes):
+    content["images"][1] |= changes
+
+
+def bad_annotation(content, **changes):
+    content["annotations"][1] |= changes
+
+
+BAD = {
+    "file missing": (bad_image, {"file_name": "gone.png"}, "gone.png: image 5: there is no such file"),
+    "file empty": (bad_image, {"file_name": "empty.png"}, "empty.png: image 5: the file is empty"),
+    "no width": (bad_image, {"width": None}, "p1.png: image 5: missing width"),
+    "width 0": (bad_image, {"width": 0}, r"p1.png: image 5: width \(=0\)"),
+    "image twice": (bad_image, {"id": 7}, "p1.png: image 7: its id was there before"),
+    "image id": (bad_image, {"id": "five"}, "p1.png: image five: its id must be an integer"),
+    "box empty": (bad_annotation, {"bbox": [1, 1, 0, 5]}, r"p0.png: annotation 12: bbox .* is empty"),
+    "box negative": (bad_annotation, {"bbox": [9, 9, -3, 5]}, r"p0.png: annotation 12: bbox .* is empty"),
+    "box outside": (bad_annotation, {"bbox": [40, 1, 5, 5]}, r"p0.png: annotation 12: .* outside of the image, 40x20"),
+    "box NaN": (bad_annotation, {"bbox": [1, 1, float("nan"), 5]}, r"p0.png: annotation 12: .* four numbers"),
+    "box short": (bad_annotation, {"bbox": [1, 1, 4]}, r"p0.png: annotation 12: .* four numbers"),
+    "no box": (bad_annotation, {"bbox": None}, "p0.png: annotation 12: missing bbox"),
+    "category": (bad_annotation, {"category_id": 4}, "p0.png: annotation 12: there is no category 4"),
+    "image": (bad_annotation, {"image_id": 8}, "instances.json: annotation 12: there is no image 8"),
+    "box twice": (bad_annotation, {"id": 11}, "p0.png: annotation 11: its id was there before"),
+    "area": (bad_annotation, {"area": -1}, r"p0.png: annotation 12: area \(=-1\)"),
+}
+
+
+@pytest.mark.parametrize(("change", "changes", "message"), BAD.values(), ids=BAD)
+def test_a_bad_entry_is_named_or_left_out(folder, change, changes, message):
+    (folder.pictures / "empty.png").touch()
+    change(folder.content, **changes)
+    with pytest.raises(ValueError, match=f"1 problem.*\n  {message}"):
+        folder.open()
+    images = folder.open(drop=True)
+    assert len(images.dropped) == 1 and "1 problems left out" in repr(images)
+    assert (len(images), len(images.boxes)) == ((2, 4) if change is bad_image else (3, 3))
+
+
+def test_an_image_takes_its_boxes_with_it(folder):
+    (folder.pictures / "p0.png").unlink()
+    images = folder.open(drop=True)
+    assert [str(problem) for problem in images.dropped] == [
+        f"p0.png: image 7: there is no such file in {folder.pictures} (it has 3 boxes)"
+    ]
+    assert images.image_ids == (5, 9) and images.target(1)["boxes"].tolist() == [[1, 2, 4, 6]]
+
+
+def test_ten_problems_are_listed_and_all_counted(folder):
+    folder.content["annotations"] = [annotation(id=i, bbox=(0, 0, 0, 0)) for i in range(1, 13)]
+    with pytest.raises(ValueError, match="has 12 problem") as error:
+        folder.open()
+    assert "annotation 10:" in str(error.value) and "annotation 11:" not in str(error.value)
+    assert "and 2 more" in str(error.value) and "drop=True" in str(error.value)
+    assert len(folder.open(drop=True).boxes) == 0
+
+
+def test_what_is_no_annotations_file_is_said(folder):
+    with pytest.raises(DataNotFound, match=r"instances\.json"):
+        CocoImages.open(folder.pictures, folder.path)
+    folder.path.write_text("[1")
+    with pytest.raises(DataDamaged, match=r"instances\.json is not JSON"):
+        CocoImages.open(folder.pictures, folder.path)
+    categories = folder.content.pop("categories")
+    with pytest.raises(DataDamaged, match="'categories'"):
+        folder.open()
+    folder.content["categories"] = categories
+    folder.open()
+    with pytest.raises(DataNotFound, match="images_folder"):
+        CocoImages.open(folder.pictures / "elsewhere", folder.path)
+
+
+def test_a_file_that_is_not_the_image_is_named_when_decoded(folder):
+    (folder.pictures / "p1.png").write_bytes((folder.pictures / "p0.png").read_bytes()[:50])
+    Image.new("RGB", (20, 40)).save(folder.pictures / "p2.png")
+    images = folder.open()
+    with pytest.raises(DataDamaged, match=r"p1\.png \(image 5\) is no readable image"):
+        images[1]
+    with pytest.raises(DataDamaged, match=r"p2\.png \(image 9\) is 20x40 pixels, its annotations are for 40x20"):
+        images[2]
+
+
+def test_subsets_and_fingerprints(folder):
+    images = folder.open()
+    part = images.subset([2, 0])
+    assert part.image_ids == (9, 7) and part.classes == images.classes
+    for place, old in enumerate((2, 0)):
+        pixels, target = part[place]
+        assert torch.equal(pixels, images[old][0])
+        assert str(target) == str(images.target(old))
+    assert images.subset(2).image_ids == (7, 5)
+    assert images.subset(2, seed=1).fingerprint == images.subset(2, seed=1).fingerprint != images.fingerprint
+    for wrong in ([0, 0], [3], [], 4, 0):
+        with pytest.raises(ValueError, match="indices"):
+            images.subset(wrong)
+    copy = pickle.loads(pickle.dumps(images))
+    assert copy.fingerprint == images.fingerprint and torch.equal(copy[0][0], images[0][0])
+    assert canonical(images, "images", []) == {"nkdlib.detection.coco.CocoImages": images.fingerprint}
+    before = images.fingerprint
+    folder.content["annotations"][0]["bbox"][0] += 0.5
+    assert folder.open().fingerprint != before
+    folder.content["annotations"][0]["bbox"][0] -= 0.5
+    Image.new("RGB", (40, 20), (1, 2, 3)).save(folder.pictures / "p0.png", compress_level=0)
+    assert folder.open().fingerprint != before
+
+
+def test_squares_scale_boxes_along(folder):
+    squares = SquareImages(folder.open(), 10)
+    target = squares.target(0)
+    assert target["boxes"].tolist() == [[1, 1, 3.5, 5], [7.5, 0, 10, 2.5]]  # by 1/4 and 1/2, without the crowd
+    assert target["area"].tolist() == [60.5 / 8, 50 / 8]
+    assert (target["boxes"] * squares.scales[0]).tolist() == [[4, 2, 14, 10], [30, 0, 40, 5]]
+    assert squares.pixels.shape == (3, 3, 10, 10) and squares.pixels.numel() == squares.bytes == 900
+    assert squares.pixels[0, :, 5, 5].tolist() == [200, 100, 0]
+    assert len(pickle.dumps(squares)) < 5000 and "pixels" not in vars(pickle.loads(pickle.dumps(squares)))
+    assert squares.fingerprint != SquareImages(squares.images, 11).fingerprint
+
+
+def as_text(batches) -> str:
+    return str([(pixels.sum((1, 2, 3)).tolist(), targets) for pixels, targets in batches])
+
+
+def test_batches_follow_from_the_seed_alone(folder):
+    squares = SquareImages(folder.open(), 16)
+    state = torch.get_rng_state(), str(np.random.get_state())
+    options = {"steps": 5, "augment": SSDAugmentation()}
+    first = squares.batches(2, seed=3, **options)
+    text = as_text(first)
+    assert len(first) == 5 and text == as_text(first) == as_text(squares.batches(2, seed=3, **options))
+    assert text != as_text(squares.batches(2, seed=4, **options))
+    assert torch.equal(torch.get_rng_state(), state[0]) and str(np.random.get_state()) == state[1]
+    ids = [[t["image_id"] for t in targets] for _, targets in first]
+    plain = squares.batches(2, steps=5, seed=3)
+    assert ids == [[t["image_id"] for t in targets] for _, targets in plain]  # augmentation leaves the order alone
+    in_order = [
+        (len(pixels), [t["image_id"] for t in targets]) for pixels, targets in squares.batches(2, shuffle=False)
+    ]
+    assert in_order == [(2, [7, 5]), (1, [9])]
+    crowds = next(iter(squares.batches(2, shuffle=False, crowds=True)))[1][0]
+    assert crowds["iscrowd"].tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="seed"):
+        squares.batches(2)
+    with pytest.raises(ValueError, match="batch_size"):
+        squares.batches(4, seed=0)
+
+
+def rectangles(count: int, size: int = 128):
+    """Bright rectangles on black, and their targets."""
+    random = np.random.default_rng(0)
+    pixels, targets = torch.zeros(count, 3, size, size, dtype=torch.uint8), []
+    for image in pixels:
+        (x1, y1), (w, h) = random.integers(0, 60, 2).tolist(), random.integers(45, 65, 2).tolist()
+        image[:, y1 : y1 + h, x1 : x1 + w] = 255
+        box = torch.tensor([[x1, y1, x1 + w, y1 + h]], dtype=torch.float32)
+        labels, iscrowd, area = torch.tensor([1]), torch.tensor([False]), torch.tensor([0.5 * w * h])
+        targets.append({"boxes": box, "labels": labels, "image_id": 0, "iscrowd": iscrowd, "area": area})
+    return pixels, targets
+
+
+KINDS = {
+    "flip": SSDAugmentation(colors=False, zoom_out=1, crop=False),
+    "zoom": SSDAugmentation(colors=False, crop=False, fill=(0, 0, 0)),
+    "crop": SSDAugmentation(colors=False, zoom_out=1, flip=False),
+    "all": SSDAugmentation(colors=False, fill=(0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("augment", KINDS.values(), ids=KINDS)
+def test_augmentation_keeps_boxes_on_what_they_are_around(augment):
+    pixels, targets = rectangles(150)
+    before = pixels.clone()
+    changed, moved = augment(pixels, targets, np.random.default_rng(1))
+    assert torch.equal(pixels, before) and changed.shape == pixels.shape and changed.dtype == torch.uint8
+    assert (changed != pixels).flatten(1).any(1).float().mean() > 0.3
+    for image, target, old in zip(changed, moved, targets, strict=True):
+        rows, columns = (image[0] > 127).any(1).nonzero(), (image[0] > 127).any(0).nonzero()
+        bright = torch.tensor([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], dtype=torch.float32)
+        assert box_iou(bright, target["boxes"]) > 0.8
+        x1, y1, x2, y2 = target["boxes"][0].tolist()
+        assert target["area"].item() == pytest.approx(0.5 * (x2 - x1) * (y2 - y1), rel=1e-5)
+        assert target["labels"].tolist() == [1] and old["boxes"].shape == (1, 4)
+
+
+def test_a_crop_keeps_boxes_by_their_centers():
+    boxes = torch.tensor([[10.0, 10, 30, 40], [50, 60, 120, 120], [100, 5, 125, 25]])
+    more = {"labels": torch.tensor([1, 2, 3]), "iscrowd": torch.zeros(3, dtype=torch.bool), "area": torch.ones(3)}
+    target = {"boxes": boxes, "image_id": 4} | more
+    pixels = torch.zeros(300, 3, 128, 128, dtype=torch.uint8)
+    _, moved = SSDAugmentation(colors=False, zoom_out=1)(pixels, [target] * 300, np.random.default_rng(0))
+    kept = [set(t["labels"].tolist()) for t in moved]
+    assert all(kept) and {1, 2, 3} in kept and any(len(labels) == 1 for labels in kept)
+    for t in moved:
+        assert len(t["boxes"]) == len(t["iscrowd"]) == len(t["area"]) == len(t["labels"]) and t["image_id"] == 4
+        assert (t["boxes"] >= 0).all() and (t["boxes"] <= 128).all() and (t["boxes"][:, 2:] > t["boxes"][:, :2]).all()
+    _, moved = SSDAugmentation(min_side=60)(pixels, [target] * 300, np.random.default_rng(0))
+    assert all((t["boxes"][:, 2:] - t["boxes"][:, :2]).min() >= 60 for t in moved if len(t["boxes"]))
+
+
+def test_colors_leave_boxes_alone_and_images_without_boxes_pass():
+    pixels, targets = rectangles(8)
+    generators = [np.random.default_rng(2) for _ in range(2)]
+    colored, moved = SSDAugmentation()(pixels, targets, generators[0])
+    plain, as_plain = SSDAugmentation(colors=False)(pixels, targets, generators[1])
+    assert str(moved) == str(as_plain) and not torch.equal(colored, plain)
+    empty = {name: value[:0] if name != "image_id" else value for name, value in targets[0].items()}
+    _, moved = SSDAugmentation()(pixels, [empty] * 8, np.random.default_rng(0))
+    assert all(target["boxes"].shape == (0, 4) for target in moved)
+    with pytest.raises(ValueError, match="zoom_out"):
+        SSDAugmentation(zoom_out=0.5)
+
+
+class Scripted:
+    """A generator that turns on one change of color, at the upper end of its range."""
+
+    def __init__(self, which):
+        self.which = which
+
+    def random(self, count):
+        return np.where(np.arange(count) == self.which, 0.0, 1.0)
+
+    def uniform(self, low, high):
+        return high
+
+    def permutation(self, count):
+        return np.array([2, 0, 1])
+
+
+def test_colors_are_those_of_torchvision():
+    image = 0.3 + 0.2 * torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)).double()  # far from clamping
+    expected = [
+        v2.adjust_brightness(image, 1.125),
+        v2.adjust_contrast(image, 1.5),
+        v2.adjust_saturation(image, 1.5),
+        None,
+        image[[2, 0, 1]],
+    ]
+    for which, wanted in enumerate(expected):
+        matrix, shift = color_matrix(image.mean((1, 2)).numpy(), Scripted(which))
+        got = torch.from_numpy(np.einsum("ij,jhw->ihw", matrix, image.numpy()) + shift[:, None, None])
+        if wanted is None:  # the hue is turned, gray and brightness are not
+            assert np.allclose(matrix @ np.ones(3), 1, atol=0.01) and np.allclose(GRAY @ matrix, GRAY, atol=0.01)
+            before, after = (YIQ @ c for c in (np.array([1, 0.4, 0.2]), matrix @ np.array([1, 0.4, 0.2])))
+            assert np.hypot(*before[1:]) == pytest.approx(np.hypot(*after[1:])) and not np.allclose(before, after)
+        else:
+            assert torch.allclose(got, wanted, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def articles():
+    """Forty shapes of two kinds, no two alike: blobs of noise within a black frame."""
+    random = np.random.default_rng(0)
+    pixels = np.zeros((40, 1, 12, 12), np.uint8)
+    pixels[:20, :, 2:10, 3:9] = random.integers(120, 256, (20, 1, 8, 6))
+    pixels[20:, :, 5:8, 1:11] = random.integers(120, 256, (20, 1, 3, 10))
+    labels = torch.arange(2).repeat_interleave(20)
+    return Images("shapes", "train", torch.from_numpy(pixels), labels, ("tall", "wide"), (0.2,), (0.3,))
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def test_scenes_are_a_coco_data_set_and_follow_from_the_seed(articles, tmp_path):
+    written = write_scenes(articles, tmp_path / "a", 30, seed=5)
+    assert len(written) == 30 and written.classes == ("tall", "wide")
+    content = files_of(tmp_path / "a")
+    assert len(content) == 31 and content == files_of(write_scenes(articles, tmp_path / "b", 30, seed=5).folder.parent)
+    assert content != files_of(write_scenes(articles, tmp_path / "c", 30, seed=6).folder.parent)
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("a/train/*"))]
+    again = write_scenes(articles, tmp_path / "a", 30, seed=5)
+    assert again.fingerprint == written.fingerprint
+    assert times == [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("a/train/*"))]  # not drawn again
+    with pytest.raises(ValueError, match="holds other pictures"):
+        write_scenes(articles, tmp_path / "a", 30, seed=6)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "a/annotations/instances_train.json"))
+    assert len(coco.getAnnIds()) == len(written.boxes) and not written.iscrowd.any()
+    counts = np.bincount(written.owners, minlength=30)
+    assert counts.min() >= 1 and counts.max() <= 6 and counts.mean() > 1.5
+
+
+def test_boxes_of_scenes_are_tight_and_of_all_sizes(articles, tmp_path):
+    written = write_scenes(articles, tmp_path, 40, articles=(1, 1))
+    grounds = scenes.backgrounds(40, 128, scenes._seed(0, "train"))
+    for (picture, target), ground in zip(written, grounds, strict=True):
+        differs = (picture != ground).any(0)
+        rows, columns = differs.any(1).nonzero(), differs.any(0).nonzero()
+        tight = [columns[0].item(), rows[0].item(), columns[-1].item() + 1, rows[-1].item() + 1]
+        assert target["boxes"].tolist() == [tight]
+        width, height = tight[2] - tight[0], tight[3] - tight[1]
+        assert target["area"].tolist() == [width * height]
+        assert (target["labels"].item() == 2) == (width > height)
+    roots = np.sort(np.sqrt(written.area))
+    assert 0.08 * 128 < roots[0] < 20 and 80 < roots[-1] <= 0.91 * 128
+    assert (roots < 32).mean() > 0.2 and (roots >= 32).mean() > 0.2
+
+
+def test_articles_of_a_scene_leave_each_other_room(articles, tmp_path):
+    written = write_scenes(articles, tmp_path, 30, articles=(6, 6))
+    for place in range(30):
+        boxes = written.target(place)["boxes"]
+        shared = (
+            torch.minimum(boxes[:, None, 2:], boxes[:, 2:]) - torch.maximum(boxes[:, None, :2], boxes[:, :2])
+        ).clamp_min(0)
+        sizes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        share = shared.prod(2) / torch.minimum(sizes[:, None], sizes)
+        assert share.fill_diagonal_(0).max() <= scenes.CROWDING + 1e-6
+
+
+def test_splits_of_scenes_share_no_article(articles, tmp_path):
+    train, test = articles.split(10, seed=0)
+    write_scenes(train, tmp_path, 20)
+    with pytest.raises(ValueError, match=r"articles are in .*instances_train\.json as well"):
+        write_scenes(train, tmp_path, 20, split="test")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "runs") == ["annotations", "train"]
+    write_scenes(test, tmp_path, 20, split="test")
+    used = [
+        {
+            a["article"]
+            for a in json.loads((tmp_path / f"annotations/instances_{split}.json").read_text())["annotations"]
+        }
+        for split in ("train", "test")
+    ]
+    assert all(used) and not used[0] & used[1]
+    ground = [next(scenes.backgrounds(1, 32, scenes._seed(0, split))) for split in ("train", "test")]
+    assert not torch.equal(*ground)
+
+
+def test_a_writer_that_is_killed_leaves_nothing_complete(articles, tmp_path, monkeypatch):
+    def killed(self, target):
+        if self.suffix == ".json":
+            raise KeyboardInterrupt
+        return os.rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write_scenes(articles, tmp_path / "s", 3)
+    with pytest.raises(ValueError, match="unfinished"):
+        write_scenes(articles, tmp_path / "s", 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(scenes, "_check_apart", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            write_scenes(articles, tmp_path / "t", 3)
+    assert list(files_of(tmp_path / "t")) == [] and len(write_scenes(articles, tmp_path / "t", 3)) == 3
+
+
+def test_scenes_refuse_what_cannot_be_drawn(articles, tmp_path):
+    for wrong in ({"count": 0}, {"size": 8}, {"articles": (2, 1)}, {"sides": (0.5, 1.5)}, {"split": "../x"}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            write_scenes(articles, tmp_path, **{"count": 2} | wrong)
+    black = Images(
+        "black", "train", torch.zeros(1, 1, 4, 4, dtype=torch.uint8), torch.zeros(1).long(), ("a",), (0,), (1,)
+    )
+    with pytest.raises(ValueError, match="black all over"):
+        write_scenes(black, tmp_path / "black", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "boxes", "crowds", "empty", "classes"),
+    [("coco-tiny", 50, 470, 5, 1, 80), ("bccd-coco", 292, 3941, 0, 0, 3)],
+)
+def test_real_data(name, count, boxes, crowds, empty, classes, tmp_path):
+    archive = REAL_DATA and REAL_DATA / f"{name}.tar"
+    if not (archive and archive.is_file()):
+        pytest.skip(f"NKD_DATA has no {name}.tar")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    images = CocoImages.open(tmp_path / name / "train2017", tmp_path / name / "annotations/instances_train2017.json")
+    without = count - len(np.unique(images.owners))
+    assert (len(images), len(images.boxes), images.iscrowd.sum(), without) == (count, boxes, crowds, empty)
+    assert len(images.classes) == classes and len(in_pycocotools(images.to_coco()).getAnnIds()) == boxes
+    squares = SquareImages(images.subset(20, seed=0), 64)
+    for pixels, targets in squares.batches(10, steps=4, seed=0, augment=SSDAugmentation()):
+        assert pixels.shape == (10, 3, 64, 64) and pixels.float().std() > 20
+        for target in targets:
+            assert not target["iscrowd"].any() and (target["boxes"] >= 0).all() and (target["boxes"] <= 64).all()
+            assert ((target["labels"] >= 1) & (target["labels"] <= classes)).all()
