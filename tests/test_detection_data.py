@@ -209,6 +209,8 @@ def test_squares_scale_boxes_along(folder):
     assert target["boxes"].tolist() == [[1, 1, 3.5, 5], [7.5, 0, 10, 2.5]]  # by 1/4 and 1/2, without the crowd
     assert target["area"].tolist() == [60.5 / 8, 50 / 8]
     assert (target["boxes"] * squares.scales[0]).tolist() == [[4, 2, 14, 10], [30, 0, 40, 5]]
+    (found,) = squares.on_disk([{"image_id": target["image_id"], "boxes": target["boxes"], "scores": [0.5, 0.4]}])
+    assert found["boxes"].tolist() == [[4, 2, 14, 10], [30, 0, 40, 5]] and found["scores"] == [0.5, 0.4]
     assert squares.pixels.shape == (3, 3, 10, 10) and squares.pixels.numel() == squares.bytes == 900
     assert squares.pixels[0, :, 5, 5].tolist() == [200, 100, 0]
     assert len(pickle.dumps(squares)) < 5000 and "pixels" not in vars(pickle.loads(pickle.dumps(squares)))

@@ -5,7 +5,7 @@ Those take one image at a time, several passes over it and the global generator;
 and resizing are one resize of a slice, and all changes of color one 3x3 matrix.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,6 +69,11 @@ class SquareImages:
         """The target of one image, boxes and area in pixels at this size."""
         target, scale = self.images.target(place, crowds), self.scales[place]
         return target | {"boxes": target["boxes"] / scale, "area": target["area"] / (scale[0] * scale[1])}
+
+    def on_disk(self, predictions: Iterable[Mapping]) -> list[dict]:
+        """Predictions with an "image_id" and "boxes" (N, 4) at this size, with boxes in pixels of the images on disk."""
+        places = {image: place for place, image in enumerate(self.images.image_ids)}
+        return [{**one, "boxes": one["boxes"] * self.scales[places[one["image_id"]]]} for one in predictions]
 
     def batches(
         self,
