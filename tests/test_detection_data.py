@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as v2
 
 from nkdlib.data import DataDamaged, DataNotFound, Images
 from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, scenes, write_scenes
-from nkdlib.detection.batches import GRAY, YIQ, color_matrix
+from nkdlib.detection.batches import GRAY, YIQ, _crop, color_matrix
 from nkdlib.runtime.keys import canonical
 
 REAL_DATA = Path(os.environ["NKD_DATA"]) if os.environ.get("NKD_DATA") else None
@@ -232,6 +232,8 @@ def test_batches_follow_from_the_seed_alone(folder):
     assert torch.equal(torch.get_rng_state(), state[0]) and str(np.random.get_state()) == state[1]
     ids = [[t["image_id"] for t in targets] for _, targets in first]
     plain = squares.batches(2, steps=5, seed=3)
+    long = squares.batches(3, steps=20, seed=0)
+    assert len({tuple(t["image_id"] for t in targets) for _, targets in long}) > 2  # every epoch has its own order
     assert ids == [[t["image_id"] for t in targets] for _, targets in plain]  # augmentation leaves the order alone
     in_order = [
         (len(pixels), [t["image_id"] for t in targets]) for pixels, targets in squares.batches(2, shuffle=False)
@@ -293,8 +295,27 @@ def test_a_crop_keeps_boxes_by_their_centers():
     for t in moved:
         assert len(t["boxes"]) == len(t["iscrowd"]) == len(t["area"]) == len(t["labels"]) and t["image_id"] == 4
         assert (t["boxes"] >= 0).all() and (t["boxes"] <= 128).all() and (t["boxes"][:, 2:] > t["boxes"][:, :2]).all()
+    generators = [np.random.default_rng(3) for _ in range(2)]
+    augment = SSDAugmentation(colors=False, flip=False, min_side=0)
+    _, moved = augment(pixels[:50], [target] * 50, generators[0])
+    for t in moved:
+        _, inside = augment._window(boxes.numpy(), 128, generators[1])
+        assert t["labels"].tolist() == (inside.nonzero()[0] + 1).tolist()
     _, moved = SSDAugmentation(min_side=60)(pixels, [target] * 300, np.random.default_rng(0))
     assert all((t["boxes"][:, 2:] - t["boxes"][:, :2]).min() >= 60 for t in moved if len(t["boxes"]))
+
+
+def test_crops_overlap_enough_with_a_box_and_keep_those_whose_centers_are_inside():
+    random, boxes = np.random.default_rng(0), np.array([[10.0, 10, 30, 40], [50, 60, 120, 120], [100, 5, 125, 25]])
+    dropped = 0
+    for _ in range(100):
+        (x1, y1, x2, y2), kept = _crop(np.array([-20, -10, 160, 170]), boxes, random)
+        assert -20 <= x1 < x2 <= 160 and -10 <= y1 < y2 <= 170 and 0.5 <= (x2 - x1) / (y2 - y1) <= 2
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        inside = [bool(x1 < x < x2 and y1 < y < y2) for x, y in centers]
+        assert kept.tolist() == inside and any(inside)
+        dropped += not all(inside)
+    assert 10 < dropped < 100
 
 
 def test_colors_leave_boxes_alone_and_images_without_boxes_pass():
@@ -311,13 +332,13 @@ def test_colors_leave_boxes_alone_and_images_without_boxes_pass():
 
 
 class Scripted:
-    """A generator that turns on one change of color, at the upper end of its range."""
+    """A generator that turns on some changes of color, at the upper end of their ranges."""
 
-    def __init__(self, which):
+    def __init__(self, *which):
         self.which = which
 
     def random(self, count):
-        return np.where(np.arange(count) == self.which, 0.0, 1.0)
+        return np.where(np.isin(np.arange(count), self.which), 0.0, 1.0)
 
     def uniform(self, low, high):
         return high
@@ -335,8 +356,9 @@ def test_colors_are_those_of_torchvision():
         None,
         image[[2, 0, 1]],
     ]
-    for which, wanted in enumerate(expected):
-        matrix, shift = color_matrix(image.mean((1, 2)).numpy(), Scripted(which))
+    expected.append(v2.adjust_contrast(v2.adjust_brightness(image, 1.125), 1.5))
+    for which, wanted in zip([(0,), (1,), (2,), (3,), (4,), (0, 1)], expected, strict=True):
+        matrix, shift = color_matrix(image.mean((1, 2)).numpy(), Scripted(*which))
         got = torch.from_numpy(np.einsum("ij,jhw->ihw", matrix, image.numpy()) + shift[:, None, None])
         if wanted is None:  # the hue is turned, gray and brightness are not
             assert np.allclose(matrix @ np.ones(3), 1, atol=0.01) and np.allclose(GRAY @ matrix, GRAY, atol=0.01)

@@ -58,6 +58,14 @@ def write_scenes(
 
     Raises:
         ValueError: arguments out of range, other scenes in this place, or articles that another split has.
+
+    >>> from nkdlib.data import load
+    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+    ...     scenes = write_scenes(load("digits"), folder, count=2, size=64)
+    ...     pixels, target = scenes[0]
+    drawing scenes: 2/2 pictures, done after ...
+    >>> len(scenes), tuple(pixels.shape), sorted(target)
+    (2, (3, 64, 64), ['area', 'boxes', 'image_id', 'iscrowd', 'labels'])
     """
     split = split or images.part
     if images.shape[0] != 1 or not split.isidentifier():
