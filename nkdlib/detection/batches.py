@@ -71,7 +71,7 @@ class SquareImages:
         return target | {"boxes": target["boxes"] / scale, "area": target["area"] / (scale[0] * scale[1])}
 
     def on_disk(self, predictions: Iterable[Mapping]) -> list[dict]:
-        """Predictions with an "image_id" and "boxes" (N, 4) at this size, with boxes in pixels of the images on disk."""
+        """Predictions, with "image_id" and "boxes" (N, 4) at this size, in pixels of the images on disk."""
         places = {image: place for place, image in enumerate(self.images.image_ids)}
         return [{**one, "boxes": one["boxes"] * self.scales[places[one["image_id"]]]} for one in predictions]
 
