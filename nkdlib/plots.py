@@ -243,8 +243,7 @@ def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figu
         ax.barh(places[: len(layers)], [whole[name] for name in layers], color="0.9", height=0.9)
         height = 0.8 / max(len(others), 1)
         for turn, (label, counts) in enumerate(others):
-            gone = tuple(f"{name}." for name in operators if not counts[name])
-            kept = [0 if name.startswith(gone) else counts[name] for name in layers]
+            kept = [counts[name] for name in layers]
             y = places - 0.4 + (turn + 0.5) * height
             color = method_colors.get(label)
             ax.barh(y[: len(layers)], kept, height=height, color=color, label=label)
