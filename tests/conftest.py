@@ -1,6 +1,7 @@
 """Every test runs under one torch thread and keeps its results in a folder of its own."""
 
 import os
+import signal
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a script's background job; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @torch.no_grad()
