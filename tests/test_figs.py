@@ -9,7 +9,7 @@ import torchvision.models as zoo
 from conftest import speaking
 from torch import nn
 
-from nkdlib.figs import Gates, Search, score_at_random, score_by_scale, score_evenly, search
+from nkdlib.figs import Gates, Search, rebuild, score_at_random, score_by_scale, score_evenly, search
 from nkdlib.models import Residual, Sum, cost, mixed_space, resnet
 
 
@@ -276,3 +276,12 @@ def test_an_operator_is_scored_by_what_only_it_makes():
         network.get_submodule(f"2.paths.operators.{kernel}.5.1").weight.data.fill_(0.01)
     gates = score_by_scale(Gates(network, x))
     assert [gates.log_odds[gates.slots[path]].item() for path in gates.operators] == [1.0, 1.0]
+
+
+def test_counts_of_another_network_are_refused_and_settling_may_be_left_out():
+    x, network = torch.zeros(1, 3, 8, 8), resnet(8, 2, seed=0, widths=(8, 8, 8))
+    found = search(network, x, batches(20), 2_000, recipe=Search(steps=20, batch_size=32, settle_share=0.0))
+    assert len(found.history) == 20 and found.cost.params <= 2_000
+    rebuild(network, x, found.counts).load_state_dict(found.network.state_dict())
+    with pytest.raises(ValueError, match=r"counts and the groups and operators of network differ in \['layer1.1"):
+        rebuild(resnet(14, 2, seed=0, widths=(8, 8, 8)), x, found.counts)

@@ -59,7 +59,7 @@ class Gates(nn.Module):
         # DEVIATION D10: tied channels have one gate instead of several in a union, and operators have gates.
         groups = channel_groups(network, example)
         self.sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
-        operators = [f"{path}.operators.{name}" for path, part in self.sums.items() for name in part.operators]
+        operators = [name for path, part in self.sums.items() for name in _paths(path, part)]
         if not groups and not operators:
             layers = ", ".join([path or "itself" for path, m in network.named_modules() if isinstance(m, COUNTED)][:9])
             raise ValueError(
@@ -87,7 +87,7 @@ class Gates(nn.Module):
         self._needed = [slot for name, slot in self.slots.items() if name in self.groups]
         for path, part in self.sums.items():
             if not part.optional and part.operators:
-                names = [f"{path}.operators.{name}" for name in part.operators]
+                names = _paths(path, part)
                 self._needed.append(slice(self.slots[names[0]].start, self.slots[names[-1]].stop))
         self._masks: dict[str, Tensor] = {}
         self.use(torch.zeros_like(self.log_odds))
@@ -193,7 +193,7 @@ class Gates(nn.Module):
             raise ValueError(f"metric (={metric!r}) must be one of {', '.join(self.model.metrics)}")
         smallest = {name: int(name in self.groups) for name in self.slots}
         for path, part in self.sums.items():
-            names = [f"{path}.operators.{name}" for name in part.operators]
+            names = _paths(path, part)
             if names and not part.optional:
                 smallest[min(names, key=lambda name: self.model.total(smallest | {name: 1}, metric))] = 1
         least, most = (self.model.total(counts, metric) for counts in (smallest, self.model.sizes))
@@ -280,12 +280,25 @@ def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> n
         network: as before the search; of its weights the first channels stay.
         example: (B, C, H, W).
         counts: of a search's result.
+
+    Raises:
+        ValueError: counts of another network.
     """
     groups = channel_groups(network, example)
+    operators = [n for path, part in network.named_modules() if isinstance(part, Sum) for n in _paths(path, part)]
+    if wrong := sorted(counts.keys() ^ {*(group.name for group in groups), *operators}):
+        raise ValueError(
+            f"counts and the groups and operators of network differ in {wrong[:9]}; give those of its search"
+        )
     slim = cut(network, groups, {group.name: torch.arange(counts[group.name]) for group in groups})
     names = {group.name for group in groups}
     leave_out(slim, [path for path, count in counts.items() if path not in names and not count])
     return slim
+
+
+def _paths(path: str, part: Sum) -> list[str]:
+    """Paths of the operators of a sum, by its own path."""
+    return [f"{path}.operators.{name}" for name in part.operators]
 
 
 def leave_out(network: nn.Module, operators: list[str]) -> None:
