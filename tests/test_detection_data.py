@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -380,7 +381,9 @@ def articles():
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    """What lies under a folder, locks left out."""
+    paths = (path for path in sorted(root.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
 def test_scenes_are_a_coco_data_set_and_follow_from_the_seed(articles, tmp_path):
@@ -435,7 +438,10 @@ def test_splits_of_scenes_share_no_article(articles, tmp_path):
     write_scenes(train, tmp_path, 20)
     with pytest.raises(ValueError, match=r"articles are in .*instances_train\.json as well"):
         write_scenes(train, tmp_path, 20, split="test")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "runs") == ["annotations", "train"]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("runs", ".lock")) == [
+        "annotations",
+        "train",
+    ]
     write_scenes(test, tmp_path, 20, split="test")
     used = [
         {
@@ -449,9 +455,10 @@ def test_splits_of_scenes_share_no_article(articles, tmp_path):
     assert not torch.equal(*ground)
 
 
-def test_a_writer_that_is_killed_leaves_nothing_complete(articles, tmp_path, monkeypatch):
+@pytest.mark.parametrize("last", ["instances_train.json", "train"])
+def test_a_writer_that_is_killed_is_made_good_by_the_next(articles, tmp_path, monkeypatch, last):
     def killed(self, target):
-        if self.suffix == ".json":
+        if self.name == last:
             raise KeyboardInterrupt
         return os.rename(self, target)
 
@@ -459,13 +466,22 @@ def test_a_writer_that_is_killed_leaves_nothing_complete(articles, tmp_path, mon
         patch.setattr(Path, "rename", killed)
         with pytest.raises(KeyboardInterrupt):
             write_scenes(articles, tmp_path / "s", 3)
-    with pytest.raises(ValueError, match="unfinished"):
-        write_scenes(articles, tmp_path / "s", 3)
-    with monkeypatch.context() as patch:
-        patch.setattr(scenes, "_check_apart", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            write_scenes(articles, tmp_path / "t", 3)
-    assert list(files_of(tmp_path / "t")) == [] and len(write_scenes(articles, tmp_path / "t", 3)) == 3
+    assert len(write_scenes(articles, tmp_path / "s", 3)) == 3
+    assert files_of(tmp_path / "s") == files_of(write_scenes(articles, tmp_path / "t", 3).folder.parent)
+
+
+def test_a_writer_that_fails_leaves_nothing(articles, tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "_check_apart", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_scenes(articles, tmp_path, 3)
+    assert files_of(tmp_path) == {}
+
+
+def test_two_writers_at_once_draw_the_scenes_once(articles, tmp_path, capsys):
+    with ThreadPoolExecutor(2) as both:
+        first, second = both.map(lambda _: write_scenes(articles, tmp_path, 20), range(2))
+    assert first.fingerprint == second.fingerprint and len(first) == 20
+    assert capsys.readouterr().out.count("done after") == 1
 
 
 def test_scenes_refuse_what_cannot_be_drawn(articles, tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nkdlib.data import DeadLeaves, Images, NoiseImages, SmoothImages
 from nkdlib.detection.coco import CocoImages
+from nkdlib.runtime.places import locked
 from nkdlib.runtime.progress import Progress
 
 VERSION = 1  # raise it with every change of what is drawn
@@ -79,20 +80,21 @@ def write_scenes(
     pictures, path = folder / split, folder / "annotations" / f"instances_{split}.json"
     recipe = {"articles of": images.fingerprint, "count": count, "size": size, "seed": seed, "version": VERSION}
     recipe |= {"articles": list(articles), "sides": list(sides)}
-    if path.exists() or pictures.exists():
-        if path.exists() and json.loads(path.read_bytes()).get("info", {}).get("recipe") == recipe:
-            return CocoImages.open(pictures, path)
-        raise ValueError(f"{pictures} holds other pictures or unfinished ones; remove it with {path}, or take another")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
-        part = Path(temporary) / split
-        part.mkdir()
-        content = _write(images, part, count, size, _seed(seed, split), articles, sides)
-        _check_apart(content, path)
-        content["info"] = {"description": f"generated scenes of {images.name}", "recipe": recipe}
-        (Path(temporary) / path.name).write_text(json.dumps(content))
-        part.rename(pictures)
-        (Path(temporary) / path.name).rename(path)  # last: without it the pictures are not taken for complete
+    with locked(folder, f"another run draws scenes in {folder}; waiting for it"):
+        ours = path.exists() and json.loads(path.read_bytes()).get("info", {}).get("recipe") == recipe
+        if not ours and (path.exists() or pictures.exists()):
+            raise ValueError(f"{pictures} or {path} holds other pictures; remove both, or take another folder")
+        if not (ours and pictures.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+                part = Path(temporary) / split
+                part.mkdir()
+                content = _write(images, part, count, size, _seed(seed, split), articles, sides)
+                _check_apart(content, path)
+                content["info"] = {"description": f"generated scenes of {images.name}", "recipe": recipe}
+                (Path(temporary) / path.name).write_text(json.dumps(content))
+                (Path(temporary) / path.name).rename(path)
+                part.rename(pictures)  # last: a folder of pictures is complete
     return CocoImages.open(pictures, path)
 
 
@@ -133,7 +135,7 @@ def _check_apart(content: dict, path: Path) -> None:
     used = {annotation["article"] for annotation in content["annotations"]}
     for other in path.parent.glob("instances_*.json"):
         shared = used & {annotation.get("article") for annotation in json.loads(other.read_bytes())["annotations"]}
-        if shared:
+        if shared and other != path:
             raise ValueError(
                 f"{len(shared):,} articles are in {other} as well; give each split images of its own, such as the "
                 "parts of images.split(...)"
