@@ -18,7 +18,7 @@ from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as v2
 
 from nkdlib.data import DataDamaged, DataNotFound, Images
-from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, scenes, write_scenes
+from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, coco_root, scenes, write_scenes
 from nkdlib.detection.batches import GRAY, YIQ, _crop, color_matrix
 from nkdlib.runtime.keys import canonical
 
@@ -378,6 +378,23 @@ def articles():
     pixels[20:, :, 5:8, 1:11] = random.integers(120, 256, (20, 1, 3, 10))
     labels = torch.arange(2).repeat_interleave(20)
     return Images("shapes", "train", torch.from_numpy(pixels), labels, ("tall", "wide"), (0.2,), (0.3,))
+
+
+def test_a_split_is_found_by_path_and_by_name(articles, tmp_path, monkeypatch):
+    train, test = articles.split(10, seed=0)
+    written = write_scenes(train, tmp_path / "scenes", 3), write_scenes(test, tmp_path / "scenes", 2, split="val")
+    monkeypatch.delenv("NKD_DATA", raising=False)
+    assert coco_root(tmp_path / "scenes") == tmp_path / "scenes" and coco_root("scenes") is None
+    assert coco_root(tmp_path) is None
+    monkeypatch.setenv("NKD_DATA", str(tmp_path))
+    for split, images in zip(("train", "val"), written, strict=True):
+        assert CocoImages.load("scenes", split).fingerprint == images.fingerprint
+    (tmp_path / "scenes/annotations/instances_train2017.json").touch()
+    for split, found in (("test", "found none"), ("train", r"train\.json, instances_train2017")):
+        with pytest.raises(DataNotFound, match=found):
+            CocoImages.load("scenes", split)
+    with pytest.raises(DataNotFound, match="elsewhere"):
+        CocoImages.load("elsewhere", "train")
 
 
 def files_of(root: Path) -> dict[str, bytes]:

@@ -1,7 +1,8 @@
 """Object detection: images with boxes, SSDLite on any classification network, and average precision as COCO has it."""
 
+from nkdlib.detection.annotations import Problem
 from nkdlib.detection.batches import DetectionBatches, SquareImages, SSDAugmentation
-from nkdlib.detection.coco import CocoImages, Problem
+from nkdlib.detection.coco import CocoImages, coco_root
 from nkdlib.detection.precision import AveragePrecision, evaluate
 from nkdlib.detection.scenes import write_scenes
 from nkdlib.detection.ssdlite import Detector, feature_maps, ssdlite
@@ -15,6 +16,7 @@ __all__ = [
     "Problem",
     "SSDAugmentation",
     "SquareImages",
+    "coco_root",
     "detect",
     "evaluate",
     "feature_maps",
