@@ -35,7 +35,7 @@ _FASHION = {"depth": 14, "width": 16, "stem_stride": 2, "teacher_steps": 1200}  
 _CIFAR = {"depth": 20, "width": 16, "stem_stride": 1, "teacher_steps": 16_000}
 _IMAGES = {"validation": 5_000, "images": 12_800}  # a pass of 100 steps; boundaries take 0.4 GB on Fashion-MNIST
 _SPEED = {
-    "steps": [100, 200, 400, 800, 1600],  # at the end both methods have seen every image sixteen times
+    "steps": [100, 200, 400, 800],  # at the end both methods have seen every image eight times
     "short_steps": [25, 50, 100, 200],
     "rates": [2e-3, 5e-3, 1.5e-2, 4e-2, 1e-1],
     "tune_steps": 200,
@@ -43,11 +43,11 @@ _SPEED = {
     "solve_images": 512,  # more images change validation accuracy by less than 0.1 points
     "repeats": 3,
 }
-_REPLACE = {"steps": 800, "probe_images": 2_000}
+_REPLACE = {"steps": 400, "probe_images": 2_000}
 _SEARCH = {
     "images": 4_096,
     "steps": 100,
-    "combinations": 60,
+    "combinations": 40,
     "budgets": [0.1, 0.15, 0.2, 0.3, 0.5],
     "latency_budgets": [0.4, 0.5, 0.6, 0.7, 0.8],
     "random_draws": 3,
@@ -64,7 +64,7 @@ _NOISE = {
     "inverted": 1_024,
     "inversion_steps": 30,
     "steps": 200,
-    "long_steps": 800,
+    "long_steps": 400,
     "short_steps": 50,
     "rates": [3e-3, 1.5e-2],
     "few": [10, 100, 1_000],
@@ -72,12 +72,12 @@ _NOISE = {
 }
 _FIGS = {
     "validation": 5_000,
-    "budgets": [0.05, 0.1],
+    "budgets": {"params": [0.05, 0.1], "macs": [0.1]},
     "steps": 300,
     "strengths": [0.01, 0.1, 1.0],
     "mixture_rates": [3e-3, 3e-2],
-    "random_draws": 3,
-    "candidates": 4,
+    "random_draws": 2,
+    "candidates": 2,
     "imagenet_pixels": 224,
     "repeats": 15,
 }
@@ -87,8 +87,35 @@ _SMALL_SPACES = {
     "mixed": [16, [[6, 16, 2, 2], [6, 24, 2, 2]], 64],
     "cells": "rn",
     "cell_channels": 8,
-    "search_steps": 400,
+    "search_steps": 300,
     "imagenet_batch": 8,
+}
+_DETECTION = {
+    "seeds": 3,  # each trains three detectors; the fewest that FG-2 is judged on
+    "size": 128,
+    "pictures": 2_000,
+    "test_pictures": 500,
+    "stages": [[1, 16, 1, 1], [3, 16, 2, 2], [3, 32, 2, 2], [6, 64, 3, 2], [6, 96, 2, 2]],
+    "search_steps": 400,
+    "crop_steps": 1_000,
+    "steps": 1_000,
+    "batch_size": 16,
+    "extra": [64, 32],
+    "crop_pictures": 2_000,
+    "checkpoints": 5,
+}
+_LARGE_DETECTION = {  # never run yet: a guess
+    "data": "bccd-coco",  # a folder in NKD_DATA, in COCO's layout
+    "size": 320,
+    "width": 0.5,
+    "stages": [[1, 16, 1, 1], [6, 24, 3, 2], [6, 40, 3, 2], [6, 96, 6, 2], [6, 160, 3, 2]],
+    "search_steps": 2_000,
+    "crop_steps": 4_000,
+    "steps": 4_000,
+    "batch_size": 32,
+    "extra": [256, 128, 128, 64],
+    "crop_pictures": 10_000,
+    "checkpoints": 5,
 }
 _LARGE_SPACES = {  # never run yet: a guess
     "width": 64,
@@ -98,6 +125,10 @@ _LARGE_SPACES = {  # never run yet: a guess
     "nodes": 4,
     "search_steps": 4_000,
     "steps": 8_000,
+    "batch_size": 128,
+    "random_draws": 3,
+    "candidates": 4,
+    "budgets": {"params": [0.05, 0.1], "macs": [0.05, 0.1]},
     "imagenet_batch": 64,
 }
 
@@ -118,6 +149,7 @@ PROFILES: dict[str, Profile] = {
                 "03_student_search": {**_FASHION, **_IMAGES, **_SEARCH, "depth": 20, "teacher_steps": 800},
                 "04_synthetic_data": {**_FASHION, **_NOISE},
                 "05_figs_classification": {**_FIGS, **_SMALL_SPACES},
+                "06_figs_detection": _DETECTION,
             },
         ),
         Profile(
@@ -133,6 +165,7 @@ PROFILES: dict[str, Profile] = {
                 "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "augment": True},
                 "04_synthetic_data": {**_CIFAR, **_NOISE, "augment": True},
                 "05_figs_classification": {**_FIGS, **_LARGE_SPACES, "augment": True},
+                "06_figs_detection": _LARGE_DETECTION,
             },
         ),
         Profile("paper", data="imagenet", device="cuda", seeds=5, judged=True),
