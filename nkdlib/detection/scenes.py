@@ -36,7 +36,7 @@ def write_scenes(
     articles: tuple[int, int] = (1, 6),
     sides: tuple[float, float] = (0.11, 0.9),
 ) -> CocoImages:
-    """Write `count` pictures as folder/<split>/*.png with folder/annotations/instances_<split>.json, and open them.
+    """Write `count` pictures as `folder/<split>/*.png` with COCO's annotations, and open them.
 
     A picture has one to six articles of `images`, gray on black, each with a box tight around its visible pixels; they
     cover little of each other. Boxes' sides (the root of their area) are log-uniform in `sides`. COCO calls boxes below

@@ -32,7 +32,7 @@ def shrink(
 ) -> list[float]:
     """Train with a penalty on BatchNorm's scales, weighed by what their channels cost.
 
-    The penalty is `strength` times the sum over channels of |gamma| and the cost that one more channel of its group
+    The penalty is `strength` times the sum over channels of `|gamma|` and the cost that one more channel of its group
     has beside those that live, as a share of the whole network's cost (MorphNet, equation 5). `score_by_scale` then
     ranks what is left, for any target.
 

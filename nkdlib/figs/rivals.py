@@ -46,7 +46,7 @@ def score_at_random(gates: Gates, seed: int, spread: float = 1.0) -> Gates:
 def score_by_scale(gates: Gates) -> Gates:
     """By BatchNorm's scales, as AtomNAS (arXiv 1912.09640) and MorphNet (arXiv 1711.06798) prune after shrinking them.
 
-    A channel's score is the largest |gamma| of the BatchNorms that carry it, which is what ties in those papers keep.
+    A channel's score is the largest `|gamma|` of the BatchNorms that carry it, which is what ties in those papers keep.
     An operator ends with the last channel of a group that only it makes.
 
     Raises:

@@ -34,7 +34,7 @@ class Neighbourhood:
 
     @property
     def example(self) -> Tensor:
-        """An input of the right shape, (1, *input_shape), zeros on the teacher's device."""
+        """An input of the right shape, `(1, *input_shape)`, zeros on the teacher's device."""
         return torch.zeros(1, *self.input_shape, device=device_of(self.module))
 
 
