@@ -1,4 +1,7 @@
-"""Images that nobody took: the same from the same seed, with the marginal and the correlations that they promise."""
+"""Images that nobody took: the same from the same seed, with the marginal and the correlations that they promise.
+
+Behind claim ND-3.
+"""
 
 import dataclasses
 from types import SimpleNamespace

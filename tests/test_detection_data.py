@@ -1,4 +1,7 @@
-"""Images with boxes: COCO folders good and bad, batches and their augmentation, generated scenes."""
+"""Images with boxes: COCO folders good and bad, batches and their augmentation, generated scenes.
+
+Behind claim FG-2.
+"""
 
 import contextlib
 import io

@@ -1,4 +1,7 @@
-"""Latency as a cost: rates by hand from an invented clock, what stays as it was, one real measurement."""
+"""Latency as a cost: rates by hand from an invented clock, what stays as it was, one real measurement.
+
+Behind claim FG-3.
+"""
 
 import copy
 import math

@@ -1,4 +1,7 @@
-"""Distillation of neighbourhoods: what is learned from what, determinism, streaming, the cache and the errors."""
+"""Distillation of neighbourhoods: what is learned from what, determinism, streaming, the cache and the errors.
+
+Behind claims ND-0, ND-1 and ND-1p.
+"""
 
 import copy
 import math

@@ -1,4 +1,7 @@
-"""The library: what is distilled when, what it predicts, and what that becomes when it is built."""
+"""The library: what is distilled when, what it predicts, and what that becomes when it is built.
+
+Behind claim ND-2.
+"""
 
 import copy
 import dataclasses

@@ -1,4 +1,7 @@
-"""Choosing candidates: the exact choice against brute force, its rivals, budgets that nobody can meet."""
+"""Choosing candidates: the exact choice against brute force, its rivals, budgets that nobody can meet.
+
+Behind claim ND-2.
+"""
 
 import itertools
 import time

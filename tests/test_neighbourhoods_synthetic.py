@@ -1,4 +1,7 @@
-"""Distilling from inputs that are no data: adapted ones, noise at boundaries, and that nothing real is read."""
+"""Distilling from inputs that are no data: adapted ones, noise at boundaries, and that nothing real is read.
+
+Behind claim ND-3.
+"""
 
 import copy
 

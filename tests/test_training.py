@@ -1,4 +1,7 @@
-"""Training: the schedule, the loop, distillation of a whole network, BatchNorm's statistics, the store."""
+"""Training: the schedule, the loop, distillation of a whole network, BatchNorm's statistics, the store.
+
+Behind claims ND-1 and ND-1p.
+"""
 
 import math
 
