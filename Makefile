@@ -7,7 +7,7 @@ LOCK := $(if $(shell command -v flock),flock .setup.lock)
 RUN = $(PYTHON) -m nkdlib.runtime.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
 	$(if $(EXECUTOR),--executor '$(EXECUTOR)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
-.PHONY: help reproduce figures verify test lab data bench lock clean
+.PHONY: help reproduce figures verify report test lab data bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -22,6 +22,9 @@ figures: $(READY)  ## draw every figure and table again from the kept artefacts
 
 verify: $(READY)  ## judge every claim and compare with the committed reference
 	@$(PYTHON) -m nkdlib.claims.verify --profile '$(PROFILE)'
+
+report: $(READY)  ## build the site of all results, runs/report/index.html; it needs no network
+	@$(PYTHON) -m nkdlib.claims.report --profile '$(PROFILE)'
 
 test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke too
 	@$(PYTHON) -m ruff check .
@@ -40,7 +43,7 @@ bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done
 
 lock:  ## write requirements.txt anew from pyproject.toml (needs uv; UPGRADE=--upgrade for the newest)
-	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate $(UPGRADE) \
+	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra report --no-annotate $(UPGRADE) \
 		--custom-compile-command 'make lock' pyproject.toml --output-file requirements.txt
 
 clean:  ## remove the environment and all that runs left, except figures/

@@ -33,3 +33,9 @@ def runs(tmp_path, monkeypatch):
     monkeypatch.setenv("NKD_RUNS", str(folder))
     monkeypatch.delenv("NKD_PROGRESS", raising=False)
     return folder
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory):
+    """One folder for all notebooks, since the later ones and the report read what the earlier ones left."""
+    return tmp_path_factory.mktemp("reproduce")

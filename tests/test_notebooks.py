@@ -12,12 +12,6 @@ from nkdlib.runtime.profiles import PROFILES
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """One folder for all notebooks, since the later ones read what the earlier ones left."""
-    return tmp_path_factory.mktemp("reproduce")
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_kept_as_it_is_read(path):
     notebook = nbformat.read(path, as_version=4)
@@ -43,10 +37,10 @@ def test_parameters_are_typed_commented_and_known_to_every_profile(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, out, capfd):
-    command = [str(path), "--profile", "smoke", "--out", str(out)]
+def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, reproduced, capfd):
+    command = [str(path), "--profile", "smoke", "--out", str(reproduced)]
     assert run.main(command) == 0, capfd.readouterr().err
-    executed = nbformat.read(out / "runs" / "smoke" / path.name, as_version=4)
+    executed = nbformat.read(reproduced / "runs" / "smoke" / path.name, as_version=4)
     for cell in executed.cells:
         for output in cell.get("outputs", []):
             assert not (output.output_type == "stream" and "Warning" in output.text), output.text

@@ -1,9 +1,12 @@
 """The claims table as Markdown; `python -m nkdlib.claims.table --update README.md` puts it into a file."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+import nbformat
 
 from nkdlib.claims.catalogue import CLAIMS, Claim
 from nkdlib.claims.criteria import Interval
@@ -12,7 +15,7 @@ from nkdlib.claims.verify import read_reference
 from nkdlib.plots import write_atomically
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
-COLUMNS = ("claim", "published", "here: mean [95 % interval]", "verdict", "evidence")
+COLUMNS = ("claim", "published", "here: mean [95 % interval]", "verdict", "evidence", "cost")
 UPDATE = "python -m nkdlib.claims.table --update README.md"
 
 
@@ -21,12 +24,12 @@ def claims_table(reference: dict | None, notebooks: Path) -> str:
 
     reference: of one profile, None: nothing was attempted yet; notebooks: their folder, to link those that exist.
     """
-    judged = (reference or {}).get("claims", {})
+    judged, profile = (reference or {}).get("claims", {}), (reference or {}).get("profile", "cpu")
     claims, extensions = (
-        markdown(COLUMNS, [_row(c, judged.get(c.id), notebooks) for c in CLAIMS if c.extension is kind])
-        for kind in (False, True)
+        markdown(COLUMNS, [(*_row(c, judged.get(c.id), notebooks), cost(c, notebooks, profile)) for c in group])
+        for group in ([c for c in CLAIMS if c.extension is kind] for kind in (False, True))
     )
-    where = f"profile `{reference['profile']}`" if reference else "no reference run is committed yet"
+    where = f"profile `{profile}`" if reference else "no reference run is committed yet"
     return f"The papers' claims ({where}):\n\n{claims}\nExtensions, which never fill a claim's row:\n\n{extensions}"
 
 
@@ -37,6 +40,14 @@ def updated(text: str, table: str) -> str:
     if not (begin and end):
         raise ValueError(f"the text has no {BEGIN} followed by {END}; put both lines where the table belongs")
     return f"{before}{BEGIN}\n{table}{END}{after}"
+
+
+def cost(claim: Claim, notebooks: Path, profile: str) -> str:
+    """What the first cell of the claim's notebook says that a run costs on two cores, empty where it does not."""
+    path = notebooks / f"{claim.notebook}.ipynb"
+    text = " ".join(nbformat.read(path, as_version=4).cells[0].source.split()) if path.exists() else ""
+    said = re.search(rf"Cost on two cores: (?:.*; )?{profile}, ([^;]+?)\.?(?:;|$)", text)
+    return said[1] if said else ""
 
 
 def _row(claim: Claim, judged: dict | None, notebooks: Path) -> tuple[str, ...]:
