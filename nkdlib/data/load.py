@@ -66,6 +66,9 @@ def load(
     images that differ in size: resize the shorter side and cut out the center.
     Returns images whose pixels are memory-mapped. Raises DataNotFound, or DataDamaged for a file that is not
     what was published.
+
+    >>> load("digits", "test").shape, len(load("digits"))
+    ((1, 8, 8), 1437)
     """
     if split not in ("train", "test"):
         raise ValueError(f"split (={split!r}) must be 'train' or 'test'")

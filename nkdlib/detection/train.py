@@ -32,6 +32,16 @@ def train_detector(
     Raises:
         ValueError: the batches end before the steps do; a batch that the detector refuses.
         FloatingPointError: a loss that is not finite.
+
+    >>> import torch
+    >>> from nkdlib.detection import ssdlite
+    >>> from nkdlib.models import residual_space
+    >>> from nkdlib.training import Schedule
+    >>> detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16])
+    >>> target = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": torch.tensor([1]), "image_id": 7}
+    >>> batch = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [target, target]
+    >>> len(train_detector(detector, [batch] * 2, Schedule(steps=2)))
+    2
     """
     device = device_of(detector)
 
@@ -53,6 +63,14 @@ def detect(detector: Detector, batches: Iterable[Batch]) -> list[dict]:
     Returns:
         For each image {"image_id", "boxes": (N, 4) as x1 y1 x2 y2 in pixels, "scores": (N,), "labels": (N,) from 1},
         best first, on the CPU: what `evaluate` takes.
+
+    >>> import torch
+    >>> from nkdlib.detection import ssdlite
+    >>> from nkdlib.models import residual_space
+    >>> detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16])
+    >>> batch = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [{"image_id": 7}]
+    >>> [sorted(found) for found in detect(detector, [batch])]
+    [['boxes', 'image_id', 'labels', 'scores']]
     """
     detector, device, found = detector.eval(), device_of(detector), []
     for images, targets in batches:

@@ -283,6 +283,12 @@ def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> n
 
     Raises:
         ValueError: counts of another network.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> rebuild(net, torch.zeros(1, 1, 4, 4), {"0": 3})[3].in_channels
+    3
     """
     groups = channel_groups(network, example)
     operators = [n for path, part in network.named_modules() if isinstance(part, Sum) for n in _paths(path, part)]

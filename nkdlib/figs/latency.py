@@ -67,6 +67,15 @@ def measure_latency(
     Raises:
         ValueError: a number that is too small.
         RuntimeError: the networks' times do not grow with those of their layers.
+
+    >>> import torch
+    >>> from nkdlib.figs import Gates
+    >>> from nkdlib.models import residual_space
+    >>> gates = Gates(residual_space(10), torch.zeros(1, 3, 16, 16))
+    >>> measured = measure_latency(gates, networks=5, rounds=2)  # doctest: +ELLIPSIS
+    timing layers: ...
+    >>> gates.model.total(gates.counts, "latency_ms") > 0
+    True
     """
     for name, value, least in (("batch", batch, 1), ("networks", networks, len(SHARES)), ("rounds", rounds, 1)):
         if value < least:

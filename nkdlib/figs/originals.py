@@ -49,6 +49,14 @@ def shrink(
 
     Raises:
         ValueError: a group that no BatchNorm carries.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from nkdlib.training import Schedule
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> batch = torch.randn(8, 1, 4, 4), torch.zeros(8, 4, 4).long()
+    >>> len(shrink(net, batch[0][:1], [batch] * 3, "params", 0.1, Schedule(steps=3)))
+    3
     """
     gates, device = Gates(network, example), device_of(network)
     gates.remove()  # only what it knows of groups and costs is used
@@ -130,6 +138,15 @@ def mix(
 
     Returns:
         The weight of every operator, by edge and path.
+
+    >>> import torch
+    >>> from nkdlib.models import CellNetwork
+    >>> from nkdlib.training import Schedule
+    >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
+    >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
+    >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
+    >>> list(weights)
+    [('cells.0.nodes.0', '0'), ('cells.0.nodes.0', '1')]
     """
     mixture, device = Mixture(network), device_of(network)
     chooser = torch.optim.Adam(mixture.parameters(), rate, (0.5, 0.999), weight_decay=1e-3)
@@ -152,7 +169,19 @@ def mix(
 
 @torch.no_grad()
 def score_by_mixture(gates: Gates, weights: dict[tuple[str, str], dict[str, float]], edges: int = 2) -> Gates:
-    """Of each sum the strongest operator of its strongest `edges` (DARTS, section 2.4), channels evenly."""
+    """Of each sum the strongest operator of its strongest `edges` (DARTS, section 2.4), channels evenly.
+
+    >>> import torch
+    >>> from nkdlib.figs import Gates
+    >>> from nkdlib.models import CellNetwork
+    >>> from nkdlib.training import Schedule
+    >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
+    >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
+    >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
+    >>> gates = score_by_mixture(Gates(network, batch[0][:1]), weights, edges=1).fit("params", 1_300)
+    >>> sum(gates.counts[name] for name in gates.operators)
+    1
+    """
     score_evenly(gates)
     for path in gates.sums:
         strongest = [max(ops.items(), key=lambda item: item[1]) for (owner, _), ops in weights.items() if owner == path]

@@ -12,7 +12,15 @@ from nkdlib.figs.gates import Gates
 
 @torch.no_grad()
 def score_evenly(gates: Gates) -> Gates:
-    """The same share of every group, all operators: uniform width."""
+    """The same share of every group, all operators: uniform width.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from nkdlib.figs import Gates
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> score_evenly(Gates(net, torch.zeros(1, 1, 4, 4))).fit("params", 20).counts
+    {'0': 3}
+    """
     for name, slot in gates.slots.items():
         size = gates.model.sizes[name]
         evenly = 1 - (torch.arange(size, device=gates.log_odds.device) + 0.5) / size
@@ -26,6 +34,13 @@ def score_at_random(gates: Gates, seed: int, spread: float = 1.0) -> Gates:
 
     Our choice: every group keeps a random share around the same one (logit-normal with this spread), every operator
     stays with probability 1/2, and of a sum with no path around it at least one.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from nkdlib.figs import Gates
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> score_at_random(Gates(net, torch.zeros(1, 1, 4, 4)), seed=0).fit("params", 20).counts
+    {'0': 3}
     """
     draw = torch.Generator().manual_seed(seed)
     for name in gates.groups:
@@ -51,6 +66,13 @@ def score_by_scale(gates: Gates) -> Gates:
 
     Raises:
         ValueError: a group that no BatchNorm carries.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from nkdlib.figs import Gates
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> score_by_scale(Gates(net, torch.zeros(1, 1, 4, 4))).fit("params", 20).counts
+    {'0': 3}
     """
     for name in gates.groups:
         gates.log_odds[gates.slots[name]] = scales(gates, name)
@@ -63,6 +85,13 @@ def score_by_magnitude(gates: Gates) -> Gates:
 
     Channels of layers of any size are so compared with each other. An operator ends with the last channel of a group
     that only it makes.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from nkdlib.figs import Gates
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> score_by_magnitude(Gates(net, torch.zeros(1, 1, 4, 4))).fit("params", 20).counts
+    {'0': 3}
     """
     for name, group in gates.groups.items():
         norms = [gates.network.get_submodule(path).weight.flatten(1).norm(dim=1) for path in group.producers]

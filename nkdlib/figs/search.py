@@ -98,6 +98,16 @@ def search(
     Raises:
         ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
         FloatingPointError: a loss that is not finite.
+
+    >>> import torch
+    >>> from nkdlib.models import residual_space
+    >>> batch = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
+    >>> found = search(
+    ...     residual_space(2, blocks=(1, 1), widths=(8, 8)), batch[0][:1], [batch] * 10, 1_000, recipe=Search(steps=10)
+    ... )  # doctest: +ELLIPSIS
+    searching for 1,000 params...
+    >>> 500 < found.cost.params <= 1_000
+    True
     """
     recipe = recipe or Search()
     gates = Gates(network, example, recipe.log_odds, recipe.temperature)

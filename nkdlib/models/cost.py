@@ -23,7 +23,11 @@ class Cost:
 
 
 def count_params(model: nn.Module) -> int:
-    """Learnable numbers of a module, shared ones counted once."""
+    """Learnable numbers of a module, shared ones counted once.
+
+    >>> count_params(nn.Linear(3, 2))
+    8
+    """
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -107,6 +107,10 @@ def resnet(depth: int, num_classes: int, *, seed: int | None = None, **options: 
         num_classes: outputs of the last layer.
         seed: of the initial weights; None uses torch's global generator.
         options: what `ResNet` takes.
+
+    >>> network = resnet(8, 10, in_channels=1, seed=0)
+    >>> network(torch.zeros(2, 1, 8, 8)).shape, network.block_names
+    (torch.Size([2, 10]), ['layer1.0', 'layer2.0', 'layer3.0'])
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth (={depth}) must be 6n + 2; choose 8, 14, 20, 32, 44 or 56")

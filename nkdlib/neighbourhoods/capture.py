@@ -176,6 +176,14 @@ def capture(
     Raises:
         ValueError: no batch in `inputs`.
         OverflowError: an activation that is not finite in `dtype`.
+
+    >>> import torch
+    >>> from nkdlib.models import resnet
+    >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
+    >>> from nkdlib.neighbourhoods import split
+    >>> pieces = split(teacher, ["layer1.0", "layer2.0"], images[0])
+    >>> capture(teacher, pieces, images)  # doctest: +ELLIPSIS
+    boundaries of 64 images kept in memory, ... MB
     """
     limit, wanted, front = memory_limit_gb * 1e9, sys.maxsize if images is None else images, None
     noise = inputs.boundaries(teacher, neighbourhoods) if hasattr(inputs, "boundaries") else None

@@ -62,6 +62,11 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
         relative: by neighbourhood name, the noise's standard deviation over that of the output; its square is the
             local error of a student whose mistakes are white.
         seed: of the noise.
+
+    >>> import torch
+    >>> from nkdlib.models import resnet
+    >>> perturb(resnet(8, 10, seed=0), {"layer1.0": 0.2}, seed=0)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 10])
     """
     paths = resolve(teacher, list(relative))
     network = copy.deepcopy(teacher)

@@ -18,6 +18,12 @@ def choose_locally(menu: Menu, budget: Budget) -> Selection:
 
     The share is the largest with which the whole meets the budget; where no candidate is small enough, the
     neighbourhood takes its smallest.
+
+    >>> from nkdlib.neighbourhoods import Menu, Option
+    >>> options = {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}
+    >>> menu = Menu({"a": options, "b": options})
+    >>> choose_locally(menu, {"macs": 5}).labels
+    {'a': 'thin', 'b': 'thin'}
     """
     menu.check(budget)
     ladders: dict[str, tuple[list[float], list[str]]] = {}  # shares at which the choice changes, and to what
@@ -38,7 +44,14 @@ def choose_locally(menu: Menu, budget: Budget) -> Selection:
 
 
 def choose_uniform(menu: Menu, budget: Budget) -> Selection:
-    """The same label, such as a width, in every neighbourhood: the one with the least error within the budget."""
+    """The same label, such as a width, in every neighbourhood: the one with the least error within the budget.
+
+    >>> from nkdlib.neighbourhoods import Menu, Option
+    >>> options = {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}
+    >>> menu = Menu({"a": options, "b": options})
+    >>> choose_uniform(menu, {"macs": 8}).labels
+    {'a': 'wide', 'b': 'wide'}
+    """
     menu.check(budget)
     common = [k for k in next(iter(menu.options.values())) if all(k in options for options in menu.options.values())]
     found = [menu.selection(dict.fromkeys(menu.options, label)) for label in common]
@@ -48,7 +61,14 @@ def choose_uniform(menu: Menu, budget: Budget) -> Selection:
 
 
 def choose_at_random(menu: Menu, budget: Budget, seed: int = 0) -> Selection:
-    """Neighbourhoods in random order each take a random candidate that leaves enough for the others' cheapest."""
+    """Neighbourhoods in random order each take a random candidate that leaves enough for the others' cheapest.
+
+    >>> from nkdlib.neighbourhoods import Menu, Option
+    >>> options = {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}
+    >>> menu = Menu({"a": options, "b": options})
+    >>> choose_at_random(menu, {"macs": 7}, seed=0).within({"macs": 7})
+    True
+    """
     menu.check(budget)
     draw, names = random.Random(seed), list(menu.options)
     least = {n: {c: min(o.costs[c] for o in menu.options[n].values()) for c in budget} for n in names}
@@ -75,6 +95,12 @@ def local_search(
         menu, budget: as for `select`.
         accuracy: of the network with these labels, measured on images that decide nothing else.
         evaluations: networks to measure at most; those with the least predicted error come first.
+
+    >>> from nkdlib.neighbourhoods import Menu, Option
+    >>> options = {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}
+    >>> menu = Menu({"a": options, "b": options})
+    >>> local_search(menu, {"macs": 7}, lambda labels: 90.0 if labels["b"] == "wide" else 80.0).labels
+    {'a': 'thin', 'b': 'wide'}
     """
     best = select(menu, budget)
     reached, seen, climbing = accuracy(best.labels), [best.labels], True

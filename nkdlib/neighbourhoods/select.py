@@ -75,6 +75,12 @@ def select(menu: Menu, budget: Budget) -> Selection:
     Raises:
         ValueError: an unknown cost; a budget that cannot be met, with the smallest one that can.
         RuntimeError: HiGHS gave up.
+
+    >>> from nkdlib.neighbourhoods import Menu, Option
+    >>> options = {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}
+    >>> menu = Menu({"a": options, "b": options})
+    >>> select(menu, {"macs": 5}).error
+    0.6
     """
     menu.check(budget)
     labels = _minimize(menu, budget)

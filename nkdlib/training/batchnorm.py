@@ -32,6 +32,9 @@ def reestimate_batchnorm(
 
     Raises:
         ValueError: `inputs` holds no batch.
+
+    >>> reestimate_batchnorm(nn.BatchNorm2d(1), [torch.full((4, 1, 2, 2), 3.0)]).running_mean
+    tensor([3.])
     """
     norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
     replaced = {m for name in within for m in model.get_submodule(name).modules()}
@@ -81,6 +84,10 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
 
     Raises:
         ValueError: no BatchNorm2d with statistics, or no image.
+
+    >>> from nkdlib.models import resnet
+    >>> list(mismatch(resnet(8, 10, seed=0), [torch.randn(32, 3, 8, 8)]))[:2]
+    ['stem.1', 'layer1.0.bn1']
     """
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats}
     if not norms:

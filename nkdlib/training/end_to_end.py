@@ -34,7 +34,12 @@ class EndToEnd:
 
 
 def train(model: nn.Module, batches: Iterable, schedule: Schedule) -> list[float]:
-    """Train in place with cross-entropy on batches of (images, labels); returns the loss of every step."""
+    """Train in place with cross-entropy on batches of (images, labels); returns the loss of every step.
+
+    >>> batch = torch.randn(8, 3), torch.arange(8) % 2
+    >>> len(train(nn.Linear(3, 2), [batch] * 3, Schedule(steps=3)))
+    3
+    """
     device = device_of(model)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -90,6 +95,12 @@ def distill_end_to_end(
     Raises:
         ValueError: `label_weight` outside 0 to 1, or positive where `inputs` has no labels.
         FloatingPointError: a loss that is not finite.
+
+    >>> from nkdlib.models import resnet
+    >>> teacher, student, images = resnet(8, 10, seed=0), resnet(8, 10, seed=1), torch.randn(32, 3, 8, 8)
+    >>> result = distill_end_to_end(teacher, student, [images], Schedule(steps=2, batch_size=16))
+    >>> len(result.losses)
+    2
     """
     if not 0 <= label_weight <= 1:
         raise ValueError(f"label_weight (={label_weight}) is a share; choose 0 to 1")

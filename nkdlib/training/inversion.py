@@ -45,6 +45,12 @@ def invert(
 
     Raises:
         ValueError: a teacher without BatchNorm2d.
+
+    >>> from nkdlib.models import resnet
+    >>> images = invert(resnet(8, 10, seed=0), [torch.randn(8, 3, 8, 8)], Inversion(steps=2))  # doctest: +ELLIPSIS
+    making images: ...
+    >>> images[0].shape
+    torch.Size([8, 3, 8, 8])
     """
     recipe, teacher = recipe or Inversion(), copy.deepcopy(teacher).eval().requires_grad_(False)
     memory, generator, made = Memory(teacher), torch.Generator().manual_seed(seed), []

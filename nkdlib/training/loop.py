@@ -143,6 +143,10 @@ def minimize(
     Raises:
         ValueError: the batches end before the steps do.
         FloatingPointError: a loss that is not finite.
+
+    >>> model, batches = nn.Linear(3, 2), [torch.randn(8, 3)] * 3
+    >>> len(minimize(model, batches, lambda x: model(x).square().mean(), Schedule(steps=3)))
+    3
     """
     descent = Descent(model, schedule, name, seed)
     for batch in itertools.islice(batches, schedule.steps):

@@ -11,7 +11,11 @@ Batch = Tensor | tuple | list
 
 
 def images_of(batch: Batch) -> Tensor:
-    """The images of a batch that may carry labels: the tensor itself or the first of a tuple."""
+    """The images of a batch that may carry labels: the tensor itself or the first of a tuple.
+
+    >>> images_of((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))).shape
+    torch.Size([2, 3, 8, 8])
+    """
     images = batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(images, Tensor):
         raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")

@@ -52,6 +52,13 @@ def train_teacher(
 
     Returns:
         Its state; accuracy in percent on `held_out`.
+
+    >>> from nkdlib.data import load
+    >>> images, held_out = load("digits").split(200, seed=0)
+    >>> recipe = Architecture(8, 4), Schedule(steps=2, batch_size=16)
+    >>> state, info = train_teacher(images, held_out, *recipe, augment=False, seed=0, device="cpu")
+    >>> 0 <= info["accuracy"] <= 100
+    True
     """
     network = architecture.build(images, seed, device)
     change = random_shift_flip(pad=max(images.shape[-1] // 8, 1)) if augment else None
@@ -63,13 +70,30 @@ def train_teacher(
 
 
 def load_teacher(artefact: Artefact, images: Images, architecture: Architecture, device: str = "cpu") -> nn.Module:
-    """The network that `train_teacher` left, in evaluation mode."""
+    """The network that `train_teacher` left, in evaluation mode.
+
+    >>> import tempfile
+    >>> from nkdlib.data import load
+    >>> from nkdlib.runtime import Cache, Task
+    >>> images, held_out = load("digits").split(200, seed=0)
+    >>> given = {"images": images, "held_out": held_out, "augment": False, "seed": 0, "device": "cpu"}
+    >>> given |= {"architecture": Architecture(8, 4), "schedule": Schedule(steps=2)}
+    >>> [made] = Cache(tempfile.mkdtemp()).run([Task(train_teacher, given, "teacher")])  # doctest: +ELLIPSIS
+    teacher: 1/1 task...
+    >>> load_teacher(made, images, Architecture(8, 4)).block_names
+    ['layer1.0', 'layer2.0', 'layer3.0']
+    """
     network = architecture.build(images, 0, device)
     network.load_state_dict(artefact.tensors)
     return network.eval()
 
 
 def in_order(images: Images, device: str = "cpu", count: int | None = None, batch_size: int = 500):
-    """Batches of the first `count` images (all where omitted), in order, in channels-last layout."""
+    """Batches of the first `count` images (all where omitted), in order, in channels-last layout.
+
+    >>> from nkdlib.data import load
+    >>> [len(labels) for _, labels in in_order(load("digits"), count=700)]
+    [500, 200]
+    """
     images = images if count is None else images.subset(min(count, len(images)))
     return images.batches(min(batch_size, len(images)), shuffle=False, device=device, channels_last=True)
