@@ -22,7 +22,14 @@ Target = dict[str, Tensor | int]
 
 
 def coco_root(data: str | Path) -> Path | None:
-    """The folder in COCO's layout that `data` means, a path or a name in NKD_DATA; None where it means none."""
+    """The folder in COCO's layout that `data` means, a path or a name in NKD_DATA; None where it means none.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "annotations").mkdir()
+    >>> coco_root(folder) == folder, coco_root("nowhere")
+    (True, None)
+    """
     here = os.environ.get("NKD_DATA")
     places = [Path(data), *([Path(here) / data] if here else [])]
     return next((place.resolve() for place in places if (place / "annotations").is_dir()), None)
