@@ -315,7 +315,9 @@ def leave_out(network: nn.Module, operators: list[str]) -> None:
 
 
 def _check_operator(path: str, operator: nn.Module) -> None:
-    """Raise ValueError for a part with weights whose cost is not known."""
+    """Raise ValueError for a bare layer, by whose name its channels go, or a part whose cost is not known."""
+    if isinstance(operator, COUNTED):
+        raise ValueError(f"operator {path!r} is a bare {type(operator).__name__}; put it into an nn.Sequential")
     for name, part in operator.named_modules():
         if next(part.parameters(recurse=False), None) is not None and not isinstance(part, COUNTED):
             raise ValueError(
