@@ -290,8 +290,10 @@ def test_counts_of_another_network_are_refused_and_settling_may_be_left_out():
         rebuild(resnet(14, 2, seed=0, widths=(8, 8, 8)), x, found.counts)
 
 
-def test_an_operator_that_is_a_bare_layer_is_refused_by_name():
-    layers = Sum({"1x1": nn.Conv2d(4, 4, 1), "none": nn.Sequential(nn.Identity())})
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), layers, nn.Flatten(), nn.Linear(16, 2))
-    with pytest.raises(ValueError, match=r"'1\.operators\.1x1' is a bare Conv2d; put it into an nn\.Sequential"):
+def test_an_operator_whose_name_is_its_channels_is_refused():
+    layers = Sum({"1x1": nn.Conv2d(4, 4, 1), "3x3": nn.Conv2d(4, 4, 3, padding=1)})
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), layers, nn.Conv2d(4, 2, 2))
+    with pytest.raises(
+        ValueError, match=r"'2\.operators\.1x1' is itself a layer with gated channels; put it into an nn\.Sequential"
+    ):
         Gates(network, torch.zeros(1, 3, 4, 4))

@@ -69,6 +69,10 @@ class Gates(nn.Module):
             )
         for path in operators:
             _check_operator(path, network.get_submodule(path))
+            if path in (group.name for group in groups):
+                raise ValueError(
+                    f"operator {path!r} is itself a layer with gated channels; put it into an nn.Sequential"
+                )
         self.groups, self.operators = {group.name: group for group in groups}, operators
         self.model = CostModel(network, groups, example, operators)
         self.temperature, self.hard, self.opened = temperature, hard, False
@@ -315,9 +319,7 @@ def leave_out(network: nn.Module, operators: list[str]) -> None:
 
 
 def _check_operator(path: str, operator: nn.Module) -> None:
-    """Raise ValueError for a bare layer, by whose name its channels go, or a part whose cost is not known."""
-    if isinstance(operator, COUNTED):
-        raise ValueError(f"operator {path!r} is a bare {type(operator).__name__}; put it into an nn.Sequential")
+    """Raise ValueError for a part with weights whose cost is not known."""
     for name, part in operator.named_modules():
         if next(part.parameters(recurse=False), None) is not None and not isinstance(part, COUNTED):
             raise ValueError(
