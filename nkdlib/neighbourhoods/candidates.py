@@ -10,18 +10,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost
 from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.capture import first_batch
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
 from nkdlib.neighbourhoods.local import Recipe, train_local
-from nkdlib.neighbourhoods.portable import Known, Portable
 from nkdlib.neighbourhoods.starts import Student, begin, pairs_of
 from nkdlib.runtime.cache import Artefact, Task
 from nkdlib.runtime.measure import Stopwatch
-from nkdlib.training.store import images_of
+from nkdlib.training.store import Store, images_of
+
+
+@dataclass
+class Known:
+    """A value that stands in a key by what determines it, so that the key is there before the value is."""
+
+    fingerprint: str
+    value: Store | Tensor | Artefact | None = None
 
 
 @dataclass
@@ -48,12 +55,12 @@ def look_at(inputs: Iterable) -> tuple[Tensor, str]:
 
 
 def rank(
-    piece: Portable, boundary: Known, holdout: int, solve_images: int, ridge: float
+    piece: nn.Module, boundary: Known, holdout: int, solve_images: int, ridge: float
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """What the closed form of every width shares, see `Ranking`; a task for the cache."""
     rows = boundary.value[holdout : holdout + solve_images]
     with Stopwatch(rows.device) as watch:
-        found = rank_channels(piece.module, pairs_of(rows), ridge)
+        found = rank_channels(piece, pairs_of(rows), ridge)
     tensors, plain = {"order": found.order}, {"seconds": watch.device_s}
     for name, value in vars(found.normal).items():
         (tensors if isinstance(value, Tensor) else plain)[name] = value
@@ -68,8 +75,8 @@ def _ranking(artefact: Artefact, device: torch.device) -> Ranking:
 
 def distill_candidate(
     name: str,
-    piece: Portable,
-    student: Portable | float,
+    piece: nn.Module,
+    student: Student,
     boundary: Known,
     ranking: Known | None,
     recipe: Recipe,
@@ -89,11 +96,10 @@ def distill_candidate(
         Its state; local_error, losses, and device-seconds of start, steps and the ranking that all widths share.
     """
     store = boundary.value
-    module = copy.deepcopy(student.module) if isinstance(student, Portable) else student
     with Stopwatch(store.device) as watch:
         shared = _ranking(ranking.value, store.device) if ranking else None
-        module = begin(piece.module, module, recipe, pairs_of(store[recipe.solved]), seed, shared)
-    state, info = train_local(name, Portable(module), store, recipe, seed)
+        module = begin(piece, copy.deepcopy(student), recipe, pairs_of(store[recipe.solved]), seed, shared)
+    state, info = train_local(name, module, store, recipe, seed)
     ranking_s = ranking.value.info["seconds"] if ranking else 0.0
     return state, {**info, "start_s": watch.device_s, "ranking_s": ranking_s}
 

@@ -14,7 +14,6 @@ from nkdlib.models.modes import evaluating
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, repeatable
 from nkdlib.neighbourhoods.distillation import Distillation, Distilled
 from nkdlib.neighbourhoods.local import LocalTraining, Recipe, train_local
-from nkdlib.neighbourhoods.portable import Portable
 from nkdlib.neighbourhoods.split import split
 from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
 from nkdlib.runtime.cache import Cache, Task
@@ -139,7 +138,7 @@ def _train_apart(
     for name in sorted(started, key=lambda name: -boundaries.neighbourhoods[name].cost.macs):
         store = boundaries.of(name)
         for label, student in started[name].items():
-            task = {"name": name, "student": Portable(student), "store": store, "recipe": recipe}
+            task = {"name": name, "student": student, "store": store, "recipe": recipe}
             tasks[name, label] = {**task, "seed": seed_of(recipe.seed, name, label, "order")}
     title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
-from torch import Tensor
+from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.portable import Known, Portable
+from nkdlib.neighbourhoods.candidates import Known
 from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.end_to_end import soft_targets
@@ -44,10 +44,10 @@ class Forecast:
 
 
 def shift_of_predictions(
-    teacher: Portable,
-    network: Portable,
+    teacher: nn.Module,
+    network: nn.Module,
     name: str,
-    students: dict[str, Portable],
+    students: dict[str, nn.Module],
     images: Known,
     holdout: int,
     bn_images: int,
@@ -66,11 +66,11 @@ def shift_of_predictions(
     held_out, others = images.value[:holdout], images.value[holdout : holdout + bn_images]
     found = {}
     with torch.no_grad():
-        wanted = teacher.module(held_out)
+        wanted = teacher(held_out)
         if wanted.dim() != 2:
             raise ValueError(f"in_context needs a teacher with logits (B, classes), not {tuple(wanted.shape)}")
         for label, student in students.items():
-            candidate = recompose(network.module, {name: copy.deepcopy(student.module)})
+            candidate = recompose(network, {name: copy.deepcopy(student)})
             reestimate_batchnorm(candidate, others.split(256), bn_images)
             found[label] = soft_targets(candidate(held_out), wanted, 1.0).item()
     return {}, found

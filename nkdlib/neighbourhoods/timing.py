@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.models.latency import Latency, latencies
-from nkdlib.neighbourhoods.portable import Portable
 from nkdlib.runtime.cache import Cache, Task
 from nkdlib.runtime.executors import make_executor
+from nkdlib.runtime.keys import fingerprint
 from nkdlib.runtime.provenance import provenance
 
 
@@ -28,7 +28,7 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
     """Latencies of (module, example of one image), measured in this process; equal shapes are timed once."""
     modules = list(modules)
     blanks = [(_blank(module), (timing.batch, *example.shape[1:])) for module, example in modules]
-    keys = [(portable.fingerprint, shape) for portable, shape in blanks]
+    keys = [(fingerprint(module), shape) for module, shape in blanks]
     different = dict(zip(keys, blanks, strict=True))
     kwargs = {"modules": list(different.values()), "timing": timing, "device": str(modules[0][1].device)}
     kwargs["hardware"] = provenance({})["hardware"]["cpu"]
@@ -39,21 +39,21 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
 
 
 def time_modules(
-    modules: list[tuple[Portable, tuple[int, ...]]], timing: Timing, hardware: str, device: str
+    modules: list[tuple[nn.Module, tuple[int, ...]]], timing: Timing, hardware: str, device: str
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Latencies of modules, each on inputs of a shape (B, ...); a task for the cache."""
     layout, models = torch.channels_last if timing.channels_last else torch.contiguous_format, []
     for module, shape in modules:
         example = torch.randn(shape, device=device)
         example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
-        models.append((copy.deepcopy(module.module).to(memory_format=layout), example))
+        models.append((copy.deepcopy(module).to(memory_format=layout), example))
     return {}, {"latencies": [dataclasses.asdict(found) for found in latencies(models, timing.repeats, hardware)]}
 
 
 @torch.no_grad()
-def _blank(module: nn.Module) -> Portable:
+def _blank(module: nn.Module) -> nn.Module:
     """A module with weights of zero, so that those of equal shapes are alike; zeros take no longer than others."""
     module = copy.deepcopy(module)
     for value in module.state_dict().values():
         value.zero_()
-    return Portable(module)
+    return module

@@ -26,9 +26,8 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from nkdlib.runtime.code import reached_code
 from nkdlib.runtime.executors import InProcess, Processes, make_executor
-from nkdlib.runtime.keys import canonical, qualified_name, sha256
+from nkdlib.runtime.keys import canonical, qualified_name, reached_code, sha256
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.places import runs_root
 from nkdlib.runtime.progress import Progress
