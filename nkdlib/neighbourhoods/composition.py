@@ -8,17 +8,17 @@ from torch import nn
 
 from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.select import Selection
-from nkdlib.neighbourhoods.tables import html, text
+from nkdlib.neighbourhoods.tables import Tabled
 
 
-@dataclass(frozen=True)
-class Composition(Selection):
+@dataclass(frozen=True, repr=False)
+class Composition(Tabled, Selection):
     """What was chosen, what that predicts, and how to build it; prints itself as a table."""
 
-    table: pd.DataFrame = field(repr=False, compare=False)  # the library's rows of these candidates
+    rows: pd.DataFrame = field(compare=False)  # the library's rows of these candidates
     accuracy: float | None  # predicted, in percent, where the library is calibrated
-    make: Callable[[int | None], nn.Module] = field(repr=False, compare=False)
-    time: Callable[[nn.Module], Latency] = field(repr=False, compare=False)
+    make: Callable[[int | None], nn.Module] = field(compare=False)
+    time: Callable[[nn.Module], Latency] = field(compare=False)
 
     def build(self, bn_images: int | None = None) -> nn.Module:
         """The recomposed network in evaluation mode, its weights its own: to be saved, loaded and fine-tuned.
@@ -33,17 +33,13 @@ class Composition(Selection):
         """Measured on the built network as on its parts, to be held against `costs["latency_ms"]`."""
         return self.time(self.build())
 
+    def table(self) -> pd.DataFrame:
+        """Local errors and costs of what was chosen, a row a neighbourhood."""
+        return self.rows
+
     def caption(self) -> str:
         """Predictions in one line."""
         units = {"params": "{:,} parameters", "macs": "{:,} MACs", "latency_ms": "{:.3g} ms"}
         costs = ", ".join(units[cost].format(value) for cost, value in self.costs.items())
         accuracy = "" if self.accuracy is None else f"accuracy {self.accuracy:.1f} %, "
         return f"predicted: {accuracy}sum of errors {self.error:.4f}, {costs}"
-
-    def __str__(self) -> str:
-        return text(self.table, self.caption())
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return html(self.table, self.caption())

@@ -26,7 +26,7 @@ from nkdlib.neighbourhoods.recompose import recompose
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import split
 from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
-from nkdlib.neighbourhoods.tables import html, text
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.neighbourhoods.timing import Timing, time_together
 from nkdlib.runtime.cache import Artefact, Cache, Task
 from nkdlib.runtime.keys import fingerprint, sha256
@@ -38,7 +38,7 @@ from nkdlib.training.store import first_images
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
 
 
-class Library:
+class Library(Tabled):
     """Candidates for the neighbourhoods of a teacher, distilled once; prints itself as a table.
 
     Args:
@@ -299,7 +299,7 @@ class Library:
 
         table, predicted = self.table(), self.forecast.accuracy(chosen.error) if self.forecast else None
         rows = [chosen.labels[row.neighbourhood] == row.candidate for row in table.itertuples()]
-        return Composition(**vars(chosen), table=table[rows], accuracy=predicted, make=make, time=time)
+        return Composition(**vars(chosen), rows=table[rows], accuracy=predicted, make=make, time=time)
 
     @property
     def device_s(self) -> float:
@@ -331,9 +331,3 @@ class Library:
         said = f"{len(self._every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
         said += f"; {waiting} not distilled yet, call fill()" if waiting else ""
         return said + (f"; latency of the teacher {self.whole}" if self.whole else "")
-
-    def __repr__(self) -> str:
-        return text(self.table(), self.caption())
-
-    def _repr_html_(self) -> str:
-        return html(self.table(), self.caption())

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost, cost
 from nkdlib.models.modes import evaluating
-from nkdlib.neighbourhoods.tables import html, text
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.training.evaluate import device_of
 
 
@@ -38,7 +38,7 @@ class Neighbourhood:
         return torch.zeros(1, *self.input_shape, device=device_of(self.module))
 
 
-class Neighbourhoods(Sequence[Neighbourhood]):
+class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
     """Neighbourhoods in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
 
     def __init__(self, members: Sequence[Neighbourhood], total: Cost):
@@ -71,12 +71,6 @@ class Neighbourhoods(Sequence[Neighbourhood]):
                 "share of MACs": [n.cost.macs / max(self.total.macs, 1) for n in self],
             }
         )
-
-    def __repr__(self) -> str:
-        return text(self.table())
-
-    def _repr_html_(self) -> str:
-        return html(self.table())
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
