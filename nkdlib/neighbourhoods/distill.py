@@ -4,11 +4,12 @@ Shao et al., arXiv 2010.01189.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost, cost
@@ -20,7 +21,7 @@ from nkdlib.neighbourhoods.split import split
 from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.runtime.cache import Cache, Task
-from nkdlib.runtime.executors import InProcess, Processes
+from nkdlib.runtime.executors import InProcess, Processes, gather, make_executor
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.progress import Progress
 from nkdlib.training.evaluate import device_of
@@ -231,24 +232,18 @@ def _train_apart(
     for name in sorted(started, key=lambda name: -boundaries.neighbourhoods[name].cost.macs):
         store = boundaries.of(name)
         for label, student in started[name].items():
-            task = {"name": name, "student": student, "store": store, "recipe": recipe}
-            tasks[name, label] = {**task, "seed": seed_of(recipe.seed, name, label, "order")}
+            kwargs = {"name": name, "student": student, "store": store, "recipe": recipe}
+            kwargs["seed"] = seed_of(recipe.seed, name, label, "order")
+            tasks[name, label] = Task(train_local, kwargs, f"{name} {label}".strip())
     title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:
-        trained = {key: train_local(**task) for key, task in tasks.items()}
+        made = [task.fn(**task.kwargs) for task in tasks.values()]
     elif cache is not None:
-        named = [Task(train_local, task, " ".join(key).strip()) for key, task in tasks.items()]
-        artefacts = cache.run(named, executor, title)
-        trained = {key: (artefact.tensors, artefact.info) for key, artefact in zip(tasks, artefacts, strict=True)}
+        made = [(artefact.tensors, artefact.info) for artefact in cache.run(tasks.values(), executor, title)]
     else:
-        with Progress(title, len(tasks) * recipe.steps, "steps") as steps:
-            if executor is None:
-                trained = {key: train_local(**task, advance=steps.advance) for key, task in tasks.items()}
-            else:
-                trained, futures = {}, {executor.submit(train_local, **task): key for key, task in tasks.items()}
-                for future in as_completed(futures):
-                    trained[futures[future]] = future.result()
-                    steps.advance(recipe.steps)  # a worker tells of its steps when they are done
+        calls = [(task.label, functools.partial(task.fn, **task.kwargs)) for task in tasks.values()]
+        made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
+    trained = dict(zip(tasks, made, strict=True))
     for (name, label), (state, _) in trained.items():
         started[name][label].load_state_dict(state)
     return {key: info for key, (_, info) in trained.items()}

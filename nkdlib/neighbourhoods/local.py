@@ -3,7 +3,6 @@
 ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -139,14 +138,9 @@ class LocalTraining:
 
 
 def train_local(
-    name: str,
-    student: nn.Module,
-    store: Store,
-    recipe: Recipe,
-    seed: int,
-    advance: Callable[[], None] | None = None,
+    name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Train one student on boundaries in memory; a task for any executor. `advance` is told of each step.
+    """Train one student on boundaries in memory; a task for any executor.
 
     Returns:
         Its state, and local_error, losses and device_s.
@@ -158,7 +152,5 @@ def train_local(
         training = LocalTraining(name, student, held_out, recipe, seed)
         for rows in rest.batches(recipe.batch_size, steps=recipe.steps, seed=seed):
             training.step(rows["x"], rows["y"])
-            if advance is not None:
-                advance()
         info = training.finish(rest)
     return student.state_dict(), {**info, "device_s": watch.device_s}
