@@ -260,8 +260,8 @@ def test_a_store_gives_back_what_was_put_in(build):
 
 def test_a_store_in_half_precision_keeps_labels_and_the_order_of_batches():
     x, labels = torch.randn(10, 2, 3, 3), torch.arange(10)
-    rows = ({"x": x[i : i + 3], "labels": labels[i : i + 3]} for i in range(0, 10, 3))
-    store = Store.collect(rows, torch.float16)
+    rows = ({"x": x[i : i + 3].half(), "labels": labels[i : i + 3]} for i in range(0, 10, 3))
+    store = Store.collect(rows)
     assert store.tensors["x"].dtype == torch.float16 and store.tensors["labels"].dtype == torch.int64
     taken = store.take(slice(None))
     assert taken["x"].dtype == torch.float32 and torch.equal(taken["x"], x.half().float())

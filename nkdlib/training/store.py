@@ -51,31 +51,16 @@ class Store:
         return cls.collect([tensors])
 
     @classmethod
-    def collect(
-        cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None, expected: int = 0
-    ) -> "Store":
-        """Put batches of named tensors together, floating-point ones as `dtype`, with room for `expected` rows."""
-        tensors: dict[str, Tensor] = {}
-        filled = 0
+    def collect(cls, rows: Iterable[Mapping[str, Tensor]]) -> "Store":
+        """Put batches of named tensors, which nobody changes meanwhile, together; feature maps as (B, C, H, W)."""
+        parts: dict[str, list[Tensor]] = {}
         for row in rows:
-            end = filled + len(next(iter(row.values())))
             for name, value in row.items():
                 value = value.detach().permute(0, 2, 3, 1) if value.dim() == 4 else value.detach()
-                before = tensors.get(name)
-                if before is None or end > len(before):
-                    kept = dtype if dtype is not None and value.is_floating_point() else value.dtype
-                    room = max(expected, end, 2 * filled), *value.shape[1:]
-                    tensors[name] = torch.empty(room, dtype=kept, device=value.device)
-                    if filled:
-                        tensors[name][:filled] = before[:filled]
-                tensors[name][filled:end] = value
-            filled = end
-        if not filled:
+                parts.setdefault(name, []).append(value.contiguous())
+        if not parts:
             raise ValueError("inputs holds no batch; give at least one")
-        for name, tensor in tensors.items():
-            if len(tensor) > filled:  # a view would hold, and send to other processes, the empty room as well
-                tensors[name] = tensor[:filled].clone()
-        return cls(tensors)
+        return cls({name: torch.cat(parts.pop(name)) for name in list(parts)})
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
