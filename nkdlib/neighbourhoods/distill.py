@@ -16,8 +16,7 @@ from nkdlib.models.cost import Cost, cost
 from nkdlib.models.modes import evaluating
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, repeatable
 from nkdlib.neighbourhoods.local import LocalTraining, Recipe, train_local
-from nkdlib.neighbourhoods.recompose import recompose
-from nkdlib.neighbourhoods.split import split
+from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.runtime.cache import Cache, Task

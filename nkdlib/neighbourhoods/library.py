@@ -16,18 +16,23 @@ from torch import nn
 
 from nkdlib.models.cost import cost
 from nkdlib.models.latency import Latency
-from nkdlib.neighbourhoods.candidates import Candidate, Known, distill_candidate, look_at, ranking_task
+from nkdlib.neighbourhoods.candidates import (
+    Candidate,
+    Known,
+    Timing,
+    distill_candidate,
+    look_at,
+    ranking_task,
+    time_together,
+)
 from nkdlib.neighbourhoods.capture import capture, repeatable
-from nkdlib.neighbourhoods.composition import Composition
 from nkdlib.neighbourhoods.distill import Executor
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.prediction import Forecast, shift_of_predictions
-from nkdlib.neighbourhoods.recompose import recompose
+from nkdlib.neighbourhoods.prediction import Composition, Forecast, shift_of_predictions
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
-from nkdlib.neighbourhoods.split import split
+from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
 from nkdlib.neighbourhoods.tables import Tabled
-from nkdlib.neighbourhoods.timing import Timing, time_together
 from nkdlib.runtime.cache import Artefact, Cache, Task
 from nkdlib.runtime.keys import fingerprint, sha256
 from nkdlib.runtime.progress import progress

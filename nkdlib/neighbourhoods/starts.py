@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from nkdlib.neighbourhoods.capture import BATCH, Boundaries, inputs_within
 from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.recompose import recompose
-from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods
+from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, recompose
 from nkdlib.neighbourhoods.students import narrow, reset
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.store import Store, first_images
