@@ -1,4 +1,4 @@
-"""Residual networks for small images, with an inner width of their own in every block.
+"""Residual networks for small images, with an inner width of its own in a block, and blocks of other forms.
 
 He et al. 2015 (arXiv 1512.03385), section 4.2. Two things differ: a projection shortcut (1x1 convolution) where the
 shape changes, and an inner width that may differ from the outer one, which is what students of a block differ in.
@@ -99,7 +99,6 @@ class ResNet(nn.Module):
     Args:
         blocks: how many blocks each stage has; (n, n, n) is a ResNet of 6n + 2 layers.
         widths: outer channels of each stage; every stage but the first halves height and width.
-        inner: inner channels of each block, over all stages in order; the outer ones where omitted.
         stem_stride: 2 halves the resolution at the start.
     """
 
@@ -110,28 +109,23 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         blocks: Sequence[int] = (2, 2, 2),
         widths: Sequence[int] = (16, 32, 64),
-        inner: Sequence[int] | None = None,
         stem_stride: int = 1,
     ):
         super().__init__()
         if len(blocks) != len(widths):
             raise ValueError(f"blocks (={tuple(blocks)}) and widths (={tuple(widths)}) must be equally long")
-        outer = [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
-        inner = outer if inner is None else list(inner)
-        if len(inner) != len(outer):
-            raise ValueError(f"inner (={inner}) must name one width for each of the {len(outer)} blocks")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         )
-        inner_of, channels = iter(inner), widths[0]
+        channels = widths[0]
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
         for name, count, width in zip(self.stages, blocks, widths, strict=True):
             layers = nn.Sequential()
             for block in range(count):
                 stride = 2 if name != "layer1" and block == 0 else 1
-                layers.append(BasicBlock(channels, width, inner=next(inner_of), stride=stride))
+                layers.append(BasicBlock(channels, width, stride=stride))
                 channels = width
             self.add_module(name, layers)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))

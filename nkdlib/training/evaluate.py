@@ -46,16 +46,6 @@ def accuracy(model: nn.Module, inputs: Iterable) -> float:
     return 100 * right.sum().item() / len(right)
 
 
-def agreement(model: nn.Module, teacher: nn.Module, inputs: Iterable) -> float:
-    """How often two networks predict the same class, in percent.
-
-    >>> agreement(nn.Identity(), nn.Softmax(1), [torch.eye(4)])
-    100.0
-    """
-    batches = [images_of(batch) for batch in inputs]
-    return 100 * (predict(model, batches).argmax(1) == predict(teacher, batches).argmax(1)).float().mean().item()
-
-
 def spent_at(quality: float, spent: Sequence[float], reached: Sequence[float]) -> float | None:
     """What has to be spent to reach a quality, read off a curve of separate runs, None where none gets there.
 
