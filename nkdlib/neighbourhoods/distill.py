@@ -27,8 +27,8 @@ from nkdlib.training.evaluate import device_of
 
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
-Started = Mapping[str, Mapping[str, nn.Module]]  # students by neighbourhood and label
-Infos = dict[tuple[str, str], dict[str, object]]  # what is known of each student, by neighbourhood and label
+Started = Mapping[tuple[str, str], nn.Module]  # students by neighbourhood and label
+Infos = dict[tuple[str, str], dict[str, object]]  # what is known of each
 
 
 @dataclass
@@ -155,53 +155,47 @@ def distill(
     >>> result["layer1.0"].module.conv1.out_channels
     8
     """
-    with evaluating(teacher):
-        return _distill(teacher, students, repeatable(inputs), recipe or Recipe(), executor, cache)
-
-
-def _distill(
-    teacher: nn.Module,
-    students: Students,
-    inputs: Iterable,
-    recipe: Recipe,
-    executor: Executor | None,
-    cache: Cache | None,
-) -> Distillation:
+    recipe, inputs = recipe or Recipe(), repeatable(inputs)
     candidates = {n: dict(s) if isinstance(s, Mapping) else {"": s} for n, s in students.items()}
     for name, mine in candidates.items():
         if not mine:
             raise ValueError(f"students[{name!r}] (={{}}) names no candidate; give at least one")
     example = first_batch(inputs)[:2].to(device_of(teacher))
-    neighbourhoods = split(teacher, list(candidates), example)
-    solve_images = recipe.solve_images if recipe.start == "solved" else 2
-    with Stopwatch(example.device) as teacher_watch:
-        boundaries = capture(
-            teacher,
-            neighbourhoods,
-            inputs,
-            images=recipe.holdout + max(recipe.steps * recipe.batch_size, solve_images),
-            keep=recipe.holdout + recipe.solve_images,
-            memory_limit_gb=recipe.memory_limit_gb,
-            dtype=recipe.dtype,
-            adapt=recipe.adapt,
-        )
-    if len(boundaries.store) < recipe.holdout + 2:
-        raise ValueError(
-            f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 "
-            "to learn from; give more images or a smaller holdout"
-        )
-    started, start_s = start_students(boundaries, candidates, recipe)
-    if boundaries.complete or recipe.steps == 0:
-        infos = _train_apart(boundaries, started, recipe, executor, cache)
-    else:
-        infos = _train_streaming(boundaries, started, recipe)
-    results: dict[str, dict[str, Distilled]] = {name: {} for name in started}
-    for name, mine in started.items():
-        for label, module in mine.items():
-            price = cost(module.eval(), neighbourhoods[name].example)
-            results[name][label] = Distilled(name, label, module, cost=price, **infos[name, label])
+    with evaluating(teacher):
+        neighbourhoods = split(teacher, list(candidates), example)
+        solve_images = recipe.solve_images if recipe.start == "solved" else 2
+        with Stopwatch(example.device) as teacher_watch:
+            boundaries = capture(
+                teacher,
+                neighbourhoods,
+                inputs,
+                images=recipe.holdout + max(recipe.steps * recipe.batch_size, solve_images),
+                keep=recipe.holdout + recipe.solve_images,
+                memory_limit_gb=recipe.memory_limit_gb,
+                dtype=recipe.dtype,
+                adapt=recipe.adapt,
+            )
+        if len(boundaries.store) < recipe.holdout + 2:
+            raise ValueError(
+                f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 "
+                "to learn from; give more images or a smaller holdout"
+            )
+        started, start_s = start_students(boundaries, candidates, recipe)
+        if boundaries.complete or recipe.steps == 0:
+            infos = _train_apart(boundaries, started, recipe, executor, cache)
+        else:
+            infos = _train_streaming(boundaries, started, recipe)
+        done = {
+            place: Distilled(*place, module, cost=cost(module.eval(), neighbourhoods[place[0]].example), **infos[place])
+            for place, module in started.items()
+        }
     return Distillation(
-        {n: r if isinstance(students[n], Mapping) else r[""] for n, r in results.items()},
+        {
+            here.name: {label: done[here.name, label] for label in candidates[here.name]}
+            if isinstance(students[here.name], Mapping)
+            else done[here.name, ""]
+            for here in neighbourhoods
+        },
         teacher_watch.device_s,
         start_s,
         sequential_start=recipe.start == "solved" and recipe.front_to_back and boundaries.linked,
@@ -228,12 +222,10 @@ def _train_apart(
 ) -> Infos:
     """One task a student, from boundaries in memory; the longest first, so that no worker waits for it at the end."""
     tasks = {}
-    for name in sorted(started, key=lambda name: -boundaries.neighbourhoods[name].cost.macs):
-        store = boundaries.of(name)
-        for label, student in started[name].items():
-            kwargs = {"name": name, "student": student, "store": store, "recipe": recipe}
-            kwargs["seed"] = seed_of(recipe.seed, name, label, "order")
-            tasks[name, label] = Task(train_local, kwargs, f"{name} {label}".strip())
+    for name, label in sorted(started, key=lambda place: -boundaries.neighbourhoods[place[0]].cost.macs):
+        kwargs = {"name": name, "student": started[name, label], "store": boundaries.of(name), "recipe": recipe}
+        kwargs["seed"] = seed_of(recipe.seed, name, label, "order")
+        tasks[name, label] = Task(train_local, kwargs, f"{name} {label}".strip())
     title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:
         made = [task.fn(**task.kwargs) for task in tasks.values()]
@@ -243,35 +235,31 @@ def _train_apart(
         calls = [(task.label, functools.partial(task.fn, **task.kwargs)) for task in tasks.values()]
         made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
     trained = dict(zip(tasks, made, strict=True))
-    for (name, label), (state, _) in trained.items():
-        started[name][label].load_state_dict(state)
-    return {key: info for key, (_, info) in trained.items()}
+    for place, (state, _) in trained.items():
+        started[place].load_state_dict(state)
+    return {place: info for place, (_, info) in trained.items()}
 
 
 def _train_streaming(boundaries: Boundaries, started: Started, recipe: Recipe) -> Infos:
     """All students side by side on one stream of boundaries; the first images of a pass stay held out."""
-    stores = {name: boundaries.of(name) for name in started}
+    stores = {place: boundaries.of(place[0]) for place in started}
     runs = {
         (name, label): LocalTraining(
-            name, student, stores[name][: recipe.holdout], recipe, seed_of(recipe.seed, name, label, "order")
+            name, student, stores[name, label][: recipe.holdout], recipe, seed_of(recipe.seed, name, label, "order")
         )
-        for name, mine in started.items()
-        for label, student in mine.items()
+        for (name, label), student in started.items()
     }
     seconds = dict.fromkeys(runs, 0.0)
     device = boundaries.neighbourhoods[0].example.device
     with Progress(f"distilling {len(runs)} neighbourhoods ({boundaries})", recipe.steps, "steps") as progress:
         for _, pairs in zip(range(recipe.steps), _stream(boundaries, recipe), strict=False):
-            for (name, label), run in runs.items():
-                x, y = pairs[name]
+            for place, run in runs.items():
+                x, y = pairs[place[0]]
                 with Stopwatch(device) as watch:
-                    run.step(x.clone() if len(started[name]) > 1 else x, y)  # a student may begin by working in place
-                seconds[name, label] += watch.device_s
+                    run.step(x.clone(), y)  # others need it, and a student may begin by working in place
+                seconds[place] += watch.device_s
             progress.advance()
-    return {
-        (name, label): {**run.finish(stores[name][recipe.holdout :]), "device_s": seconds[name, label]}
-        for (name, label), run in runs.items()
-    }
+    return {p: {**run.finish(stores[p][recipe.holdout :]), "device_s": seconds[p]} for p, run in runs.items()}
 
 
 def _stream(boundaries: Boundaries, recipe: Recipe) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:

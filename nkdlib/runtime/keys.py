@@ -18,12 +18,12 @@ import symtable
 import sys
 import sysconfig
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ALLOWED = (
     "numbers, strings, booleans, None, lists, tuples, dicts with string keys, frozen dataclasses, functions, "
@@ -71,7 +71,7 @@ def canonical(value: object, name: str, code: list) -> object:
         return {qualified_name(type(value)): fingerprint}
     if isinstance(value, nn.Module):
         code.extend({type(part) for part in value.modules()})
-        return {qualified_name(type(value)): _contents(value)}
+        return {qualified_name(type(value)): digest(_describe(value))}
     if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
         code.append(type(value))
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -85,17 +85,26 @@ def fingerprint(value: object) -> str:
     return sha256([canonical(value, "value", code), reached_code(*code)])
 
 
-def _contents(module: nn.Module) -> str:
-    """Return the SHA-256 of a module's structure, settings and weights."""
-    digest = hashlib.sha256(repr(module).encode())
-    for name, part in module.named_modules():  # settings that `repr` may not show
+def digest(parts: Iterable[str | Tensor]) -> str:
+    """Return the SHA-256 of texts and of tensors: their types, shapes and contents."""
+    whole = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            whole.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            part = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        whole.update(part.encode() if isinstance(part, str) else part)
+    return whole.hexdigest()
+
+
+def _describe(module: nn.Module) -> Iterator[str | Tensor]:
+    """Yield a module's structure, settings, which may not be in its `repr`, and weights."""
+    yield repr(module)
+    for name, part in module.named_modules():
         plain = {key: value for key, value in vars(part).items() if isinstance(value, PLAIN) and key != "training"}
-        digest.update(repr((name, sorted(plain.items()))).encode())
-    digest.update(repr([name for name, value in module.named_parameters() if value.requires_grad]).encode())
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        yield repr((name, sorted(plain.items())))
+    yield repr([name for name, value in module.named_parameters() if value.requires_grad])
+    for item in module.state_dict().items():
+        yield from item
 
 
 def reached_code(*roots: object) -> dict[str, str]:

@@ -1,11 +1,13 @@
 """Tensors of many examples that belong together, drawn in batches: images with logits, inputs with outputs."""
 
-import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nkdlib.runtime.keys import digest
 
 Batch = Tensor | tuple | list
 
@@ -86,11 +88,7 @@ class Store:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of names, types, shapes and contents."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest(itertools.chain(*sorted(self.tensors.items())))
 
     def select(self, names: Iterable[str]) -> "Store":
         """The store of some of the tensors."""
