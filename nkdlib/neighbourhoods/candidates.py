@@ -81,18 +81,10 @@ def distill_candidate(
     recipe: Recipe,
     seed: int,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Make one candidate; a task for the cache.
+    """Make one candidate of the teacher's `piece`; a task for the cache.
 
-    Args:
-        name, piece: the teacher's neighbourhood.
-        student: a module, or a width of the teacher's own layers.
-        boundary: x (N, ...) and y (N, ...) of the neighbourhood, the held-out images first.
-        ranking: the artefact of `rank`, where a width is solved.
-        recipe: start, steps, rates.
-        seed: of random weights and of the order of examples.
-
-    Returns:
-        Its state; local_error, losses, and device-seconds of start, steps and the ranking that all widths share.
+    It learns from the boundary's x (N, ...) and y (N, ...), the held-out images first, and from the artefact of `rank`
+    where a width is solved. Returns its state; local_error, losses, and device-seconds of start, steps and ranking.
     """
     store = boundary.value
     with Stopwatch(store.device) as watch:

@@ -58,14 +58,8 @@ def shift_of_predictions(
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """How far a network's predictions lie from the teacher's with each candidate in one place; a task for the cache.
 
-    Args:
-        teacher, network: with logits (B, classes); the network has any candidates in the other places.
-        name: the neighbourhood.
-        students: its candidates by label.
-        images: (N, C, H, W); predictions are compared on the first `holdout`, BatchNorm is measured on others.
-
-    Returns:
-        Nothing, and by label the Kullback-Leibler divergence in nats, mean over images.
+    The network has any candidates in the other places. Logits (B, classes) are compared on the first `holdout` images
+    of (N, C, H, W), BatchNorm is measured on others. Returns by label the Kullback-Leibler divergence, mean nats.
     """
     held_out, others = images.value[:holdout], images.value[holdout : holdout + bn_images]
     found = {}
