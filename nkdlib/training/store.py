@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nkdlib.data.images import random_rows
 from nkdlib.runtime.keys import digest
 
 Batch = Tensor | tuple | list
@@ -109,13 +110,8 @@ class Store:
 
     def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """`steps` random batches; every epoch visits each example at most once, in an order drawn from `seed`."""
-        generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, len(self))
-        order = torch.empty(0, dtype=torch.int64)
-        for _ in range(steps):
-            if len(order) < batch_size:
-                order = torch.randperm(len(self), generator=generator)
-            index, order = order[:batch_size], order[batch_size:]
-            yield self.take(index.to(self.device))
+        for rows in random_rows(len(self), min(batch_size, len(self)), steps, seed):
+            yield self.take(rows.to(self.device))
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
         """All examples in order, `size` at a time."""
