@@ -30,7 +30,7 @@ from nkdlib.neighbourhoods import Recipe, distill, split
 from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.local import squared_error
 from nkdlib.runtime.measure import Stopwatch
-from nkdlib.training.loop import Descent, scale_down
+from nkdlib.training.loop import Descent
 from nkdlib.training.store import Store
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the teacher's inner channels
@@ -110,7 +110,7 @@ def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float
                     parameter.grad = None
                 loss.backward()
                 lap("backward")
-                scale_down([parameter.grad for parameter in descent.parameters], RECIPE.max_grad_norm)
+                nn.utils.clip_grad_norm_(descent.parameters, RECIPE.max_grad_norm)
                 descent.optimizer.step()
                 lap("optimizer")
     return parts

@@ -337,7 +337,7 @@ def test_it_reads_as_a_table(given, library):
     assert lines[-1] == "18 candidates of 4 neighbourhoods, 400 networks" and library.size == 5 * 4 * 5 * 4
     composition = library.best(params=4_500)
     assert f"predicted: sum of errors {composition.error:.4f}, {composition.costs['params']:,} par" in repr(composition)
-    assert len(composition.table) == 4
+    assert len(composition.table()) == 4
     assert "<table" in library._repr_html_() and "<table" in composition._repr_html_()
 
 

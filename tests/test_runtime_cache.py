@@ -13,6 +13,7 @@ import torch
 from nkdlib.runtime import cache
 from nkdlib.runtime.cache import Artefact, ArtefactDamaged, Cache, Task, open_artefact
 from nkdlib.runtime.executors import make_executor
+from nkdlib.runtime.keys import fingerprint
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,18 @@ def test_every_argument_counts(changed):
     assert Cache().key(Task(work, arguments, "")) != Cache().key(Task(work, arguments | changed, ""))
 
 
-@pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), torch.zeros(1), {1: 2}, {3}, lambda: 0, object()])
+def test_a_module_counts_by_its_layers_settings_and_weights():
+    def made(p=0.5, frozen=False, bias=0.0, mode=True):
+        module = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Dropout(p)).requires_grad_(not frozen)
+        torch.nn.init.constant_(module[0].weight, 1.0)
+        torch.nn.init.constant_(module[0].bias, bias)
+        return fingerprint(module.train(mode))
+
+    assert made() == made(mode=False)
+    assert len({made(), made(p=0.1), made(frozen=True), made(bias=1.0)}) == 4
+
+
+@pytest.mark.parametrize("value", [torch.zeros(1), {1: 2}, {3}, lambda: 0, object()])
 def test_an_argument_without_canonical_form_is_named(value):
     with pytest.raises(TypeError, match="argument seed of work"):
         Cache().key(Task(work, {"seed": [value]}, ""))

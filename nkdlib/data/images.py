@@ -5,12 +5,14 @@ one normalization and, if asked for, one augmentation, on the device. The order 
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -148,9 +150,9 @@ class Images:
             raise ValueError("seed (=None) must be a number where shuffle or augment is on")
         if batch_size < 1 or (shuffle and batch_size > len(self)):
             raise ValueError(f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}")
-        per_epoch = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
-        steps = per_epoch if steps is None else steps
-        return Batches(self, batch_size, steps, per_epoch, seed, shuffle, augment, torch.device(device), channels_last)
+        if steps is None:
+            steps = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
+        return Batches(self, batch_size, steps, seed, shuffle, augment, torch.device(device), channels_last)
 
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
@@ -171,7 +173,6 @@ class Batches:
     images: Images
     batch_size: int
     steps: int
-    steps_per_epoch: int
     seed: int | None
     shuffle: bool
     augment: Augmentation | None
@@ -182,22 +183,29 @@ class Batches:
         return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order_generator, augment_generator = torch.Generator(), torch.Generator()
+        count, generator = len(self.images), torch.Generator()
         if self.seed is not None:
-            order_generator.manual_seed(self.seed)
-            augment_generator.manual_seed(self.seed + 1_000_003)  # so that augmenting leaves the order alone
-        for step in range(self.steps):
-            place = step % self.steps_per_epoch
-            if place == 0:
-                order = torch.arange(len(self.images))
-                if self.shuffle:
-                    order = torch.randperm(len(order), generator=order_generator)
-            chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+            generator.manual_seed(self.seed + 1_000_003)  # so that augmenting leaves the order alone
+        if self.shuffle:
+            order = random_rows(count, self.batch_size, self.steps, self.seed)
+        else:
+            order = itertools.islice(itertools.cycle(torch.arange(count).split(self.batch_size)), self.steps)
+        for chosen in order:
             pixels, labels = self.images.gather(chosen, self.device)  # (B, C, H, W), (B,)
             if self.augment is not None:
-                pixels = self.augment(pixels, augment_generator)
+                pixels = self.augment(pixels, generator)
             x = self.images.normalize(pixels)
             yield (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), labels
+
+
+def random_rows(count: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
+    """`steps` random batches of positions; every epoch has each of them at most once, in an order drawn from `seed`."""
+    generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(order) < batch_size:
+            order = torch.randperm(count, generator=generator)
+        yield order[:batch_size]
+        order = order[batch_size:]
 
 
 def _permutation(count: int, seed: int) -> Tensor:
@@ -206,3 +214,31 @@ def _permutation(count: int, seed: int) -> Tensor:
 
 def _reopen(opener: Callable[[], Images], rows: Tensor | None, fingerprint: str) -> Images:
     return opener()._select(rows, fingerprint)
+
+
+@dataclass(frozen=True)
+class ShiftFlip:
+    """Shift every image by up to `pad` pixels each way, filled with black, and mirror half of them."""
+
+    pad: int = 4  # pixels; 4 is usual for 32x32 images
+    flip: bool = True  # left to right, with probability 1/2
+
+    def __post_init__(self):
+        if self.pad < 0:
+            raise ValueError(f"pad (={self.pad}) must be 0 or more pixels; 0 shifts nothing")
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return a changed copy of `pixels` (B, C, H, W), black being 0; the generator, on the CPU, decides alone."""
+        count, channels, height, width = pixels.shape
+        down, right = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator)  # (B, 1) each
+        rows, columns = torch.arange(height), torch.arange(width)
+        if self.flip:
+            mirrored = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool)
+            columns = torch.where(mirrored, columns.flip(0), columns)  # (B, W)
+        padded = F.pad(pixels, [self.pad] * 4)
+        places = (down + rows)[:, :, None] * padded.shape[-1] + (right + columns)[:, None]  # (B, H, W)
+        places = places.view(count, 1, -1).to(pixels.device).expand(-1, channels, -1)
+        return padded.flatten(2).gather(2, places).view_as(pixels)
+
+
+random_shift_flip = ShiftFlip  # the usual augmentation of small images, for `Images.batches(augment=...)`

@@ -186,13 +186,8 @@ class DeadLeaves(NoiseImages):
 def field(exponents: Tensor, shape: tuple[int, int, int], generator: Generator) -> Tensor:
     """Gaussian random fields with an amplitude of 1 / frequency^a, (N, C, H, W); mean 0, deviation 1 over many.
 
-    Cut from fields of twice the size, so that opposite borders are not alike. The mean has the amplitude of the lowest
-    frequency: images differ in brightness.
-
-    Args:
-        exponents: a of each image, (N,).
-        shape: (C, H, W).
-        generator: what they are drawn from.
+    `exponents` holds the a of each image, (N,). Cut from fields of twice the size, so that opposite borders are not
+    alike. The mean has the amplitude of the lowest frequency: images differ in brightness.
     """
     channels, height, width = shape
     y, x = torch.fft.fftfreq(2 * height, 1 / (2 * height)), torch.fft.fftfreq(2 * width, 1 / (2 * width))

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from nkdlib.figs.cost import COUNTED, CostModel
 from nkdlib.models.channels import channel_groups, cut
 from nkdlib.models.modes import evaluating
-from nkdlib.models.operators import Sum
+from nkdlib.models.spaces import Sum
 
 
 class Gates(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nkdlib.figs.gates import Gates
 from nkdlib.figs.rivals import scales, score_evenly
-from nkdlib.models.operators import Sum
+from nkdlib.models.spaces import Sum
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Descent, Schedule, minimize
 

@@ -1,13 +1,15 @@
-"""Residual networks for small images, with an inner width of their own in every block.
+"""Residual networks for small images, with an inner width of its own in a block, and blocks of other forms.
 
 He et al. 2015 (arXiv 1512.03385), section 4.2. Two things differ: a projection shortcut (1x1 convolution) where the
 shape changes, and an inner width that may differ from the outer one, which is what students of a block differ in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+FORMS = ("1x1", "3x3", "5x5", "bottleneck", "separable")
 
 
 class BasicBlock(nn.Module):
@@ -30,13 +32,63 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(inner, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU()
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         return self.relu(self.shortcut(x) + self.bn2(self.conv2(y)))
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Nothing, or a projection where the block changes the shape."""
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class Residual(nn.Module):
+    """relu(shortcut(x) + body(x)): what a student of a block can be beside narrower.
+
+    The body is that of a basic block of another kernel size, a bottleneck (He et al. 2015, figure 5) or depthwise
+    separable convolutions (Howard et al. 2017, arXiv 1704.04861).
+
+    Args:
+        inputs: channels of the input, (B, inputs, H, W).
+        outputs: channels of the output, (B, outputs, H / stride, W / stride).
+        form: of the body, one of `FORMS`; a kernel size stands for two such convolutions.
+        inner: channels within the body, `outputs` where omitted.
+        stride: of the body and the shortcut.
+
+    >>> import torch
+    >>> Residual(8, 16, "separable", stride=2)(torch.zeros(1, 8, 6, 6)).shape
+    torch.Size([1, 16, 3, 3])
+    """
+
+    def __init__(self, inputs: int, outputs: int, form: str, *, inner: int | None = None, stride: int = 1):
+        super().__init__()
+        inner = inner or outputs
+        layers: dict[str, list[tuple[int, int, int, int]]] = {  # (inputs, outputs, kernel, stride) of convolutions
+            **{f"{k}x{k}": [(inputs, inner, k, stride), (inner, outputs, k, 1)] for k in (1, 3, 5)},
+            "bottleneck": [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)],
+            "separable": [(inputs, 0, 3, stride), (inputs, inner, 1, 1), (inner, 0, 3, 1), (inner, outputs, 1, 1)],
+        }
+        if form not in FORMS:
+            raise ValueError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
+        self.body = nn.Sequential(*(part for layer in layers[form] for part in _convolution(*layer)))
+        del self.body[-1]  # the last activation comes after the sum
+        self.relu, self.shortcut = nn.ReLU(), _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.shortcut(x) + self.body(x))
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> Iterator[nn.Module]:
+    """A convolution that keeps the size, BatchNorm and ReLU; without `outputs` a depthwise one, without ReLU."""
+    groups = 1 if outputs else inputs
+    yield nn.Conv2d(inputs, outputs or inputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    yield nn.BatchNorm2d(outputs or inputs)
+    if outputs:
+        yield nn.ReLU()
 
 
 class ResNet(nn.Module):
@@ -47,7 +99,6 @@ class ResNet(nn.Module):
     Args:
         blocks: how many blocks each stage has; (n, n, n) is a ResNet of 6n + 2 layers.
         widths: outer channels of each stage; every stage but the first halves height and width.
-        inner: inner channels of each block, over all stages in order; the outer ones where omitted.
         stem_stride: 2 halves the resolution at the start.
     """
 
@@ -58,28 +109,23 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         blocks: Sequence[int] = (2, 2, 2),
         widths: Sequence[int] = (16, 32, 64),
-        inner: Sequence[int] | None = None,
         stem_stride: int = 1,
     ):
         super().__init__()
         if len(blocks) != len(widths):
             raise ValueError(f"blocks (={tuple(blocks)}) and widths (={tuple(widths)}) must be equally long")
-        outer = [width for width, count in zip(widths, blocks, strict=True) for _ in range(count)]
-        inner = outer if inner is None else list(inner)
-        if len(inner) != len(outer):
-            raise ValueError(f"inner (={inner}) must name one width for each of the {len(outer)} blocks")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(),
         )
-        inner_of, channels = iter(inner), widths[0]
+        channels = widths[0]
         self.stages = [f"layer{i + 1}" for i in range(len(blocks))]
         for name, count, width in zip(self.stages, blocks, widths, strict=True):
             layers = nn.Sequential()
             for block in range(count):
                 stride = 2 if name != "layer1" and block == 0 else 1
-                layers.append(BasicBlock(channels, width, inner=next(inner_of), stride=stride))
+                layers.append(BasicBlock(channels, width, stride=stride))
                 channels = width
             self.add_module(name, layers)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(channels, num_classes))

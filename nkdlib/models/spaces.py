@@ -4,13 +4,13 @@ Filters of a ResNet (MorphNet, arXiv 1711.06798), inverted residuals of several 
 1801.04381; AtomNAS, arXiv 1912.09640) and the DARTS cell (arXiv 1806.09055). What can vanish is an operator of a `Sum`.
 """
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
-
-from nkdlib.models.operators import Sum, add
+from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
 # Expansion, channels, blocks and stride of each stage: MobileNetV2's, for images of 224 pixels (table 2).
 MOBILE_STAGES = (
@@ -24,13 +24,38 @@ MOBILE_STAGES = (
 )
 
 
-def convolution(
-    inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *, depthwise: bool = False
-) -> nn.Sequential:
-    """A convolution that keeps the size (but for its stride) and its BatchNorm."""
-    groups = inputs if depthwise else 1
-    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(layer, nn.BatchNorm2d(outputs))
+convolution = functools.partial(Conv2dNormActivation, activation_layer=None)  # and its BatchNorm; keeps the size
+
+
+class Sum(nn.Module):
+    """The sum of what several operators make of one input.
+
+    Args:
+        operators: by name, alike in their output's shape.
+        optional: all of them may be left out, since something else is added to the sum where it is used; of one that
+            is not optional one operator always stays.
+
+    >>> import torch
+    >>> Sum({"once": nn.Identity(), "again": nn.Identity()})(torch.ones(1))
+    tensor([2.])
+    """
+
+    def __init__(self, operators: Mapping[str, nn.Module], optional: bool = False):
+        super().__init__()
+        self.operators, self.optional = nn.ModuleDict(operators), optional
+
+    def edges(self) -> dict[str, list[str]]:
+        """Names of the operators by what they read: here all of them read the same."""
+        return {"": list(self.operators)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return add(part(x) for part in self.operators.values())
+
+
+def add(values: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, 0 where there is none."""
+    values = list(values)
+    return functools.reduce(operator.add, values) if values else 0
 
 
 class RemovableBlock(nn.Module):
@@ -92,12 +117,12 @@ class MixedBlock(nn.Module):
         self.paths = Sum(
             {
                 f"{kernel}x{kernel}": nn.Sequential(
-                    convolution(inputs, inner),
+                    convolution(inputs, inner, 1),
                     nn.ReLU(),
-                    convolution(inner, inner, kernel, stride, depthwise=True),
+                    convolution(inner, inner, kernel, stride, groups=inner),
                     nn.ReLU(),
                     SqueezeExcitation(inner, max(inner // 4, 1)) if squeeze else nn.Identity(),
-                    convolution(inner, outputs),
+                    convolution(inner, outputs, 1),
                 )
                 for kernel in kernels
             },
@@ -136,7 +161,7 @@ def mixed_space(
             inner = max(channels * expansion // len(kernels), 1)
             layers.append(MixedBlock(channels, width, inner, kernels, stride if block == 0 else 1, squeeze))
             channels = width
-    return nn.Sequential(*layers, convolution(channels, head), nn.ReLU(), *_classifier(head, num_classes))
+    return nn.Sequential(*layers, convolution(channels, head, 1), nn.ReLU(), *_classifier(head, num_classes))
 
 
 class Node(Sum):
@@ -176,7 +201,7 @@ def darts_operator(name: str, channels: int, stride: int) -> nn.Module:
     for step in (stride, 1) if kind == "sep_conv" else (stride,):
         padding = dilation * (kernel // 2)
         deep = nn.Conv2d(channels, channels, kernel, step, padding, dilation, groups=channels, bias=False)
-        layers += [nn.ReLU(), deep, convolution(channels, channels)]
+        layers += [nn.ReLU(), deep, convolution(channels, channels, 1)]
     return nn.Sequential(*layers)
 
 
@@ -203,7 +228,7 @@ class Cell(nn.Module):
     ):
         super().__init__()
         self.first = nn.Sequential(nn.ReLU(), convolution(inputs[0], channels, 1, 2 if halved else 1))
-        self.second = nn.Sequential(nn.ReLU(), convolution(inputs[1], channels))
+        self.second = nn.Sequential(nn.ReLU(), convolution(inputs[1], channels, 1))
         self.nodes = nn.ModuleList(
             Node(
                 {

@@ -7,7 +7,7 @@ never run once per neighbourhood.
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -213,11 +213,8 @@ def capture(
     rows = found.batches(fitting(), copy) if noise is None else answers(neighbourhoods, noise, copy)
     if (first := next(rows, None)) is None:
         raise ValueError("inputs holds no batch; give at least one")
-    size = len(next(iter(first.values())))
-    found.bytes_per_image = sum(t.numel() * t.element_size() for t in first.values()) / size
-    expected = min(len(inputs) * size if isinstance(inputs, Sized) else 0, wanted)
-    expected = min(expected, max(int(limit / found.bytes_per_image), keep + size))
-    found.store = Store.collect(itertools.chain([first], rows), dtype, expected)
+    found.bytes_per_image = sum(t.numel() * t.element_size() / len(t) for t in first.values())
+    found.store = Store.collect(itertools.chain([first], rows))
     for name, total in sums.items():  # a finite sum has finite terms, and costs a tenth of looking at each
         if not torch.isfinite(total) and not torch.isfinite(found.store.tensors[name]).all():
             raise OverflowError(

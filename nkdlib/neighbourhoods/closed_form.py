@@ -71,23 +71,15 @@ def _depth(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, int]) -> i
     return known[node]
 
 
-class _Reader(fx.Interpreter):
-    """Runs a traced module and returns the values of some of its nodes."""
-
-    def __init__(self, graph: fx.GraphModule, wanted: list[fx.Node]):
-        super().__init__(graph.eval())
-        self.wanted, self.seen = wanted, {}
-
-    def run_node(self, node: fx.Node) -> object:
-        value = super().run_node(node)
-        if node in self.wanted:
-            self.seen[node] = value.clone()  # the next layer may work in place on it
-        return value
-
-    def read(self, x: Tensor) -> list[Tensor]:
-        self.seen.clear()
-        self.run(x)
-        return [self.seen[node] for node in self.wanted]
+def _reader(graph: fx.GraphModule, wanted: list[fx.Node]) -> fx.GraphModule:
+    """The traced module, giving copies of some of its nodes' values: the layer behind one may work in place on it."""
+    again, copied, values = fx.Graph(), {}, []
+    again.graph_copy(graph.graph, copied)
+    for node in wanted:
+        with again.inserting_after(copied[node]):
+            values.append(again.call_method("clone", (copied[node],)))
+    again.output(values)
+    return fx.GraphModule(graph, again).eval()
 
 
 @dataclass
@@ -275,12 +267,12 @@ def _pose(
     else:
         target = next(n for n in theirs.graph.nodes if n.op == "output").args[0]
     summed = [tail.other] if is_tail and tail.other is not None else []
-    reader, oracle = _Reader(ours, [_node(ours, path).args[0], *summed]), _Reader(theirs, [target])
+    reader, oracle = _reader(ours, [_node(ours, path).args[0], *summed]), _reader(theirs, [target])
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
         for x_teacher, x_student in pairs():
-            features, *other = reader.read(x_student)
-            (wanted,) = oracle.read(x_teacher)
+            features, *other = reader(x_student)
+            (wanted,) = oracle(x_teacher)
             if path in kept:  # a layer whose own outputs have been cut
                 wanted = wanted.index_select(1, kept[path].to(wanted.device))
             yield features, wanted - other[0] if other else wanted

@@ -4,29 +4,121 @@ Shao et al., arXiv 2010.01189.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import as_completed
+from dataclasses import dataclass, field
 
+import pandas as pd
+import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import cost
+from nkdlib.models.cost import Cost, cost
 from nkdlib.models.modes import evaluating
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, repeatable
-from nkdlib.neighbourhoods.distillation import Distillation, Distilled
 from nkdlib.neighbourhoods.local import LocalTraining, Recipe, train_local
-from nkdlib.neighbourhoods.portable import Portable
-from nkdlib.neighbourhoods.split import split
+from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.runtime.cache import Cache, Task
-from nkdlib.runtime.executors import InProcess, Processes
+from nkdlib.runtime.executors import InProcess, Processes, gather, make_executor
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.progress import Progress
 from nkdlib.training.evaluate import device_of
 
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
-Started = Mapping[str, Mapping[str, nn.Module]]  # students by neighbourhood and label
-Infos = dict[tuple[str, str], dict[str, object]]  # what is known of each student, by neighbourhood and label
+Started = Mapping[tuple[str, str], nn.Module]  # students by neighbourhood and label
+Infos = dict[tuple[str, str], dict[str, object]]  # what is known of each
+
+
+@dataclass
+class Distilled:
+    """One student neighbourhood, how well it imitates its teacher's part, and what it cost."""
+
+    name: str  # of the neighbourhood
+    label: str  # of the candidate, "" where there is one
+    module: nn.Module = field(repr=False)
+    local_error: float  # on held-out inputs, see `local_error`
+    cost: Cost
+    device_s: float  # of its own gradient steps
+    losses: list[float] = field(default_factory=list, repr=False)  # of every step
+
+
+@dataclass(repr=False)
+class Distillation(Tabled, Mapping[str, Distilled | dict[str, Distilled]]):
+    """What `distill` returns: by neighbourhood, a `Distilled`, or several by label where candidates were given."""
+
+    students: dict[str, Distilled | dict[str, Distilled]]
+    teacher_s: float  # device-seconds of the teacher's one pass
+    start_s: dict[str, float]  # device-seconds of each neighbourhood's start (the closed form, mostly)
+    sequential_start: bool  # starts waited for each other (front to back)
+    boundaries: str  # whether and how they were kept, in words
+
+    def __getitem__(self, name: str) -> Distilled | dict[str, Distilled]:
+        return self.students[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.students)
+
+    def __len__(self) -> int:
+        return len(self.students)
+
+    def every(self) -> Iterator[Distilled]:
+        """All students, front to back."""
+        for value in self.students.values():
+            yield from value.values() if isinstance(value, dict) else (value,)
+
+    @property
+    def device_s(self) -> float:
+        """Device-seconds on one worker: the teacher's pass, the starts and every student's steps."""
+        return self.teacher_s + sum(self.start_s.values()) + sum(d.device_s for d in self.every())
+
+    def critical_path_s(self, workers: int | None = None) -> float:
+        """Seconds until the last student is done with one worker for each neighbourhood; boundaries take no time.
+
+        Args:
+            workers: that share the teacher's pass; the number of neighbourhoods where omitted.
+        """
+        # DEVIATION D6: computed from measured tasks, not run on as many machines.
+        workers = len(self) if workers is None else workers
+        steps = {name: sum(d.device_s for d in self.every() if d.name == name) for name in self}
+        if self.sequential_start:
+            longest = sum(self.start_s.values()) + max(steps.values())
+        else:
+            longest = max(self.start_s[name] + steps[name] for name in self)
+        return self.teacher_s / workers + longest
+
+    def recompose(self, teacher: nn.Module, **chosen: str) -> nn.Module:
+        """The teacher with these students in place, see `recompose`; where there are candidates, `name=label`."""
+        labels = {name: list(value) for name, value in self.students.items() if isinstance(value, dict)}
+        for name in labels.keys() | chosen.keys():
+            if chosen.get(name) not in labels.get(name, ()):
+                raise ValueError(
+                    f"chosen[{name!r}] (={chosen.get(name)!r}) is no candidate; choose one for each of {labels}"
+                )
+        students = {n: v[chosen[n]] if isinstance(v, dict) else v for n, v in self.students.items()}
+        return recompose(teacher, {name: student.module for name, student in students.items()})
+
+    def table(self) -> pd.DataFrame:
+        """Local errors and costs, a row a student."""
+        return pd.DataFrame(
+            [
+                {
+                    "neighbourhood": d.name,
+                    **({"candidate": d.label} if d.label else {}),
+                    "local error": d.local_error,
+                    "params": d.cost.params,
+                    "MACs": d.cost.macs,
+                    "start [s]": self.start_s[d.name],
+                    "steps [s]": d.device_s,
+                }
+                for d in self.every()
+            ]
+        )
+
+    def caption(self) -> str:
+        """Where boundaries were, and what the teacher's pass took."""
+        return f"{self.boundaries}; teacher's pass {self.teacher_s:.2f} device-seconds"
 
 
 def distill(
@@ -63,53 +155,47 @@ def distill(
     >>> result["layer1.0"].module.conv1.out_channels
     8
     """
-    with evaluating(teacher):
-        return _distill(teacher, students, repeatable(inputs), recipe or Recipe(), executor, cache)
-
-
-def _distill(
-    teacher: nn.Module,
-    students: Students,
-    inputs: Iterable,
-    recipe: Recipe,
-    executor: Executor | None,
-    cache: Cache | None,
-) -> Distillation:
+    recipe, inputs = recipe or Recipe(), repeatable(inputs)
     candidates = {n: dict(s) if isinstance(s, Mapping) else {"": s} for n, s in students.items()}
     for name, mine in candidates.items():
         if not mine:
             raise ValueError(f"students[{name!r}] (={{}}) names no candidate; give at least one")
     example = first_batch(inputs)[:2].to(device_of(teacher))
-    neighbourhoods = split(teacher, list(candidates), example)
-    solve_images = recipe.solve_images if recipe.start == "solved" else 2
-    with Stopwatch(example.device) as teacher_watch:
-        boundaries = capture(
-            teacher,
-            neighbourhoods,
-            inputs,
-            images=recipe.holdout + max(recipe.steps * recipe.batch_size, solve_images),
-            keep=recipe.holdout + recipe.solve_images,
-            memory_limit_gb=recipe.memory_limit_gb,
-            dtype=recipe.dtype,
-            adapt=recipe.adapt,
-        )
-    if len(boundaries.store) < recipe.holdout + 2:
-        raise ValueError(
-            f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 "
-            "to learn from; give more images or a smaller holdout"
-        )
-    started, start_s = start_students(boundaries, candidates, recipe)
-    if boundaries.complete or recipe.steps == 0:
-        infos = _train_apart(boundaries, started, recipe, executor, cache)
-    else:
-        infos = _train_streaming(boundaries, started, recipe)
-    results: dict[str, dict[str, Distilled]] = {name: {} for name in started}
-    for name, mine in started.items():
-        for label, module in mine.items():
-            price = cost(module.eval(), neighbourhoods[name].example)
-            results[name][label] = Distilled(name, label, module, cost=price, **infos[name, label])
+    with evaluating(teacher):
+        neighbourhoods = split(teacher, list(candidates), example)
+        solve_images = recipe.solve_images if recipe.start == "solved" else 2
+        with Stopwatch(example.device) as teacher_watch:
+            boundaries = capture(
+                teacher,
+                neighbourhoods,
+                inputs,
+                images=recipe.holdout + max(recipe.steps * recipe.batch_size, solve_images),
+                keep=recipe.holdout + recipe.solve_images,
+                memory_limit_gb=recipe.memory_limit_gb,
+                dtype=recipe.dtype,
+                adapt=recipe.adapt,
+            )
+        if len(boundaries.store) < recipe.holdout + 2:
+            raise ValueError(
+                f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 "
+                "to learn from; give more images or a smaller holdout"
+            )
+        started, start_s = start_students(boundaries, candidates, recipe)
+        if boundaries.complete or recipe.steps == 0:
+            infos = _train_apart(boundaries, started, recipe, executor, cache)
+        else:
+            infos = _train_streaming(boundaries, started, recipe)
+        done = {
+            place: Distilled(*place, module, cost=cost(module.eval(), neighbourhoods[place[0]].example), **infos[place])
+            for place, module in started.items()
+        }
     return Distillation(
-        {n: r if isinstance(students[n], Mapping) else r[""] for n, r in results.items()},
+        {
+            here.name: {label: done[here.name, label] for label in candidates[here.name]}
+            if isinstance(students[here.name], Mapping)
+            else done[here.name, ""]
+            for here in neighbourhoods
+        },
         teacher_watch.device_s,
         start_s,
         sequential_start=recipe.start == "solved" and recipe.front_to_back and boundaries.linked,
@@ -136,56 +222,44 @@ def _train_apart(
 ) -> Infos:
     """One task a student, from boundaries in memory; the longest first, so that no worker waits for it at the end."""
     tasks = {}
-    for name in sorted(started, key=lambda name: -boundaries.neighbourhoods[name].cost.macs):
-        store = boundaries.of(name)
-        for label, student in started[name].items():
-            task = {"name": name, "student": Portable(student), "store": store, "recipe": recipe}
-            tasks[name, label] = {**task, "seed": seed_of(recipe.seed, name, label, "order")}
+    for name, label in sorted(started, key=lambda place: -boundaries.neighbourhoods[place[0]].cost.macs):
+        kwargs = {"name": name, "student": started[name, label], "store": boundaries.of(name), "recipe": recipe}
+        kwargs["seed"] = seed_of(recipe.seed, name, label, "order")
+        tasks[name, label] = Task(train_local, kwargs, f"{name} {label}".strip())
     title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:
-        trained = {key: train_local(**task) for key, task in tasks.items()}
+        made = [task.fn(**task.kwargs) for task in tasks.values()]
     elif cache is not None:
-        named = [Task(train_local, task, " ".join(key).strip()) for key, task in tasks.items()]
-        artefacts = cache.run(named, executor, title)
-        trained = {key: (artefact.tensors, artefact.info) for key, artefact in zip(tasks, artefacts, strict=True)}
+        made = [(artefact.tensors, artefact.info) for artefact in cache.run(tasks.values(), executor, title)]
     else:
-        with Progress(title, len(tasks) * recipe.steps, "steps") as steps:
-            if executor is None:
-                trained = {key: train_local(**task, advance=steps.advance) for key, task in tasks.items()}
-            else:
-                trained, futures = {}, {executor.submit(train_local, **task): key for key, task in tasks.items()}
-                for future in as_completed(futures):
-                    trained[futures[future]] = future.result()
-                    steps.advance(recipe.steps)  # a worker tells of its steps when they are done
-    for (name, label), (state, _) in trained.items():
-        started[name][label].load_state_dict(state)
-    return {key: info for key, (_, info) in trained.items()}
+        calls = [(task.label, functools.partial(task.fn, **task.kwargs)) for task in tasks.values()]
+        made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
+    trained = dict(zip(tasks, made, strict=True))
+    for place, (state, _) in trained.items():
+        started[place].load_state_dict(state)
+    return {place: info for place, (_, info) in trained.items()}
 
 
 def _train_streaming(boundaries: Boundaries, started: Started, recipe: Recipe) -> Infos:
     """All students side by side on one stream of boundaries; the first images of a pass stay held out."""
-    stores = {name: boundaries.of(name) for name in started}
+    stores = {place: boundaries.of(place[0]) for place in started}
     runs = {
         (name, label): LocalTraining(
-            name, student, stores[name][: recipe.holdout], recipe, seed_of(recipe.seed, name, label, "order")
+            name, student, stores[name, label][: recipe.holdout], recipe, seed_of(recipe.seed, name, label, "order")
         )
-        for name, mine in started.items()
-        for label, student in mine.items()
+        for (name, label), student in started.items()
     }
     seconds = dict.fromkeys(runs, 0.0)
     device = boundaries.neighbourhoods[0].example.device
     with Progress(f"distilling {len(runs)} neighbourhoods ({boundaries})", recipe.steps, "steps") as progress:
         for _, pairs in zip(range(recipe.steps), _stream(boundaries, recipe), strict=False):
-            for (name, label), run in runs.items():
-                x, y = pairs[name]
+            for place, run in runs.items():
+                x, y = pairs[place[0]]
                 with Stopwatch(device) as watch:
-                    run.step(x.clone() if len(started[name]) > 1 else x, y)  # a student may begin by working in place
-                seconds[name, label] += watch.device_s
+                    run.step(x.clone(), y)  # others need it, and a student may begin by working in place
+                seconds[place] += watch.device_s
             progress.advance()
-    return {
-        (name, label): {**run.finish(stores[name][recipe.holdout :]), "device_s": seconds[name, label]}
-        for (name, label), run in runs.items()
-    }
+    return {p: {**run.finish(stores[p][recipe.holdout :]), "device_s": seconds[p]} for p, run in runs.items()}
 
 
 def _stream(boundaries: Boundaries, recipe: Recipe) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:

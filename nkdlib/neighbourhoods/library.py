@@ -16,21 +16,25 @@ from torch import nn
 
 from nkdlib.models.cost import cost
 from nkdlib.models.latency import Latency
-from nkdlib.neighbourhoods.candidates import Candidate, distill_candidate, look_at, ranking_task
+from nkdlib.neighbourhoods.candidates import (
+    Candidate,
+    Known,
+    Timing,
+    distill_candidate,
+    look_at,
+    ranking_task,
+    time_together,
+)
 from nkdlib.neighbourhoods.capture import capture, repeatable
-from nkdlib.neighbourhoods.composition import Composition
 from nkdlib.neighbourhoods.distill import Executor
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.portable import Known, Portable
-from nkdlib.neighbourhoods.prediction import Forecast, shift_of_predictions
-from nkdlib.neighbourhoods.recompose import recompose
+from nkdlib.neighbourhoods.prediction import Composition, Forecast, shift_of_predictions
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
-from nkdlib.neighbourhoods.split import split
+from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
-from nkdlib.neighbourhoods.tables import html, text
-from nkdlib.neighbourhoods.timing import Timing, time_together
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.runtime.cache import Artefact, Cache, Task
-from nkdlib.runtime.keys import sha256
+from nkdlib.runtime.keys import fingerprint, sha256
 from nkdlib.runtime.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import accuracy, device_of
@@ -39,7 +43,7 @@ from nkdlib.training.store import first_images
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
 
 
-class Library:
+class Library(Tabled):
     """Candidates for the neighbourhoods of a teacher, distilled once; prints itself as a table.
 
     Args:
@@ -82,7 +86,7 @@ class Library:
         self.inputs = repeatable(inputs)
         images, digest = look_at(self.inputs)
         drawn = repr(self.inputs) if hasattr(self.inputs, "boundaries") else ""  # noise says there what it is
-        self._determined = [Portable(self.teacher).fingerprint, digest, drawn]
+        self._determined = [fingerprint(self.teacher), digest, drawn]
         self.measure, self.forecast = "local error", None  # what errors are, and what they mean for accuracy
         self.example = images[:1].to(device_of(self.teacher))
         self.neighbourhoods = split(self.teacher, list(candidates), self.example)
@@ -166,13 +170,13 @@ class Library:
     def _task(self, name: str, label: str) -> Task:
         """The task that makes a candidate; its boundary and what widths share, `ranking`, become known later."""
         student, recipe = self.candidates[name][label].student, self.candidates[name][label].recipe
-        module = isinstance(student, nn.Module)
+        width = not isinstance(student, nn.Module)
         kwargs = {
             "name": name,
-            "piece": Portable(self.neighbourhoods[name].module),
-            "student": Portable(student) if module else student,
+            "piece": self.neighbourhoods[name].module,
+            "student": student,
             "boundary": Known(sha256([*self._determined, name, str(recipe.dtype), recipe.adapt])),
-            "ranking": Known("follows from the rest") if recipe.start == "solved" and not module else None,
+            "ranking": Known("follows from the rest") if recipe.start == "solved" and width else None,
             "recipe": recipe,
             "seed": seed_of(recipe.seed, name, "library"),
         }
@@ -271,11 +275,11 @@ class Library:
         """
         how = {"holdout": self.recipe.holdout, "bn_images": self.recipe.bn_images}
         images = torch.cat(list(first_images(self.inputs, sum(how.values())))).to(self.example.device)
-        how |= {"teacher": Portable(self.teacher), "network": Portable(around.build(bn_images=0))}
+        how |= {"teacher": self.teacher, "network": around.build(bn_images=0)}
         how |= {"images": Known(self._determined[1], images)}
         tasks = []
         for name, mine in self.candidates.items():
-            students = {label: Portable(self._module(name, label, learned=label != TEACHER)) for label in mine}
+            students = {label: self._module(name, label, learned=label != TEACHER) for label in mine}
             tasks.append(Task(shift_of_predictions, {"name": name, "students": students, **how}, name))
         shifts = self.cache.run(tasks, executor, "measuring candidates in context")
         other = copy.copy(self)
@@ -300,7 +304,7 @@ class Library:
 
         table, predicted = self.table(), self.forecast.accuracy(chosen.error) if self.forecast else None
         rows = [chosen.labels[row.neighbourhood] == row.candidate for row in table.itertuples()]
-        return Composition(**vars(chosen), table=table[rows], accuracy=predicted, make=make, time=time)
+        return Composition(**vars(chosen), rows=table[rows], accuracy=predicted, make=make, time=time)
 
     @property
     def device_s(self) -> float:
@@ -332,9 +336,3 @@ class Library:
         said = f"{len(self._every)} candidates of {len(self.candidates)} neighbourhoods, {self.size:,} networks"
         said += f"; {waiting} not distilled yet, call fill()" if waiting else ""
         return said + (f"; latency of the teacher {self.whole}" if self.whole else "")
-
-    def __repr__(self) -> str:
-        return text(self.table(), self.caption())
-
-    def _repr_html_(self) -> str:
-        return html(self.table(), self.caption())

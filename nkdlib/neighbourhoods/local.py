@@ -3,14 +3,12 @@
 ND (arXiv 2010.01189): S_i learns S_i(h_{i-1}) ~ h_i without the rest of the network.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nkdlib.neighbourhoods.portable import Portable
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.batchnorm import NORMS, reestimate_batchnorm
 from nkdlib.training.evaluate import device_of
@@ -140,26 +138,19 @@ class LocalTraining:
 
 
 def train_local(
-    name: str,
-    student: Portable,
-    store: Store,
-    recipe: Recipe,
-    seed: int,
-    advance: Callable[[], None] | None = None,
+    name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Train one student on boundaries in memory; a task for any executor. `advance` is told of each step.
+    """Train one student on boundaries in memory; a task for any executor.
 
     Returns:
         Its state, and local_error, losses and device_s.
     """
-    module, held_out, rest = student.module, store[: recipe.holdout], store[recipe.holdout :]
+    held_out, rest = store[: recipe.holdout], store[recipe.holdout :]
     if recipe.steps == 0:
-        return module.state_dict(), {"local_error": local_error(module, held_out), "losses": [], "device_s": 0.0}
-    with Stopwatch(device_of(module)) as watch:
-        training = LocalTraining(name, module, held_out, recipe, seed)
+        return student.state_dict(), {"local_error": local_error(student, held_out), "losses": [], "device_s": 0.0}
+    with Stopwatch(device_of(student)) as watch:
+        training = LocalTraining(name, student, held_out, recipe, seed)
         for rows in rest.batches(recipe.batch_size, steps=recipe.steps, seed=seed):
             training.step(rows["x"], rows["y"])
-            if advance is not None:
-                advance()
         info = training.finish(rest)
-    return module.state_dict(), {**info, "device_s": watch.device_s}
+    return student.state_dict(), {**info, "device_s": watch.device_s}

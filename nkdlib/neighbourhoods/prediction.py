@@ -1,20 +1,24 @@
-"""What a network will be worth, said before it is built: from errors to accuracy, and errors measured in context.
+"""A network that a library can put together, and what it will be worth, said before it is built.
 
 Student Search (Shao et al., arXiv 2010.01189) adds local errors up; so do both extensions here.
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
-from torch import Tensor
+from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.portable import Known, Portable
-from nkdlib.neighbourhoods.recompose import recompose
+from nkdlib.models.latency import Latency
+from nkdlib.neighbourhoods.candidates import Known
+from nkdlib.neighbourhoods.select import Selection
+from nkdlib.neighbourhoods.split import recompose
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.end_to_end import soft_targets
 
@@ -44,33 +48,61 @@ class Forecast:
 
 
 def shift_of_predictions(
-    teacher: Portable,
-    network: Portable,
+    teacher: nn.Module,
+    network: nn.Module,
     name: str,
-    students: dict[str, Portable],
+    students: dict[str, nn.Module],
     images: Known,
     holdout: int,
     bn_images: int,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """How far a network's predictions lie from the teacher's with each candidate in one place; a task for the cache.
 
-    Args:
-        teacher, network: with logits (B, classes); the network has any candidates in the other places.
-        name: the neighbourhood.
-        students: its candidates by label.
-        images: (N, C, H, W); predictions are compared on the first `holdout`, BatchNorm is measured on others.
-
-    Returns:
-        Nothing, and by label the Kullback-Leibler divergence in nats, mean over images.
+    The network has any candidates in the other places. Logits (B, classes) are compared on the first `holdout` images
+    of (N, C, H, W), BatchNorm is measured on others. Returns by label the Kullback-Leibler divergence, mean nats.
     """
     held_out, others = images.value[:holdout], images.value[holdout : holdout + bn_images]
     found = {}
     with torch.no_grad():
-        wanted = teacher.module(held_out)
+        wanted = teacher(held_out)
         if wanted.dim() != 2:
             raise ValueError(f"in_context needs a teacher with logits (B, classes), not {tuple(wanted.shape)}")
         for label, student in students.items():
-            candidate = recompose(network.module, {name: copy.deepcopy(student.module)})
+            candidate = recompose(network, {name: copy.deepcopy(student)})
             reestimate_batchnorm(candidate, others.split(256), bn_images)
             found[label] = soft_targets(candidate(held_out), wanted, 1.0).item()
     return {}, found
+
+
+@dataclass(frozen=True, repr=False)
+class Composition(Tabled, Selection):
+    """What was chosen, what that predicts, and how to build it; prints itself as a table."""
+
+    rows: pd.DataFrame = field(compare=False)  # the library's rows of these candidates
+    accuracy: float | None  # predicted, in percent, where the library is calibrated
+    make: Callable[[int | None], nn.Module] = field(compare=False)
+    time: Callable[[nn.Module], Latency] = field(compare=False)
+
+    def build(self, bn_images: int | None = None) -> nn.Module:
+        """The recomposed network in evaluation mode, its weights its own: to be saved, loaded and fine-tuned.
+
+        Args:
+            bn_images: of the library's inputs, on which the running statistics of BatchNorm are measured again where
+                a neighbourhood was replaced; the recipe's where omitted, 0 leaves them.
+        """
+        return self.make(bn_images)
+
+    def latency(self) -> Latency:
+        """Measured on the built network as on its parts, to be held against `costs["latency_ms"]`."""
+        return self.time(self.build())
+
+    def table(self) -> pd.DataFrame:
+        """Local errors and costs of what was chosen, a row a neighbourhood."""
+        return self.rows
+
+    def caption(self) -> str:
+        """Predictions in one line."""
+        units = {"params": "{:,} parameters", "macs": "{:,} MACs", "latency_ms": "{:.3g} ms"}
+        costs = ", ".join(units[cost].format(value) for cost, value in self.costs.items())
+        accuracy = "" if self.accuracy is None else f"accuracy {self.accuracy:.1f} %, "
+        return f"predicted: {accuracy}sum of errors {self.error:.4f}, {costs}"

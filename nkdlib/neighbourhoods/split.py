@@ -1,12 +1,13 @@
-"""Cut a network into neighbourhoods by the names of its submodules, without a change to its code.
+"""Cut a network into neighbourhoods by the names of its submodules, and put students in their place.
 
 ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a run of consecutive
 children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays the teacher's.
 """
 
+import copy
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from nkdlib.models.cost import Cost, cost
 from nkdlib.models.modes import evaluating
-from nkdlib.neighbourhoods.tables import html, text
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.training.evaluate import device_of
 
 
@@ -38,7 +39,7 @@ class Neighbourhood:
         return torch.zeros(1, *self.input_shape, device=device_of(self.module))
 
 
-class Neighbourhoods(Sequence[Neighbourhood]):
+class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
     """Neighbourhoods in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
 
     def __init__(self, members: Sequence[Neighbourhood], total: Cost):
@@ -71,12 +72,6 @@ class Neighbourhoods(Sequence[Neighbourhood]):
                 "share of MACs": [n.cost.macs / max(self.total.macs, 1) for n in self],
             }
         )
-
-    def __repr__(self) -> str:
-        return text(self.table())
-
-    def _repr_html_(self) -> str:
-        return html(self.table())
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -207,3 +202,71 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict
                 "return one: name a larger or smaller part"
             )
     return {path: calls[module][0] for path, module in modules.items()}
+
+
+def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Module:
+    """A network with student neighbourhoods in the teacher's place.
+
+    Args:
+        teacher: copied, not changed.
+        students: by neighbourhood name, as for `split`; used as they are, not copied. In a run of children the
+            first place takes the student and the others an identity.
+
+    Returns:
+        A plain network of the teacher's class, in evaluation mode.
+
+    Raises:
+        ValueError: names that do not exist or overlap.
+
+    >>> from nkdlib.models import resnet
+    >>> teacher = resnet(8, 10, seed=0)
+    >>> network = recompose(teacher, {"layer1.0": nn.Identity()})
+    >>> network.layer1[0], teacher.layer1[0].conv1.in_channels
+    (Identity(), 16)
+    """
+    paths = resolve(teacher, list(students))
+    replaced = [teacher.get_submodule(path) for members in paths.values() for path in members]
+    network = copy.deepcopy(teacher, {id(module): module for module in replaced})  # do not copy what goes away
+    for name, (first, *others) in paths.items():
+        network.set_submodule(first, students[name])
+        for path in others:
+            network.set_submodule(path, nn.Identity())
+    return network.eval()
+
+
+class _Noisy(nn.Module):
+    def __init__(self, module: nn.Module, relative: float, seed: int):
+        super().__init__()
+        self.module, self.relative, self.seed = module, relative, seed
+        self.generators: dict[torch.device, torch.Generator] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.module(x)
+        if h.device not in self.generators:
+            self.generators[h.device] = torch.Generator(h.device).manual_seed(self.seed)
+        noise = torch.randn(h.shape, generator=self.generators[h.device], device=h.device)
+        variance = (h - h.mean(0)).square().mean()  # of the batch: large ones give a fair estimate
+        return h + noise * self.relative * variance.sqrt()
+
+
+def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> nn.Module:
+    """The teacher with white noise added to the outputs of neighbourhoods.
+
+    Args:
+        teacher: copied, not changed.
+        relative: by neighbourhood name, the noise's standard deviation over that of the output; its square is the
+            local error of a student whose mistakes are white.
+        seed: of the noise.
+
+    >>> import torch
+    >>> from nkdlib.models import resnet
+    >>> perturb(resnet(8, 10, seed=0), {"layer1.0": 0.2}, seed=0)(torch.zeros(1, 3, 8, 8)).shape
+    torch.Size([1, 10])
+    """
+    paths = resolve(teacher, list(relative))
+    network = copy.deepcopy(teacher)
+    for index, (name, members) in enumerate(paths.items()):
+        last = members[-1]
+        noisy = _Noisy(network.get_submodule(last), relative[name], seed * 1_000 + index)
+        network.set_submodule(last, noisy)
+    return network.eval()

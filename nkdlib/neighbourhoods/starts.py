@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from nkdlib.neighbourhoods.capture import BATCH, Boundaries, inputs_within
 from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.recompose import recompose
-from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods
+from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, recompose
 from nkdlib.neighbourhoods.students import narrow, reset
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.store import Store, first_images
@@ -58,34 +57,34 @@ def begin(
 
 def start_students(
     boundaries: Boundaries, students: Mapping[str, Mapping[str, Student]], recipe: Recipe
-) -> tuple[dict[str, dict[str, nn.Module]], dict[str, float]]:
-    """Every student, a copy, with its starting weights, and device-seconds by neighbourhood.
+) -> tuple[dict[tuple[str, str], nn.Module], dict[str, float]]:
+    """Every student by neighbourhood and label, a copy, with its starting weights; device-seconds by neighbourhood.
 
     Raises:
         ValueError: a start that a student cannot have, or an output of another shape than the teacher's.
     """
-    started: dict[str, dict[str, nn.Module]] = {}
+    started: dict[tuple[str, str], nn.Module] = {}
     seconds: dict[str, float] = {}
     front_to_back = recipe.start == "solved" and recipe.front_to_back and boundaries.linked
     before: dict[str, nn.Module] = {}  # the students solved so far
     ours: list[Tensor] | None = None  # what the last of them gives, batch by batch
     for here in boundaries.neighbourhoods:
-        mine = {k: copy.deepcopy(student) for k, student in students[here.name].items()}
         with Stopwatch(here.example.device) as watch:
             if before and (ours is None or not here.chained):
                 ours = _through(boundaries, before, here, recipe)
             pairs = pairs_of(boundaries.of(here.name)[recipe.solved], ours)
-            for label, student in mine.items():
+            for label, given in students[here.name].items():
+                student = copy.deepcopy(given)
                 if isinstance(student, nn.Module):
                     check_student(here, label, student.to(here.example.device), recipe)
                 seed = seed_of(recipe.seed, here.name, label)
-                mine[label] = begin(here.module, student, recipe, pairs, seed)
+                student = started[here.name, label] = begin(here.module, student, recipe, pairs, seed)
             ours = None
-            if front_to_back and len(mine) == 1:
-                (before[here.name],) = mine.values()
+            if front_to_back and len(students[here.name]) == 1:
+                before[here.name] = student
                 with torch.no_grad():
-                    ours = [before[here.name].eval()(x) for _, x in pairs()]
-        started[here.name], seconds[here.name] = mine, watch.device_s
+                    ours = [student.eval()(x) for _, x in pairs()]
+        seconds[here.name] = watch.device_s
     return started, seconds
 
 

@@ -12,13 +12,21 @@ FORMATS = {
 }
 
 
-def text(table: pd.DataFrame, caption: str = "") -> str:
-    """A table for a terminal."""
-    return f"{table.to_string(index=False, formatters=FORMATS, na_rep=UNKNOWN)}\n{caption}".rstrip()
+class Tabled:
+    """Prints itself as its `table()` with its `caption()`, in a terminal and in a notebook."""
 
+    def table(self) -> pd.DataFrame:
+        """Its rows."""
+        raise NotImplementedError
 
-def html(table: pd.DataFrame, caption: str = "") -> str:
-    """A table for a notebook."""
-    formats = {column: FORMATS[column] for column in table.columns if column in FORMATS}
-    style = table.style.hide(axis="index").format(formats, na_rep=UNKNOWN)
-    return (style.set_caption(caption) if caption else style).to_html()
+    def caption(self) -> str:
+        """What is said below them."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"{self.table().to_string(index=False, formatters=FORMATS, na_rep=UNKNOWN)}\n{self.caption()}".rstrip()
+
+    def _repr_html_(self) -> str:
+        table = self.table()
+        formats = {column: FORMATS[column] for column in table.columns if column in FORMATS}
+        return table.style.hide(axis="index").format(formats, na_rep=UNKNOWN).set_caption(self.caption()).to_html()

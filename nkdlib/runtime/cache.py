@@ -15,10 +15,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Future, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 
@@ -26,12 +25,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from nkdlib.runtime.code import reached_code
-from nkdlib.runtime.executors import InProcess, Processes, make_executor
-from nkdlib.runtime.keys import canonical, qualified_name, sha256
+from nkdlib.runtime.executors import InProcess, Processes, gather, make_executor
+from nkdlib.runtime.keys import canonical, qualified_name, reached_code, sha256
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.runtime.places import runs_root
-from nkdlib.runtime.progress import Progress
 
 TENSORS, INFO, PART = "tensors.safetensors", "info.json", ".part-"
 _VERIFIED: set[tuple[Path, int]] = set()
@@ -133,35 +130,14 @@ class Cache:
         keys = [sha256(ingredients) for _, ingredients in wanted]
         by_key = dict(zip(keys, wanted, strict=True))
         artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
-        missing = [key for key, artefact in artefacts.items() if artefact is None]
-        executor = executor or make_executor()
-        futures: dict[Future, str] = {}
-        with Progress(title or (wanted[0][0].label if wanted else ""), len(by_key), "task") as progress:
-            progress.advance(len(by_key) - len(missing))
-            try:
-                for key in missing:
-                    task, ingredients = by_key[key]
-                    future = executor.submit(_make, task, key, ingredients, self._place(task, key))
-                    future.add_done_callback(lambda it: it.cancelled() or it.exception() or progress.advance())
-                    futures[future] = key
-                    if future.done():
-                        future.result()  # raises at once what went wrong in this process
-                for future in as_completed(futures):
-                    key = futures[future]
-                    artefacts[key] = future.result()
-            except BaseException as error:
-                for future in futures:
-                    future.cancel()
-                if isinstance(error, BrokenExecutor):
-                    raise RuntimeError(
-                        "a worker process was killed, most often because memory ran out; use fewer jobs. "
-                        f"What was done is kept in {self.root}, so the next run goes on from there"
-                    ) from error
-                if isinstance(error, Exception):
-                    error.add_note(f"in task {by_key[key][0].label!r}")
-                else:  # Ctrl-C
-                    executor.shutdown(wait=True, kill=True)
-                raise
+        missing = {key: by_key[key] for key, artefact in artefacts.items() if artefact is None}
+        calls = [
+            (task.label, partial(_make, task, key, ingredients, self._place(task, key)))
+            for key, (task, ingredients) in missing.items()
+        ]
+        title = title or (wanted[0][0].label if wanted else "")
+        made = gather(calls, executor or make_executor(), title, done=len(by_key) - len(missing))
+        artefacts |= zip(missing, made, strict=True)
         return [artefacts[key] for key in keys]
 
     def _place(self, task: Task, key: str) -> Path:

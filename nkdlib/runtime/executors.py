@@ -8,11 +8,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 
 import torch
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
+
+from nkdlib.runtime.progress import Progress
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -99,3 +101,41 @@ def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InPro
     if min(jobs, threads) < 1:
         raise ValueError(f"jobs (={jobs}) and threads (={threads}) must be at least 1")
     return EXECUTORS[kind](jobs, threads)
+
+
+def gather(
+    calls: Sequence[tuple[str, Callable[[], object]]], executor: InProcess | Processes, title: str, done: int = 0
+) -> list:
+    """Return what calls return, in their order.
+
+    calls: each with a label. title: what progress shows; done: how many more were made before.
+    The first call that fails cancels those not yet begun; its error is raised with its label in a note.
+    """
+    futures: dict[Future, str] = {}
+    label = ""
+    with Progress(title, done + len(calls), "task") as progress:
+        progress.advance(done)
+        try:
+            for label, call in calls:
+                future = executor.submit(call)
+                future.add_done_callback(lambda it: it.cancelled() or it.exception() or progress.advance())
+                futures[future] = label
+                if future.done():
+                    future.result()  # raises at once what went wrong in this process
+            for future in as_completed(futures):
+                label = futures[future]
+                future.result()
+        except BaseException as error:
+            for future in futures:
+                future.cancel()
+            if isinstance(error, BrokenExecutor):
+                raise RuntimeError(
+                    "a worker process was killed, most often because memory ran out; use fewer jobs. What a cache "
+                    "has kept is not lost: the next run goes on from there"
+                ) from error
+            if isinstance(error, Exception):
+                error.add_note(f"in task {label!r}")
+            else:  # Ctrl-C
+                executor.shutdown(wait=True, kill=True)
+            raise
+    return [future.result() for future in futures]

@@ -28,8 +28,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-from nkdlib.runtime.code import SOURCES
 from nkdlib.runtime.executors import THREAD_VARIABLES
+from nkdlib.runtime.keys import SOURCES
 from nkdlib.runtime.measure import ChildrenMemory
 from nkdlib.runtime.places import checkout, figures_root, locked, runs_root
 from nkdlib.runtime.profiles import PROFILES

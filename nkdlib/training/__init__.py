@@ -2,29 +2,8 @@
 
 from nkdlib.training.batchnorm import mismatch, reestimate_batchnorm
 from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, train
-from nkdlib.training.evaluate import accuracy, agreement, predict
+from nkdlib.training.evaluate import accuracy, predict
 from nkdlib.training.inversion import Inversion, invert
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import Store, images_of
 from nkdlib.training.teacher import Architecture, in_order, load_teacher, train_teacher
-
-__all__ = [
-    "Architecture",
-    "EndToEnd",
-    "Inversion",
-    "Schedule",
-    "Store",
-    "accuracy",
-    "agreement",
-    "distill_end_to_end",
-    "images_of",
-    "in_order",
-    "invert",
-    "load_teacher",
-    "minimize",
-    "mismatch",
-    "predict",
-    "reestimate_batchnorm",
-    "train",
-    "train_teacher",
-]

@@ -64,8 +64,10 @@ def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
     def rows() -> Iterator[dict[str, Tensor]]:
         for batch in inputs:
             images = images_of(batch).to(device)
-            labels = {"labels": batch[1].to(device)} if isinstance(batch, tuple | list) and len(batch) > 1 else {}
-            yield {"images": images, "logits": teacher(images), **labels}
+            row = {"images": images.clone(), "logits": teacher(images)}
+            if isinstance(batch, tuple | list) and len(batch) > 1:
+                row["labels"] = batch[1].to(device, copy=True)
+            yield row
 
     with evaluating(teacher):
         return Store.collect(rows())

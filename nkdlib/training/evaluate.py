@@ -1,6 +1,7 @@
-"""What a network predicts, and how often it is right."""
+"""What a network predicts, how often it is right, and what that took."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +46,24 @@ def accuracy(model: nn.Module, inputs: Iterable) -> float:
     return 100 * right.sum().item() / len(right)
 
 
-def agreement(model: nn.Module, teacher: nn.Module, inputs: Iterable) -> float:
-    """How often two networks predict the same class, in percent.
+def spent_at(quality: float, spent: Sequence[float], reached: Sequence[float]) -> float | None:
+    """What has to be spent to reach a quality, read off a curve of separate runs, None where none gets there.
 
-    >>> agreement(nn.Identity(), nn.Softmax(1), [torch.eye(4)])
-    100.0
+    Between the last run below the quality and the first run at it, the budget is interpolated on a logarithmic
+    scale; a quality that the smallest run already reaches costs what that run cost.
+
+    Args:
+        quality: to reach.
+        spent: of each run, positive (seconds, steps or images), in growing order.
+        reached: quality of each run.
+
+    >>> spent_at(85.0, [1.0, 4.0], [80.0, 90.0])
+    2.0
     """
-    batches = [images_of(batch) for batch in inputs]
-    return 100 * (predict(model, batches).argmax(1) == predict(teacher, batches).argmax(1)).float().mean().item()
+    for i, value in enumerate(reached):
+        if value >= quality:
+            if i == 0:
+                return float(spent[0])
+            share = (quality - reached[i - 1]) / (value - reached[i - 1])
+            return math.exp(math.log(spent[i - 1]) * (1 - share) + math.log(spent[i]) * share)
+    return None

@@ -1,11 +1,14 @@
 """Tensors of many examples that belong together, drawn in batches: images with logits, inputs with outputs."""
 
-import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nkdlib.data.images import random_rows
+from nkdlib.runtime.keys import digest
 
 Batch = Tensor | tuple | list
 
@@ -51,31 +54,16 @@ class Store:
         return cls.collect([tensors])
 
     @classmethod
-    def collect(
-        cls, rows: Iterable[Mapping[str, Tensor]], dtype: torch.dtype | None = None, expected: int = 0
-    ) -> "Store":
-        """Put batches of named tensors together, floating-point ones as `dtype`, with room for `expected` rows."""
-        tensors: dict[str, Tensor] = {}
-        filled = 0
+    def collect(cls, rows: Iterable[Mapping[str, Tensor]]) -> "Store":
+        """Put batches of named tensors, which nobody changes meanwhile, together; feature maps as (B, C, H, W)."""
+        parts: dict[str, list[Tensor]] = {}
         for row in rows:
-            end = filled + len(next(iter(row.values())))
             for name, value in row.items():
                 value = value.detach().permute(0, 2, 3, 1) if value.dim() == 4 else value.detach()
-                before = tensors.get(name)
-                if before is None or end > len(before):
-                    kept = dtype if dtype is not None and value.is_floating_point() else value.dtype
-                    room = max(expected, end, 2 * filled), *value.shape[1:]
-                    tensors[name] = torch.empty(room, dtype=kept, device=value.device)
-                    if filled:
-                        tensors[name][:filled] = before[:filled]
-                tensors[name][filled:end] = value
-            filled = end
-        if not filled:
+                parts.setdefault(name, []).append(value.contiguous())
+        if not parts:
             raise ValueError("inputs holds no batch; give at least one")
-        for name, tensor in tensors.items():
-            if len(tensor) > filled:  # a view would hold, and send to other processes, the empty room as well
-                tensors[name] = tensor[:filled].clone()
-        return cls(tensors)
+        return cls({name: torch.cat(parts.pop(name)) for name in list(parts)})
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
@@ -101,11 +89,7 @@ class Store:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of names, types, shapes and contents."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return digest(itertools.chain(*sorted(self.tensors.items())))
 
     def select(self, names: Iterable[str]) -> "Store":
         """The store of some of the tensors."""
@@ -126,13 +110,8 @@ class Store:
 
     def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
         """`steps` random batches; every epoch visits each example at most once, in an order drawn from `seed`."""
-        generator, batch_size = torch.Generator().manual_seed(seed), min(batch_size, len(self))
-        order = torch.empty(0, dtype=torch.int64)
-        for _ in range(steps):
-            if len(order) < batch_size:
-                order = torch.randperm(len(self), generator=generator)
-            index, order = order[:batch_size], order[batch_size:]
-            yield self.take(index.to(self.device))
+        for rows in random_rows(len(self), min(batch_size, len(self)), steps, seed):
+            yield self.take(rows.to(self.device))
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
         """All examples in order, `size` at a time."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nkdlib.data.augment import random_shift_flip
-from nkdlib.data.images import Images
+from nkdlib.data.images import Images, random_shift_flip
 from nkdlib.models.resnet import ResNet, resnet
 from nkdlib.runtime.cache import Artefact
 from nkdlib.training.end_to_end import train
