@@ -4,3 +4,6 @@ from nkdlib.claims.catalogue import CLAIMS, Claim, claim_by_id
 from nkdlib.claims.criteria import Criterion, t_interval
 from nkdlib.claims.judge import Observation, judge
 from nkdlib.claims.observations import Results, read_observations
+
+__all__ = ["CLAIMS", "Claim", "Criterion", "Observation", "Results", "claim_by_id", "judge", "read_observations"]
+__all__ += ["t_interval"]

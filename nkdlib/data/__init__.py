@@ -4,3 +4,18 @@ from nkdlib.data.decode import DataDamaged
 from nkdlib.data.images import Batches, Images, random_shift_flip
 from nkdlib.data.load import DataNotFound, load
 from nkdlib.data.noise import DeadLeaves, GaussianImages, Mixture, NoiseImages, SmoothImages, SpectrumImages
+
+__all__ = [
+    "Batches",
+    "DataDamaged",
+    "DataNotFound",
+    "DeadLeaves",
+    "GaussianImages",
+    "Images",
+    "Mixture",
+    "NoiseImages",
+    "SmoothImages",
+    "SpectrumImages",
+    "load",
+    "random_shift_flip",
+]

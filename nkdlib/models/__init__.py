@@ -3,3 +3,18 @@
 from nkdlib.models.cost import Cost, cost, count_params
 from nkdlib.models.resnet import FORMS, BasicBlock, Residual, ResNet, resnet
 from nkdlib.models.spaces import CellNetwork, Sum, mixed_space, residual_space
+
+__all__ = [
+    "FORMS",
+    "BasicBlock",
+    "CellNetwork",
+    "Cost",
+    "ResNet",
+    "Residual",
+    "Sum",
+    "cost",
+    "count_params",
+    "mixed_space",
+    "residual_space",
+    "resnet",
+]

@@ -13,3 +13,33 @@ from nkdlib.neighbourhoods.rivals import choose_at_random, choose_locally, choos
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, perturb, recompose, split
 from nkdlib.neighbourhoods.students import narrow, reset
+
+__all__ = [
+    "Boundaries",
+    "BoundaryNoise",
+    "Composition",
+    "Distillation",
+    "Distilled",
+    "Forecast",
+    "Library",
+    "Menu",
+    "Neighbourhood",
+    "Neighbourhoods",
+    "Option",
+    "Recipe",
+    "Selection",
+    "capture",
+    "choose_at_random",
+    "choose_locally",
+    "choose_uniform",
+    "distill",
+    "local_error",
+    "local_search",
+    "narrow",
+    "perturb",
+    "recompose",
+    "reset",
+    "select",
+    "solve",
+    "split",
+]
