@@ -43,7 +43,7 @@ _SPEED = {
     "solve_images": 512,  # more images change validation accuracy by less than 0.1 points
     "repeats": 3,
 }
-_REPLACE = {"steps": 400, "probe_images": 2_000}
+_REPLACE = {"steps": 800, "probe_images": 2_000}
 _SEARCH = {
     "images": 4_096,
     "steps": 100,
