@@ -1,16 +1,22 @@
 """EfficientNet-Lite: published counts, padding by hand, the original definition's outputs, and channels cut."""
 
 import importlib
+import os
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from nkdlib.data import load
 from nkdlib.models import cost, count_params, efficientnet_lite, load_efficientnet_lite
 from nkdlib.models.channels import channel_groups, cut
-from nkdlib.models.efficientnet_lite import FAMILY, layer, packaged_weights
+from nkdlib.models.efficientnet_lite import FAMILY, PIXEL_MEAN, PIXEL_STD, layer, packaged_weights
 from nkdlib.neighbourhoods import Recipe, solve, split
+from nkdlib.training import accuracy, in_order
+
+PHOTOS = Path(os.environ.get("NKD_DATA") or "nowhere") / "imagenet-sample-1k.tar"  # one photo of each class
 
 COUNTS = {0: 4_652_008, 1: 5_416_680, 2: 6_092_072}  # parameters; published as 4.7M, 5.4M and 6.1M
 MACS_BY_SHAPE = {0: (407, 16), 1: (631, 21), 2: (899, 21)}  # millions as published, BatchNorm and sums included; blocks
@@ -79,6 +85,16 @@ def test_outputs_are_the_original_definitions(loaded, capsys):
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(number))
     with torch.no_grad():
         torch.testing.assert_close(network(x), original.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="NKD_DATA has no imagenet-sample-1k.tar")
+@pytest.mark.parametrize("loaded", [0], indirect=True)
+def test_photos_are_recognized(loaded):
+    images = load(PHOTOS, "all", image_size=224, resize=256).renormalized((PIXEL_MEAN,) * 3, (PIXEL_STD,) * 3)
+    assert images.num_classes == len(images) == 1000
+    pixels = images.pixels[:1].float()
+    torch.testing.assert_close(images.normalize(images.pixels[:1]), (pixels - 127) / 128)
+    assert accuracy(loaded[1], in_order(images.subset(80, seed=0), batch_size=40)) > 75  # training images: above 75.1
 
 
 def test_other_weights_are_refused(tmp_path, monkeypatch):
