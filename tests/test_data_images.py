@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from nkdlib.data import GaussianImages, Images, load, random_shift_flip
+from nkdlib.data import Crops, GaussianImages, Images, load, random_shift_flip
 from nkdlib.runtime.keys import canonical
 
 
@@ -164,3 +164,20 @@ def test_digits():
     x = train.normalize(train.pixels)
     assert abs(x.mean()) < 1e-5 and abs(x.std(unbiased=False) - 1) < 1e-5
     assert repr(train).startswith("Images(digits train: 1,437 of 1x8x8, 10 classes, ")
+
+
+def test_crops_are_the_center_its_mirror_image_and_random_places():
+    pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(3, 1, 1, 1)
+    images = Images("ramp", "all", pixels, torch.arange(3), ("a", "b", "c"), (0.0,), (1 / 255,))
+    crops = Crops(images, 4, views=8, batch_size=2, seed=1)
+    found = list(crops)
+    assert len(crops) == len(found) == 16
+    assert torch.cat([y for _, y in found]).tolist() == [0, 1, 2] * 8
+    views = torch.cat([x for x, _ in found]).view(8, 3, 4, 4)
+    torch.testing.assert_close(views[0, 0], pixels[0, 0, 2:6, 2:6].float())
+    assert torch.equal(views[1], views[0].flip(-1))
+    assert all((view[:, :, 1] > view[:, :, 0]).all() != bool(place % 2) for place, view in enumerate(views))
+    assert len(views[2:].flatten(2)[:, :, 0].unique()) > 5  # many places
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, crops, strict=True))
+    with pytest.raises(ValueError, match=r"size \(=9\) must fit into images of \(1, 8, 8\)"):
+        Crops(images, 9)

@@ -256,3 +256,48 @@ def test_real_cifar10():
     assert train.labels.bincount().tolist() == [5_000] * 10
     assert train.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-3)  # as published many times over
     assert train.std == pytest.approx((0.2470, 0.2435, 0.2616), abs=3e-3)  # JPEG smooths a little
+
+
+def test_images_without_splits_are_divided_by_the_caller(tmp_path):
+    tree = draw_tree(tmp_path, ["animals"])
+    (tree / "animals" / "list.txt").write_text("not an image")
+    with tarfile.open(tmp_path / "packed.tar", "w") as packed:
+        packed.add(tree / "animals", ".")
+    for name in ("animals", "packed.tar"):
+        images = load(name, "all", root=tmp_path)
+        assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1]
+        rest, held_out = images.split(1, seed=0)
+        assert (len(rest), len(held_out)) == (3, 1)
+    assert images.mean == pytest.approx((0, 50 / 255, 50 / 255))  # of all images
+    with pytest.raises(ValueError, match=r"split \(='train'\) is not in .*, which has all; load split='all'"):
+        load("animals", "train", root=tmp_path)
+    with pytest.raises(ValueError, match=r"split \(='all'\) is not in .*, which has train, test; load one"):
+        load(draw_tree(tmp_path / "pets"), "all")
+    with pytest.raises(ValueError, match="digits has 'train' and 'test'"):
+        load("digits", "all")
+
+
+def test_the_shorter_side_and_the_center_have_sizes_of_their_own(tmp_path):
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 255, 255), (6, 2, 10, 6))  # a white square in the center
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    image.save(tmp_path / "pets" / "cat" / "0.png")
+    assert load(tmp_path / "pets", "all", image_size=4, resize=8).pixels.unique().tolist() == [255]
+    wider = load(tmp_path / "pets", "all", image_size=6, resize=8).pixels[0, 0] == 255
+    assert wider.sum() == 16 and wider[1:5, 1:5].all()
+    larger = load(tmp_path / "pets", "all", image_size=12, resize=16).pixels
+    assert larger.shape == (1, 3, 12, 12) and larger[0, :, 3:9, 3:9].min() == 255 and larger[0, :, 0].max() == 0
+    for sizes in ({"resize": 8}, {"resize": 8, "image_size": 9}):
+        with pytest.raises(ValueError, match="resize"):
+            load(tmp_path / "pets", "all", **sizes)
+
+
+def test_normalization_can_be_anothers(tmp_path):
+    images = load(draw_tree(tmp_path / "pets"))
+    other = images.renormalized((0.5, 0.25, 0.0), (0.5, 1.0, 2.0))
+    assert other.fingerprint != images.fingerprint and images.mean != other.mean
+    half = pickle.loads(pickle.dumps(other.subset([3])))
+    (x, _), *_ = half.batches(1, shuffle=False)
+    assert x[0, :, 0, 0].tolist() == pytest.approx([-1, 100 / 255 - 0.25, 50 / 255])
+    with pytest.raises(ValueError, match="must have 3 values"):
+        images.renormalized((0.5,), (0.5,))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.models as zoo
+from conftest import speaking
 from torch import nn
 
 from nkdlib.models import BasicBlock, count_params, resnet
@@ -81,27 +82,31 @@ def test_of_two_equal_channels_one_goes_first_and_the_other_stays():
 
 
 def regularized_error(normal, ridge, channels):
-    """The least of |T - Z W|^2 + strength |W|^2 over weights of these channels, up to |T|^2."""
+    """The least of |T - Z W|^2 + strength |W - own|^2 over weights of these channels, up to a constant."""
     rows = normal.rows_of(torch.tensor(channels))
-    gram, cross = normal.regularized(ridge)[rows][:, rows].numpy(), normal.cross[rows].numpy()
+    gram, cross = (part[rows].numpy() for part in normal.regularized(ridge))
+    gram = gram[:, rows.numpy()]
     return -np.trace(cross.T @ np.linalg.solve(gram, cross))
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("intercept", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-def test_each_dropped_channel_is_the_one_that_exhaustive_search_drops(kernel, intercept, seed):
+@pytest.mark.parametrize("to_own", [True, False])
+def test_each_dropped_channel_is_the_one_that_exhaustive_search_drops(kernel, intercept, seed, to_own):
     torch.manual_seed(seed)
     layer = nn.Conv2d(6, 3, kernel, padding=kernel // 2, bias=False)
     x = torch.einsum("oc,bchw->bohw", torch.randn(6, 6), torch.randn(20, 6, 6, 6))  # correlated channels
     target = (layer(x) + 0.3 * torch.randn(20, 3, 6, 6) + 1).detach()
-    normal, ridge = normal_equations([(x, target)], layer, intercept), 1e-2
+    normal, ridge = normal_equations([(x, target)], layer, intercept), 1e-1 if to_own else 1e-2
+    normal.own = torch.randn(normal.cross.shape, dtype=torch.float64) if to_own else None
     left, order = list(range(6)), elimination_order(normal, ridge).tolist()
     for dropped in order[:-1]:
         errors = {c: regularized_error(normal, ridge, [k for k in left if k != c]) for c in left}
         assert dropped == min(errors, key=errors.get)
         left.remove(dropped)
     assert sorted(order) == list(range(6))
+    assert elimination_order(normal, ridge, 2).tolist() == [*order[:2], *sorted(order[2:])]
 
 
 def test_weights_of_the_channels_that_stay_are_solved_for_them_alone():
@@ -110,6 +115,29 @@ def test_weights_of_the_channels_that_stay_are_solved_for_them_alone():
     both = normal_equations([(x, target)], nn.Linear(4, 2), True).solve(1e-12, torch.tensor([1, 3]))
     alone = normal_equations([(x[:, [1, 3]], target)], nn.Linear(2, 2), True).solve(1e-12)
     torch.testing.assert_close(both, alone)
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0])
+def test_a_strong_ridge_can_pull_to_the_teachers_own_weights(width):
+    torch.manual_seed(0)
+    block, x = BasicBlock(8, 8).eval(), torch.randn(6, 8, 5, 5)
+    speaking(block, x)
+    batches = [(x, x)]
+    copied = narrow(block, x, width) if width == 1 else None
+    student = solve_neighbourhood(block, width, lambda: iter(batches), 1e9, to_own=True)
+    scale = (block.bn2.weight / (block.bn2.running_var + block.bn2.eps).sqrt())[:, None, None, None]
+    found = student.conv2.weight * student.bn2.weight[:, None, None, None]
+    found = found / (student.bn2.running_var + student.bn2.eps).sqrt()[:, None, None, None]
+    wanted = block.conv2.weight * scale
+    same = [any(torch.allclose(f, w, atol=1e-4) for w in wanted.unbind(1)) for f in found.unbind(1)]
+    assert all(same) and len(same) == round(8 * width)
+    with torch.no_grad():
+        if copied is not None:  # and then the teacher itself is the best, however few images there are
+            torch.testing.assert_close(student(x), block(x), atol=1e-3, rtol=1e-3)
+        few = solve_neighbourhood(block, width, lambda: iter([(x[:1], x[:1])]), 0.1, to_own=True)
+        none = solve_neighbourhood(block, width, lambda: iter([(x[:1], x[:1])]), 0.1)
+        errors = [(student(x[1:]) - block(x[1:])).square().mean() for student in (few, none)]
+    assert errors[0] < errors[1]
 
 
 def block_of(name):

@@ -43,7 +43,7 @@ def decode(
     """
     arrays, classes = read(Path(path), **options)
     splits = {split: tuple(map(torch.from_numpy, of_split)) for split, of_split in arrays.items()}
-    mean, std = channel_statistics(splits["train"][0])
+    mean, std = channel_statistics(next(iter(splits.values()))[0])  # of the training split, or of all images
     fingerprints, tensors = {}, {}
     for split, (pixels, labels) in splits.items():
         labels = labels.long()
@@ -111,21 +111,24 @@ def read_cifar10_images(path: Path) -> Decoded:
     return splits, classes
 
 
-def read_images(path: Path, image_size: int | None = None) -> Decoded:
+def read_images(path: Path, image_size: int | None = None, resize: int | None = None) -> Decoded:
     """Images in `train/<class>/<file>` and `test/<class>/<file>` (or `val`), a folder or its tar archive, as RGB.
 
+    Images in `<class>/<file>` alone make one split, "all".
+
     image_size: pixels, the shorter side is resized to it and the center cut out, so that all become squares
-    of one size. Raises ValueError when images differ in size and no image_size is given, DataDamaged for bad ones.
+    of one size; resize: pixels, what the shorter side is resized to instead, before a center of image_size is cut
+    out. Raises ValueError when images differ in size and no image_size is given, DataDamaged for bad ones.
     """
     files = _files(path)
-    chosen = {"train": _images_in(path, files, "train"), "test": _images_in(path, files, "test", "val")}
+    chosen = _splits_of(path, files)
     classes = sorted({name.parent.name for names in chosen.values() for name in names})
     splits, first = {}, None
     with Progress(f"decoding {path.name}", sum(map(len, chosen.values())), "images") as progress:
         for split, names in chosen.items():
             pixels = None
             for row, name in enumerate(names):
-                image = _read_image(path / name, files[name], image_size)  # (H, W, 3)
+                image = _read_image(path / name, files[name], image_size, resize)  # (H, W, 3)
                 first = first or (name, image.shape)
                 if image.shape != first[1]:
                     sizes = " and ".join(f"{n} ({h}x{w})" for n, (h, w, _) in (first, (name, image.shape)))
@@ -141,7 +144,8 @@ def read_images(path: Path, image_size: int | None = None) -> Decoded:
 def _files(path: Path) -> dict[PurePosixPath, Path | io.BytesIO]:
     """What lies in a folder of images or in its tar archive, packed or not, by name."""
     if path.is_dir():
-        return {PurePosixPath(file.relative_to(path)): file for file in path.glob("*/*/*")}
+        found = (file for depth in ("*/*", "*/*/*") for file in path.glob(depth))
+        return {PurePosixPath(file.relative_to(path)): file for file in found if file.is_file()}
     try:
         with tarfile.open(path) as archive:
             members = (member for member in archive if member.isfile())
@@ -153,27 +157,39 @@ def _files(path: Path) -> dict[PurePosixPath, Path | io.BytesIO]:
         raise _damaged(path, f"not a whole tar archive ({error})") from error
 
 
-def _images_in(path: Path, files: Iterable[PurePosixPath], *accepted: str) -> list[PurePosixPath]:
-    """The images in the one folder called so, sorted by class and name."""
+def _splits_of(path: Path, files: Iterable[PurePosixPath]) -> dict[str, list[PurePosixPath]]:
+    """The images of each split, sorted by class and name."""
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    folders: dict[PurePosixPath, list[PurePosixPath]] = {}
+    folders: dict[PurePosixPath, list[PurePosixPath]] = {}  # by what holds the folders of the classes
     for name in sorted(files):
         image = name.suffix.lower() in IMG_EXTENSIONS and not name.name.startswith(".")
-        if image and len(name.parts) > 2 and name.parts[-3] in accepted:
+        if image and len(name.parts) > 1:
             folders.setdefault(name.parents[1], []).append(name)
-    if len(folders) != 1:
-        wanted, found = " or ".join(accepted), ", ".join(map(str, folders)) or "none"
-        raise ValueError(f"{path} must have images in one folder {wanted}/<class>/, found {found}")
-    return next(iter(folders.values()))
+    accepted = {"train": ("train",), "test": ("test", "val")}
+    if len(folders) == 1 and not any(next(iter(folders)).name in names for names in accepted.values()):
+        return {"all": next(iter(folders.values()))}
+    chosen = {}
+    for split, names in accepted.items():
+        holders = [folder for folder in folders if folder.name in names]
+        if len(holders) != 1:
+            wanted, found = " or ".join(names), ", ".join(map(str, holders)) or "none"
+            raise ValueError(f"{path} must have images in one folder {wanted}/<class>/, found {found}")
+        chosen[split] = folders[holders[0]]
+    return chosen
 
 
-def _read_image(path: Path, file: Path | io.BytesIO, image_size: int | None) -> np.ndarray:
+def _read_image(path: Path, file: Path | io.BytesIO, image_size: int | None, resize: int | None) -> np.ndarray:
     try:
         image = Image.open(file).convert("RGB")
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
         raise _damaged(path, f"no readable image ({error})") from error
-    if image_size is not None:
+    if resize is not None:
+        scale = resize / min(image.size)
+        image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+        left, top = ((side - image_size) // 2 for side in image.size)
+        image = image.crop((left, top, left + image_size, top + image_size))
+    elif image_size is not None:
         image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     return np.asarray(image)
 

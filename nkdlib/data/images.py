@@ -87,7 +87,7 @@ class Images:
 
     def __reduce__(self):
         if self._opener is not None:
-            return _reopen, (self._opener, self._rows, self.fingerprint)
+            return _reopen, (self._opener, self._rows, self.fingerprint, self.mean, self.std)
         whole = (self.name, self.part, self.pixels, self.labels, self.classes, self.mean, self.std)
         return Images, (*whole, self.fingerprint)
 
@@ -122,8 +122,17 @@ class Images:
         order = _permutation(len(self), seed)
         return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
+    def renormalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Images":
+        """The same images, normalized as a network from elsewhere expects: per channel, white being 1."""
+        if len(mean) != self.shape[0] or len(std) != self.shape[0] or min(std) <= 0:
+            raise ValueError(f"mean (={mean}) and std (={std}) must have {self.shape[0]} values, std positive")
+        digest = hashlib.sha256(f"{self.fingerprint} {tuple(mean)} {tuple(std)}".encode()).hexdigest()
+        images = self._select(self._rows, digest)
+        images.mean, images.std = tuple(mean), tuple(std)
+        return images
+
     def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) to float32, mean 0 and deviation 1 per channel over the training split."""
+        """uint8 (B, C, H, W) to float32, by `mean` and `std`: 0 and 1 per channel over the training split."""
         scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device).view(-1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
         return (pixels * scale).add_(shift.view(-1, 1, 1))
@@ -212,8 +221,16 @@ def _permutation(count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
-def _reopen(opener: Callable[[], Images], rows: Tensor | None, fingerprint: str) -> Images:
-    return opener()._select(rows, fingerprint)
+def _reopen(
+    opener: Callable[[], Images],
+    rows: Tensor | None,
+    fingerprint: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Images:
+    images = opener()._select(rows, fingerprint)
+    images.mean, images.std = mean, std
+    return images
 
 
 @dataclass(frozen=True)

@@ -56,31 +56,45 @@ class Source:
 
 
 def load(
-    name: str | Path, split: str = "train", root: str | Path | None = None, image_size: int | None = None
+    name: str | Path,
+    split: str = "train",
+    root: str | Path | None = None,
+    image_size: int | None = None,
+    resize: int | None = None,
 ) -> Images:
     """Load one split of a data set, decoding it once and fetching it if need be.
 
     name: "digits" (scikit-learn's, 1,437 + 360 of 8x8), "fashion-mnist", "cifar10", or a folder or archive of
     images as `train/<class>/*` and `test/<class>/*` (or `val`), by its path or by its name in NKD_DATA;
-    split: "train" or "test"; root: the folder to search in place of NKD_DATA; image_size: pixels, for
-    images that differ in size: resize the shorter side and cut out the center.
+    split: "train" or "test", or "all" for images as `<class>/*` alone, which `Images.split` divides; root: the
+    folder to search in place of NKD_DATA; image_size: pixels, for images that differ in size: resize the shorter
+    side and cut out the center; resize: pixels, the shorter side's size before the cut, where not image_size.
     Returns images whose pixels are memory-mapped. Raises DataNotFound, or DataDamaged for a file that is not
     what was published.
 
     >>> load("digits", "test").shape, len(load("digits"))
     ((1, 8, 8), 1437)
     """
-    if split not in ("train", "test"):
-        raise ValueError(f"split (={split!r}) must be 'train' or 'test'")
+    if split not in ("train", "test", "all"):
+        raise ValueError(f"split (={split!r}) must be 'train' or 'test', or 'all' for images without splits")
     if name in NAMES and image_size is not None:
         raise ValueError(f"image_size (={image_size}) is for folders of images; {name} has its own size")
+    if resize is not None and not 0 < (image_size or 0) <= resize:
+        raise ValueError(f"resize (={resize}) must come with an image_size (={image_size}) of at most as much")
+    if name in NAMES and split == "all":
+        raise ValueError(f"split (='all') is for images without splits; {name} has 'train' and 'test'")
     if name == "digits":
         return _digits(split)
     source = _find_or_fetch(str(name), _search_root(root))
     title = str(name) if name in NAMES else source.path.name.split(".")[0]
     given = {"read": source.read, "path": str(source.path.resolve()), "files": source.digest(), "name": title}
-    task, kept = Task(decode, given | ({"image_size": image_size} if image_size else {}), f"decoding {title}"), Cache()
-    return open_split(kept.find(task) or kept.run([task])[0], split)
+    sizes = {key: value for key, value in (("image_size", image_size), ("resize", resize)) if value}
+    task, kept = Task(decode, given | sizes, f"decoding {title}"), Cache()
+    decoded = kept.find(task) or kept.run([task])[0]
+    if split not in (splits := decoded.info["fingerprints"]):
+        remedy = "load split='all' and divide it by Images.split" if "all" in splits else "load one of these"
+        raise ValueError(f"split (={split!r}) is not in {source.path}, which has {', '.join(splits)}; {remedy}")
+    return open_split(decoded, split)
 
 
 def open_split(decoded: Artefact, split: str) -> Images:

@@ -54,12 +54,12 @@ def look_at(inputs: Iterable) -> tuple[Tensor, str]:
 
 
 def rank(
-    piece: nn.Module, boundary: Known, holdout: int, solve_images: int, ridge: float
+    piece: nn.Module, boundary: Known, holdout: int, solve_images: int, ridge: float, to_own: bool
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """What the closed form of every width shares, see `Ranking`; a task for the cache."""
     rows = boundary.value[holdout : holdout + solve_images]
     with Stopwatch(rows.device) as watch:
-        found = rank_channels(piece, pairs_of(rows), ridge)
+        found = rank_channels(piece, pairs_of(rows), ridge, to_own)
     tensors, plain = {"order": found.order}, {"seconds": watch.device_s}
     for name, value in vars(found.normal).items():
         (tensors if isinstance(value, Tensor) else plain)[name] = value
@@ -99,6 +99,7 @@ def ranking_task(task: Task) -> Task:
     """The task whose result all widths of a neighbourhood share, from the task of one of them."""
     recipe, given = task.kwargs["recipe"], {name: task.kwargs[name] for name in ("piece", "boundary")}
     given |= {"holdout": recipe.holdout, "solve_images": recipe.solve_images, "ridge": recipe.ridge}
+    given["to_own"] = recipe.ridge_to == "own"
     return Task(rank, given, task.kwargs["name"])
 
 

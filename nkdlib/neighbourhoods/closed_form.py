@@ -7,8 +7,7 @@ and Sun 2017, arXiv 1707.06168; backward elimination as in optimal brain surgeon
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -91,14 +90,19 @@ class Normal:
     count: int
     channel_features: int  # features of one channel: kernel height x width
     intercept: bool
+    own: Tensor | None = None  # (F, O), weights that the ridge pulls to; to zero where there are none
 
-    def regularized(self, ridge: float) -> Tensor:
-        """The Gram matrix plus `ridge` times its mean diagonal; the intercept is not shrunk."""
+    def regularized(self, ridge: float) -> tuple[Tensor, Tensor]:
+        """The Gram matrix plus `ridge` times its mean diagonal, and the cross term to go with it.
+
+        The intercept is not shrunk.
+        """
         features = len(self.gram) - self.intercept
         diagonal = self.gram.diagonal()[:features]
         strength = torch.zeros_like(self.gram.diagonal())
         strength[:features] = ridge * diagonal.mean().clamp_min(1e-12)
-        return self.gram + torch.diag(strength)
+        pull = 0.0 if self.own is None else strength[:, None] * self.own
+        return self.gram + torch.diag(strength), self.cross + pull
 
     def rows_of(self, channels: Tensor) -> Tensor:
         """Positions of these channels' features, and of the intercept."""
@@ -110,7 +114,7 @@ class Normal:
 
     def solve(self, ridge: float, channels: Tensor | None = None) -> Tensor:
         """Weights (features of the channels [+ 1], O) that read only these channels."""
-        gram, cross = self.regularized(ridge), self.cross
+        gram, cross = self.regularized(ridge)
         if channels is not None:
             rows = self.rows_of(channels.to(gram.device))
             gram, cross = gram[rows][:, rows], cross[rows]
@@ -143,32 +147,34 @@ def _columns(features: Tensor, layer: nn.Module) -> Tensor:
     return z.transpose(0, 1).flatten(1)
 
 
-def elimination_order(normal: Normal, ridge: float) -> Tensor:
+def elimination_order(normal: Normal, ridge: float, count: int | None = None) -> Tensor:
     """The order in which backward elimination drops channels, (C,), so that n channels are the last n.
 
-    The channel whose removal raises the regularized least-squares error least goes, then G^-1 is downdated.
+    The channel whose removal raises the regularized least-squares error least goes, then G^-1 is downdated; after
+    `count` of them it ends, and the others follow as they come.
     """
     k = normal.channel_features
     channels = (len(normal.gram) - normal.intercept) // k
-    inverse = torch.linalg.inv(normal.regularized(ridge))
-    weights = inverse @ normal.cross
+    gram, cross = normal.regularized(ridge)
+    inverse = torch.linalg.inv(gram)
+    weights = inverse @ cross
     alive, order = torch.ones(channels, dtype=torch.bool, device=inverse.device), []
     one = torch.eye(k, dtype=inverse.dtype, device=inverse.device)
-    for _ in range(channels):
+    for _ in range(channels if count is None else count):
         blocks = inverse[: channels * k, : channels * k].reshape(channels, k, channels, k)
         blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (C, k, k), [G^-1]_cc
         w = weights[: channels * k].reshape(channels, k, -1)  # (C, k, O)
         safe = torch.where(alive[:, None, None], blocks, one)
-        raised = (w * torch.linalg.solve(safe, w)).sum((1, 2))
+        raised = (w * (w / safe if k == 1 else torch.linalg.solve(safe, w))).sum((1, 2))
         raised[~alive] = torch.inf
         drop = int(raised.argmin())
         rows = slice(drop * k, drop * k + k)
         gain = torch.linalg.solve(inverse[rows, rows], inverse[rows])  # (k, F)
-        weights = weights - gain.T @ weights[rows]
-        inverse = inverse - inverse[:, rows] @ gain
+        weights.addmm_(gain.T, weights[rows].clone(), alpha=-1)
+        inverse.addmm_(inverse[:, rows].clone(), gain, alpha=-1)
         alive[drop] = False
         order.append(drop)
-    return torch.tensor(order)
+    return torch.tensor([*order, *alive.nonzero()[:, 0].tolist()])
 
 
 @dataclass(frozen=True)
@@ -180,17 +186,22 @@ class Ranking:
 
 
 @torch.no_grad()
-def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float) -> Ranking:
+def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float, to_own: bool = False) -> Ranking:
     """The ranking of a neighbourhood's first inner channel group; arguments as for `solve_neighbourhood`."""
     example = next(iter(pairs()))[0][:1]
-    problem = _pose(piece, piece, pairs, example, inner_groups(piece, example, joined=False)[0])
-    return Ranking(problem.normal, elimination_order(problem.normal, ridge))
+    normal = _pose(piece, piece, pairs, example, inner_groups(piece, example, joined=False)[0]).normal(to_own)
+    return Ranking(normal, elimination_order(normal, ridge))
 
 
 # DEVIATION D7: the paper trains by gradient steps; this is an extension, reported apart.
 @torch.no_grad()
 def solve_neighbourhood(
-    piece: nn.Module, student: nn.Module | float, pairs: Pairs, ridge: float, ranking: Ranking | None = None
+    piece: nn.Module,
+    student: nn.Module | float,
+    pairs: Pairs,
+    ridge: float,
+    ranking: Ranking | None = None,
+    to_own: bool = False,
 ) -> nn.Module:
     """Solve one student neighbourhood.
 
@@ -201,6 +212,7 @@ def solve_neighbourhood(
         pairs: called anew for each pass; what teacher and student take differs when solved front to back.
         ridge: strength relative to the features' mean energy.
         ranking: from `rank_channels` with the same pairs and ridge; found anew where omitted.
+        to_own: the ridge pulls to the weights that the layer has, for a width the teacher's, instead of to zero.
 
     Returns:
         The student, in evaluation mode.
@@ -212,14 +224,16 @@ def solve_neighbourhood(
     if isinstance(student, nn.Module):
         whole = _whole(student)
         problem = _pose(_whole(piece), whole, pairs, example)
-        _set_weights(whole, problem, problem.normal, ridge)
+        _set_weights(whole, problem, problem.normal(to_own), ridge)
         return student.eval()
     width, student = student, piece
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example, joined=False)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
         problem = _pose(piece, student, pairs, example, group, kept)
-        ranking = ranking or Ranking(problem.normal, elimination_order(problem.normal, ridge))
+        if ranking is None:
+            normal = problem.normal(to_own)
+            ranking = Ranking(normal, elimination_order(normal, ridge, group.size - width_of(group, width)))
         channels = ranking.order[-width_of(group, width) :].sort().values
         kept |= dict.fromkeys(group.producers, channels)
         student = cut(student, [group], {group.name: channels})
@@ -240,11 +254,23 @@ class _Problem:
     path: str
     norm_path: str | None
     layer: nn.Module
+    norm: nn.Module | None
     rows: Pairs  # batches of (the features that it reads, the values that it should give)
 
-    @cached_property
-    def normal(self) -> Normal:
-        return normal_equations(self.rows(), self.layer, self.layer.bias is not None or self.norm_path is not None)
+    def normal(self, to_own: bool) -> Normal:
+        """Its normal equations, for a ridge that pulls to zero or to the layer's own weights."""
+        intercept = self.layer.bias is not None or self.norm is not None
+        own = self._own(intercept) if to_own else None
+        return replace(normal_equations(self.rows(), self.layer, intercept), own=own)
+
+    def _own(self, intercept: bool) -> Tensor:
+        """The weights that the layer has, its BatchNorm folded in, (features [+ 1], O)."""
+        linear = self.layer.weight.detach().double().flatten(1).T
+        shift = linear.new_zeros(linear.shape[1]) if self.layer.bias is None else self.layer.bias.detach().double()
+        if self.norm is not None:
+            scale = self.norm.weight.double() / (self.norm.running_var.double() + self.norm.eps).sqrt()
+            linear, shift = linear * scale, (shift - self.norm.running_mean) * scale + self.norm.bias
+        return torch.cat([linear, shift[None]]) if intercept else linear
 
 
 def _pose(
@@ -278,7 +304,8 @@ def _pose(
             yield features, wanted - other[0] if other else wanted
 
     norm_path = tail.norm.target if is_tail and tail.norm else None
-    return _Problem(path, norm_path, student.get_submodule(path), rows)
+    norm = student.get_submodule(norm_path) if norm_path else None
+    return _Problem(path, norm_path, student.get_submodule(path), norm, rows)
 
 
 def _node(graph: fx.GraphModule, path: str) -> fx.Node:

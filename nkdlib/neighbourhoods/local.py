@@ -29,6 +29,7 @@ class Recipe(Schedule):
     holdout: int = 256  # first images, never trained on, that local errors are measured on
     solve_images: int = 2048  # images that the closed form sees
     ridge: float = 1e-3  # of the closed form, relative to the features' mean energy
+    ridge_to: str = "zero"  # what it pulls weights to: zero, or own, those that the layer has: for few images
     front_to_back: bool = True  # solve on what the students before produce, where each has one candidate
     bn_images: int = 1024  # images that a trained student's BatchNorm is re-estimated on; 0 leaves it
     batchnorm: str = "batch"  # frozen: a student keeps the statistics that it starts with, in every step
@@ -40,6 +41,8 @@ class Recipe(Schedule):
         super().__post_init__()
         if self.start not in STARTS:
             raise ValueError(f"start (={self.start!r}) must be one of {', '.join(STARTS)}")
+        if self.ridge_to not in ("zero", "own"):
+            raise ValueError(f"ridge_to (={self.ridge_to!r}) must be zero or own")
         if self.batchnorm not in ("batch", "frozen"):
             raise ValueError(f"batchnorm (={self.batchnorm!r}) must be batch or frozen")
         for name in ("holdout", "solve_images"):

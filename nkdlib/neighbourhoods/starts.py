@@ -48,7 +48,7 @@ def begin(
     `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
     """
     if recipe.start == "solved":
-        module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking)
+        module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking, recipe.ridge_to == "own")
     else:
         module = shape_of(piece, student, next(pairs())[0][:1])
         module = reset(module, seed) if recipe.start == "random" else module
