@@ -6,7 +6,6 @@ Shao, Moroz, Eban and Movshovitz-Attias, arXiv 2010.01189.
 from nkdlib.neighbourhoods.boundary_noise import BoundaryNoise
 from nkdlib.neighbourhoods.capture import Boundaries, capture
 from nkdlib.neighbourhoods.distill import Distillation, Distilled, distill, solve
-from nkdlib.neighbourhoods.in_turn import InTurn, distill_in_turn
 from nkdlib.neighbourhoods.library import Library
 from nkdlib.neighbourhoods.local import Recipe, local_error
 from nkdlib.neighbourhoods.prediction import Composition, Forecast
@@ -35,7 +34,6 @@ __all__ = [
     "choose_locally",
     "choose_uniform",
     "distill",
-    "distill_in_turn",
     "local_error",
     "local_search",
     "narrow",
