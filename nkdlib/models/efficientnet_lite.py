@@ -120,7 +120,7 @@ def load_efficientnet_lite(
 
     Args:
         number, image_size: as for `efficientnet_lite`.
-        weights: the file efficientnet-lite<number>-*.pth; that of the installed package where omitted.
+        weights: the file `efficientnet-lite<number>-*.pth`; that of the installed package where omitted.
 
     Raises:
         FileNotFoundError: no such file, or the package is not installed.
