@@ -72,12 +72,13 @@ _NOISE = {
 }
 _FIGS = {
     "validation": 5_000,
-    "budgets": {"params": [0.05, 0.1], "macs": [0.1]},
+    "budgets": {"params": [0.05, 0.1], "macs": [0.05, 0.1]},
     "steps": 300,
+    "batch_size": 128,
     "strengths": [0.01, 0.1, 1.0],
     "mixture_rates": [3e-3, 3e-2],
-    "random_draws": 2,
-    "candidates": 2,
+    "random_draws": 3,
+    "candidates": 4,
     "imagenet_pixels": 224,
     "repeats": 15,
 }
@@ -87,7 +88,7 @@ _SMALL_SPACES = {
     "mixed": [16, [[6, 16, 2, 2], [6, 24, 2, 2]], 64],
     "cells": "rn",
     "cell_channels": 8,
-    "search_steps": 300,
+    "search_steps": 400,
     "imagenet_batch": 8,
 }
 _DETECTION = {
@@ -125,10 +126,6 @@ _LARGE_SPACES = {  # never run yet: a guess
     "nodes": 4,
     "search_steps": 4_000,
     "steps": 8_000,
-    "batch_size": 128,
-    "random_draws": 3,
-    "candidates": 4,
-    "budgets": {"params": [0.05, 0.1], "macs": [0.05, 0.1]},
     "imagenet_batch": 64,
 }
 
