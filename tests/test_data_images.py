@@ -181,3 +181,20 @@ def test_crops_are_the_center_its_mirror_image_and_random_places():
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(found, crops, strict=True))
     with pytest.raises(ValueError, match=r"size \(=9\) must fit into images of \(1, 8, 8\)"):
         Crops(images, 9)
+
+
+def test_resized_crops_are_parts_of_the_image_in_every_size_that_is_allowed():
+    pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).repeat(50, 1, 1, 1)  # 1 a column, 8 a row
+    images = Images("ramp", "all", pixels, torch.zeros(50).long(), ("a",), (0.0,), (1 / 255,))
+    crops = Crops(images, 4, views=6, scale=0.25, batch_size=50, seed=1)
+    views = torch.stack([x for x, _ in crops])
+    assert torch.equal(views, torch.stack([x for x, _ in crops]))
+    assert torch.equal(views[:2], torch.stack([x for x, _ in Crops(images, 4, views=2, batch_size=50)]))
+    across = (views[2:, :, 0, 1, 2] - views[2:, :, 0, 1, 1]).abs() * 4 / 8  # a ramp says how much was cut out
+    down = (views[2:, :, 0, 2, 1] - views[2:, :, 0, 1, 1]) / 8 * 4 / 8
+    area, shape = across * down, across / down
+    assert 0.25 - 1e-5 <= area.min() < 0.3 and 0.85 < area.max() <= 1 + 1e-5
+    assert 3 / 4 - 1e-5 <= shape.min() < 0.8 and 1.25 < shape.max() <= 4 / 3 + 1e-5
+    assert views.min() >= 0 and views.max() <= 63
+    with pytest.raises(ValueError, match=r"scale \(=0\) is a share of an image's area"):
+        Crops(images, 4, scale=0)

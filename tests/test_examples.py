@@ -18,7 +18,9 @@ def test_examples_in_docstrings_are_true(name):
 
 @pytest.mark.parametrize("package", ["neighbourhoods", "figs", "detection", "training", "models", "data"])
 def test_every_function_that_users_call_has_an_example(package):
-    functions = dict(inspect.getmembers(importlib.import_module(f"nkdlib.{package}"), inspect.isfunction))
+    module = importlib.import_module(f"nkdlib.{package}")
+    assert not [name for name in module.__all__ if not hasattr(module, name)]
+    functions = dict(inspect.getmembers(module, inspect.isfunction))
     assert functions and not [name for name, function in functions.items() if ">>>" not in function.__doc__]
 
 

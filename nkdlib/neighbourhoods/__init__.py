@@ -21,7 +21,6 @@ __all__ = [
     "Distillation",
     "Distilled",
     "Forecast",
-    "InTurn",
     "Library",
     "Menu",
     "Neighbourhood",
