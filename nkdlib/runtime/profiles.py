@@ -72,7 +72,7 @@ _NOISE = {
 }
 _FIGS = {
     "validation": 5_000,
-    "budgets": {"params": [0.05, 0.1], "macs": [0.1]},
+    "budgets": {"params": [0.1], "macs": [0.1]},
     "steps": 250,
     "batch_size": 64,
     "strengths": [0.01, 0.1, 1.0],
