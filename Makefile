@@ -43,7 +43,7 @@ bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done
 
 lock:  ## write requirements.txt anew from pyproject.toml (needs uv; UPGRADE=--upgrade for the newest)
-	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra report --no-annotate $(UPGRADE) \
+	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra ray --extra report --no-annotate $(UPGRADE) \
 		--custom-compile-command 'make lock' pyproject.toml --output-file requirements.txt
 
 clean:  ## remove the environment and all that runs left, except figures/

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib import metadata
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -130,15 +131,27 @@ class Cache:
         keys = [sha256(ingredients) for _, ingredients in wanted]
         by_key = dict(zip(keys, wanted, strict=True))
         artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
-        missing = {key: by_key[key] for key, artefact in artefacts.items() if artefact is None}
+        missing = self._longest_first({key: by_key[key] for key, artefact in artefacts.items() if artefact is None})
         calls = [
             (task.label, partial(_make, task, key, ingredients, self._place(task, key)))
             for key, (task, ingredients) in missing.items()
         ]
         title = title or (wanted[0][0].label if wanted else "")
-        made = gather(calls, executor or make_executor(), title, done=len(by_key) - len(missing))
+        made = gather(calls, executor or make_executor(), title, len(by_key) - len(missing), keep=_keep)
         artefacts |= zip(missing, made, strict=True)
         return [artefacts[key] for key in keys]
+
+    def _longest_first(self, missing: dict[str, tuple]) -> dict[str, tuple]:
+        """Order tasks by what those of the same label took with other code or arguments; unknown ones go first."""
+        seconds = {}
+        for folder in {self._place(task, key).parent for key, (task, _) in missing.items()}:
+            with suppress(FileNotFoundError):  # one that another process takes for damaged
+                for info in sorted(folder.glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime):
+                    with suppress(ValueError, KeyError):
+                        content = json.loads(info.read_bytes())
+                        seconds[folder.name, content["label"]] = content["seconds"]["wall"]
+        known = {key: seconds.get((task.fn.__name__, task.label), inf) for key, (task, _) in missing.items()}
+        return dict(sorted(missing.items(), key=lambda item: -known[item[0]]))
 
     def _place(self, task: Task, key: str) -> Path:
         return self.root / task.fn.__name__ / key[:16]
@@ -191,8 +204,8 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> Artefact:
-    """Make one artefact in its place; runs in a worker or in the caller's process."""
+def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> tuple[Path, dict[str, bytes]]:
+    """Make one artefact's files; runs in a worker, whose disk may be another one, or in the caller's process."""
     with _seeded(int(key[:8], 16)), Stopwatch() as watch:
         made = task.fn(**task.kwargs)
     match made:
@@ -218,8 +231,12 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
         error.add_note(f"the second value that {qualified_name(task.fn)} returns must be plain JSON")
         raise
     content["sha256"] = sha256(content)
-    _write(place, {TENSORS: data, INFO: json.dumps(content, indent=1).encode()})
-    return open_artefact(place)
+    return place, {TENSORS: data, INFO: json.dumps(content, indent=1).encode()}
+
+
+def _keep(made: tuple[Path, dict[str, bytes]]) -> Artefact:
+    _write(*made)
+    return open_artefact(made[0])
 
 
 def _write(place: Path, files: dict[str, bytes]) -> None:

@@ -1,16 +1,19 @@
-"""Where tasks run: in this process or in local worker processes.
+"""Where tasks run: in this process, in local worker processes or on a Ray cluster.
 
 Every task runs under the same number of BLAS threads wherever it runs, so results are equal bit for bit
 whatever the number of workers.
 """
 
 import os
+import pickle
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from importlib.util import find_spec
 
+import numpy as np
 import torch
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
@@ -42,6 +45,19 @@ class InProcess(Executor):
         """Do nothing: no process to end."""
 
 
+def packed(tensor: torch.Tensor) -> tuple:
+    """Reduce a tensor for a pickler: to bytes, which travel in half the time, where it is not a view with holes."""
+    if tensor.requires_grad or tensor.layout != torch.strided or not tensor.is_contiguous():
+        return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+    data = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
+    return unpacked, (data, tensor.dtype, tuple(tensor.shape), tensor.device)
+
+
+def unpacked(data: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Return the tensor that was packed, on the CPU in the memory of `data`."""
+    return torch.from_numpy(data).view(dtype).reshape(shape).to(device)
+
+
 def _start_worker(threads: int, parent: int) -> None:
     torch.set_num_threads(threads)
     # Loky takes a worker that grew by 300 MB for a leak and replaces it; kept boundaries are none.
@@ -67,6 +83,7 @@ class Processes(Executor):
         if self._pool is None or self._pool._flags.broken:
             self._pool = ProcessPoolExecutor(
                 self.jobs,
+                job_reducers={torch.Tensor: packed},
                 timeout=600,  # idle workers go home; a later submission starts new ones
                 initializer=_start_worker,
                 initargs=(self.threads, os.getpid()),
@@ -85,15 +102,25 @@ class Processes(Executor):
         self.shutdown(kill=kind is not None)
 
 
+def _ray(jobs: int, threads: int) -> Processes:
+    if find_spec("ray") is None:
+        raise ValueError("executor (='ray') needs the package ray; install nkdlib[ray]")
+    from nkdlib.runtime.ray_cluster import RayCluster  # it takes a second, which others need not wait
+
+    return RayCluster(jobs, threads)
+
+
 EXECUTORS: dict[str, Callable[[int, int], InProcess | Processes]] = {
     "local": lambda jobs, threads: InProcess(threads) if jobs == 1 else Processes(jobs, threads),
+    "ray": _ray,
 }
 
 
 def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InProcess | Processes:
     """Return an executor, to be used as a context manager.
 
-    kind: a name in EXECUTORS. jobs: number of workers; 1 runs in this process. threads: BLAS threads of each.
+    kind: a name in EXECUTORS. jobs: number of workers; 1 runs in this process. On a Ray cluster that is there
+    already it has as many as it has room for, and `jobs` of them share a GPU. threads: BLAS threads of each.
     Raises ValueError for an unknown kind or a count below one.
     """
     if kind not in EXECUTORS:
@@ -104,29 +131,41 @@ def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InPro
 
 
 def gather(
-    calls: Sequence[tuple[str, Callable[[], object]]], executor: InProcess | Processes, title: str, done: int = 0
+    calls: Sequence[tuple[str, Callable[[], object]]],
+    executor: InProcess | Processes,
+    title: str,
+    done: int = 0,
+    keep: Callable[[object], object] = lambda result: result,
 ) -> list:
     """Return what calls return, in their order.
 
-    calls: each with a label. title: what progress shows; done: how many more were made before.
+    calls: each with a label. title: what progress shows; done: how many more were made before. keep: called here
+    with each result as soon as there is one; what it returns takes the result's place.
     The first call that fails cancels those not yet begun; its error is raised with its label in a note.
     """
-    futures: dict[Future, str] = {}
+    places: dict[Future, int] = {}  # of those that are not done
+    results: dict[int, object] = {}
     label = ""
     with Progress(title, done + len(calls), "task") as progress:
         progress.advance(done)
+
+        def take(future: Future) -> None:
+            nonlocal label
+            place = places.pop(future)
+            label = calls[place][0]
+            results[place] = keep(future.result())
+            progress.advance()
+
         try:
-            for label, call in calls:
+            for place, (label, call) in enumerate(calls):  # noqa: B007
                 future = executor.submit(call)
-                future.add_done_callback(lambda it: it.cancelled() or it.exception() or progress.advance())
-                futures[future] = label
+                places[future] = place
                 if future.done():
-                    future.result()  # raises at once what went wrong in this process
-            for future in as_completed(futures):
-                label = futures[future]
-                future.result()
+                    take(future)  # at once what was made in this process, its error too
+            for future in as_completed(list(places)):
+                take(future)
         except BaseException as error:
-            for future in futures:
+            for future in places:
                 future.cancel()
             if isinstance(error, BrokenExecutor):
                 raise RuntimeError(
@@ -138,4 +177,4 @@ def gather(
             else:  # Ctrl-C
                 executor.shutdown(wait=True, kill=True)
             raise
-    return [future.result() for future in futures]
+    return [results[place] for place in range(len(calls))]

@@ -28,7 +28,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-from nkdlib.runtime.executors import THREAD_VARIABLES
+from nkdlib.runtime.executors import EXECUTORS, THREAD_VARIABLES
 from nkdlib.runtime.keys import SOURCES
 from nkdlib.runtime.measure import ChildrenMemory
 from nkdlib.runtime.places import checkout, figures_root, locked, runs_root
@@ -174,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, help="number of repeats")
     parser.add_argument("--jobs", type=int, help="number of workers")
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
-    parser.add_argument("--executor", help="where tasks run")
+    parser.add_argument("--executor", choices=list(EXECUTORS), help="where tasks run")
     parser.add_argument("--out", type=Path, help="a folder for runs/ and figures/ in place of the checkout's")
     parser.add_argument("--force", action="store_true", help="run what is up to date too")
     return parser

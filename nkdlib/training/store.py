@@ -68,14 +68,6 @@ class Store:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def __reduce__(self) -> tuple:
-        """Travels to another process as bytes, in half the time that tensors take."""
-        parts = {
-            name: (t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), t.dtype, tuple(t.shape), t.device)
-            for name, t in self.tensors.items()
-        }
-        return _unpacked, (parts,)
-
     @property
     def device(self) -> torch.device:
         """Where the tensors lie."""
@@ -117,8 +109,3 @@ class Store:
         """All examples in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
-
-
-def _unpacked(parts: dict[str, tuple]) -> Store:
-    made = {n: torch.from_numpy(raw).view(dtype).reshape(shape) for n, (raw, dtype, shape, _) in parts.items()}
-    return Store({name: tensor.to(parts[name][-1]) for name, tensor in made.items()})

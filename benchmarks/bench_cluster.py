@@ -1,0 +1,90 @@
+"""Distillation tasks on 1, 2 and 4 workers of a local Ray cluster, and simulated on up to 1,000.
+
+Six blocks of a ResNet-14 distilled into two students each, on random images of Fashion-MNIST's size: twelve tasks,
+the longest first, workers started before the clock. Speed-up is against one worker; the critical path, the longest
+task, bounds it, and so do the machine's cores. The simulation takes each task's CPU seconds on one worker, and
+nothing for sending; it is printed beside what was measured, and then for the tasks of 100 seeds. Where the workers
+do not have the cores to themselves, which the last column tells, wall seconds and speed-up say little.
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import time
+
+import ray
+import torch
+
+from nkdlib.models import resnet
+from nkdlib.neighbourhoods import Recipe, split
+from nkdlib.neighbourhoods.capture import capture
+from nkdlib.neighbourhoods.local import train_local
+from nkdlib.neighbourhoods.starts import start_students
+from nkdlib.runtime.executors import gather, make_executor
+from nkdlib.runtime.makespan import makespan
+from nkdlib.runtime.measure import Stopwatch
+
+WORKERS, SIMULATED = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+RECIPE, IMAGES = Recipe(start="random", steps=100), 4096
+SEEDS = 100
+
+
+def timed(**task: object) -> float:
+    """CPU seconds of one task, where it runs."""
+    with Stopwatch() as watch:
+        train_local(**task)
+    return watch.cpu_s
+
+
+def distillations() -> list[tuple[str, functools.partial]]:
+    """The tasks, by falling cost."""
+    teacher = resnet(14, 10, seed=0, in_channels=1, stem_stride=2).eval()
+    images = torch.randn(IMAGES, 1, 28, 28).split(128)
+    boundaries = capture(teacher, split(teacher, teacher.block_names, images[0][:2]), images)
+    students, _ = start_students(boundaries, {n: {"a": 0.5, "b": 0.25} for n in teacher.block_names}, RECIPE)
+    costs = {here.name: here.cost.macs for here in boundaries.neighbourhoods}
+    calls = []
+    for name, label in sorted(students, key=lambda place: -costs[place[0]]):
+        task = {"name": name, "student": students[name, label], "store": boundaries.of(name), "recipe": RECIPE}
+        calls.append((f"{name} {label}", functools.partial(timed, **task, seed=0)))
+    return calls
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    calls, put, sizes = distillations(), ray.put, []
+    ray.put = lambda content: sizes.append(content[0].nbytes) or put(content)
+    named = sum(call.keywords["store"].bytes for _, call in calls)
+    walls, sent, seconds = {}, {}, {}
+    for workers in WORKERS:
+        with contextlib.redirect_stdout(io.StringIO()), make_executor("ray", workers) as executor:
+            gather([("start", functools.partial(time.sleep, 2))] * workers, executor, "")
+            sizes.clear()
+            with Stopwatch() as watch:
+                seconds[workers] = gather(calls, executor, "")
+        walls[workers], sent[workers] = watch.wall_s, sum(sizes)
+    tasks = seconds[1]
+    print(f"{len(tasks)} tasks on {os.cpu_count()} cores: {sum(tasks):.1f} CPU-s, the longest {max(tasks):.2f} s")
+    print(f"boundaries that tasks name {named / 1e6:.0f} MB, put into the object store {sent[1] / 1e6:.0f} MB")
+    print("workers   wall s  speed-up  bound  simulated s    CPU-s  of its cores")
+    for workers, wall in walls.items():
+        bound = min(workers, os.cpu_count(), sum(tasks) / max(tasks))
+        simulated = makespan(tasks, min(workers, os.cpu_count()))
+        speedup, busy = walls[1] / wall, sum(seconds[workers]) / (wall * min(workers, os.cpu_count()))
+        print(
+            f"{workers:7}{wall:9.2f}{speedup:10.2f}{bound:7.2f}{simulated:13.2f}{sum(seconds[workers]):7.1f}{busy:14.0%}"
+            + ("  (more workers than cores)" if workers > os.cpu_count() else "")
+        )
+    spans = {}
+    print(f"simulated    {len(tasks)} tasks, speed-up    {SEEDS} seeds of them, speed-up")
+    for workers in SIMULATED:
+        spans[workers] = one, many = makespan(tasks, workers), makespan(tasks * SEEDS, workers)
+        print(f"{workers:9}{one:9.2f} s{sum(tasks) / one:8.1f}{many:18.2f} s{SEEDS * sum(tasks) / many:8.1f}")
+    found = {"walls": walls, "seconds": seconds, "put_bytes": sent, "named_bytes": named, "simulated": spans}
+    print(json.dumps({"bench": "cluster", **found}))
+
+
+if __name__ == "__main__":
+    main()
