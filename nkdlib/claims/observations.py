@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from nkdlib import plots
 from nkdlib.claims.criteria import short
 from nkdlib.claims.judge import Judgement, Observation, by_metric, judge
+from nkdlib.neighbourhoods.tables import words_left
 from nkdlib.runtime.places import figures_root, runs_root
 from nkdlib.runtime.profiles import PROFILES
 from nkdlib.runtime.provenance import provenance
@@ -74,7 +75,7 @@ class Results:
         flat = df.reset_index() if named else df
         text = f"{caption}\n\n{markdown(list(map(str, flat.columns)), flat.itertuples(index=False))}"
         plots.write_atomically(self.root / f"{name}.md", text.encode())
-        styled = df.style.format(_cell).set_caption(caption).set_uuid(name)
+        styled = words_left(df.style).format(_cell).set_caption(caption).set_uuid(name)
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
