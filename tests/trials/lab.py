@@ -79,7 +79,8 @@ class Lab:
         self.page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
         while True:
             now = time.monotonic() - started
-            waits = [place for place, cell in enumerate(cells := self.cells()) if cell["waits"]]
+            cells = self.cells()
+            waits = [place for place, cell in enumerate(cells) if cell["waits"]]
             if not waits or now > limit:
                 break
             if waits[0] != last or cells[waits[0]]["bar"]:
