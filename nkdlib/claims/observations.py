@@ -75,7 +75,7 @@ class Results:
         flat = df.reset_index() if named else df
         text = f"{caption}\n\n{markdown(list(map(str, flat.columns)), flat.itertuples(index=False))}"
         plots.write_atomically(self.root / f"{name}.md", text.encode())
-        styled = words_left(df.style).format(_cell).set_caption(caption).set_uuid(name)
+        styled = words_left(df.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:

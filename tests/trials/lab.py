@@ -1,6 +1,6 @@
 """Notebooks in JupyterLab as a new user runs them: `make lab` in a clone, "Run All Cells" in a real browser.
 
-    .venv/bin/python tests/trials/lab.py [NOTEBOOK...]
+    make trials [TRIALS=lab]        or, in tests/: python -m trials.lab [NOTEBOOK...]
 
 Screenshots, for eyes, and what was measured go to runs/trials/.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
-from record import ROOT, TRIALS, Record, clone, cpu_seconds, left, same_observations
+from trials.record import ROOT, TRIALS, Record, clone, cpu_seconds, left, same_observations
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(cell => ({
@@ -43,6 +43,8 @@ class Lab:
 
     def open(self, path: str) -> None:
         """Open a notebook with a new kernel and nothing else."""
+        if self.page.url != "about:blank":
+            self.page.evaluate("jupyterapp.serviceManager.sessions.shutdownAll()")
         self.page.goto(f"{self.url}/lab/tree/{path}?token=x&reset")
         self.page.wait_for_selector(".jp-Notebook", timeout=60_000)
         self.page.wait_for_function("""async () => {
@@ -119,15 +121,19 @@ class Lab:
 
 @contextmanager
 def lab(checkout: Path, *arguments: str):
-    """Start `make lab` in a checkout whose environment is ready, and a browser; yields a Lab."""
+    """Start `make lab` in a checkout whose environment is ready, and a browser; yields a Lab.
+
+    The user is new: their home is the empty folder `home` beside the checkout.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = f"--no-browser --allow-root --port={port} --ServerApp.token=x --LabApp.expose_app_in_browser=True"
     command = ["make", "-o", ".venv/.ready", "lab", f"ARGS={' '.join([options, *arguments])}"]
-    TRIALS.mkdir(parents=True, exist_ok=True)
-    with (TRIALS / "lab.log").open("w") as log, sync_playwright() as playwright:
-        environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    (checkout.parent / "home").mkdir()
+    with (checkout.parent / "lab.log").open("w") as log, sync_playwright() as playwright:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "XDG"))}
+        environment |= {"HOME": str(checkout.parent / "home"), "PYTHONPATH": str(checkout)}
         server = subprocess.Popen(
             command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True
         )
@@ -151,6 +157,7 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="*")
     names = parser.parse_args().notebooks or sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     record = Record("lab", "In JupyterLab")
+    TRIALS.mkdir(parents=True, exist_ok=True)
     with clone() as checkout:
         with lab(checkout) as user:
             with record("`make lab`", "the start page opens") as row:
@@ -187,9 +194,11 @@ def main() -> None:
                     user.page.screenshot(path=TRIALS / f"wrong-{named}.png")
             with record("the browser's console", "silent") as row:
                 row.end(not user.said, "; ".join(dict.fromkeys(user.said)) or "silent")
-        with record("what all this wrote", "only in `runs/` and JupyterLab's checkpoints") as row:
-            written = left(checkout)
-            row.end({*written} <= {"runs/", "notebooks/.ipynb_checkpoints/"}, ", ".join(written) or "nothing")
+        with record("what all this wrote", "only `runs/` and what JupyterLab always keeps") as row:
+            home = {path.relative_to(checkout.parent).parts[1] for path in (checkout.parent / "home").rglob("*")}
+            written = [*left(checkout), *(f"~/{name}" for name in sorted(home))]
+            usual = {"runs/", "notebooks/.ipynb_checkpoints/", "~/.jupyter", "~/.ipython", "~/.local"}
+            row.end({*written} <= usual, ", ".join(written))
         with record("then `make reproduce` in the same clone", "the same observations") as row:
             row.end(*same_observations(checkout, names))
     record.write()

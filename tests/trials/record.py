@@ -121,7 +121,7 @@ def left(checkout: Path) -> list[str]:
 
 def make(checkout: Path, *arguments: str, **settings: object) -> subprocess.Popen:
     """Start make in a clone whose environment is ready; its output is one text."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout), **settings.pop("env", {})}
+    environment = os.environ | {"PYTHONPATH": str(checkout)} | settings.pop("env", {})
     command = [*settings.pop("before", []), "make", "-o", ".venv/.ready", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=checkout, env=environment, **pipes | settings)
