@@ -25,9 +25,11 @@ print(torch.get_num_threads())
 split(resnet(8, 10), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 16, 16))
 """,
     """
+import pandas as pd
 from nkdlib.claims import Results
 results = Results("00_start_here", "smoke", {})
 results.observe("ND-0", "one_drop_points", 0, 0.25)
+display(results.table(pd.DataFrame({"network": ["teacher"], "params": [1184]}), "sizes", "Sizes"))
 results.verdict("ND-0")
 """,
     "from nkdlib.data import load\nload('fashon-mnist')",
@@ -52,13 +54,10 @@ def test_a_new_user_sees_bars_tables_verdicts_and_errors(tmp_path, monkeypatch):
         user.open("00_start_here.ipynb")
         took = user.run_all(limit=60)
         assert took["done"] and took["bars"] == 1
-        (table,) = user.page.locator(".jp-OutputArea table").all()
-        assert "1,184" not in table.inner_text() and "layer1.0" in table.inner_text()
-        aligned = "cell => getComputedStyle(cell).textAlign"
-        assert [cell.evaluate(aligned) for cell in table.locator("tbody tr >> nth=0 >> td").all()[:2]] == [
-            "left",
-            "right",
-        ]
+        split, sizes = user.page.locator(".jp-OutputArea table").all()
+        assert "layer2.0" in split.inner_text() and "not a result" in sizes.inner_text()
+        aligned = [cell.evaluate("cell => getComputedStyle(cell).textAlign") for cell in sizes.locator("td").all()]
+        assert aligned == ["left", "right"]
         threads, by_hand = (one["text"] for one in user.outputs("stream"))
         assert threads == "1\n" and by_hand.startswith(
             "run by hand: figures, tables and observations go to ../../runs/"

@@ -25,10 +25,10 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(cell => ({
     type: cell.model.type, outputs: cell.model.type == "code" ? cell.model.outputs.toJSON() : []}))"""
 WRONG = {  # what a user may get wrong in 00's parameters -> what the error must name
     'data: str = "fashon-mnist"': "fashon-mnist",
-    "share: float = 1.5": "share",
-    'device: str = "cuda"': "cuda",
+    "share: float = 0.0": "must be positive",
+    'device: str = "cuda"': "NVIDIA",
     'executor: str = "ray-cluster"': "ray-cluster",
-    "images: int = 0": "images",
+    "images: int = 0": "must be 1 to",
     'profile: str = "small"': "small",
 }
 
@@ -64,7 +64,8 @@ class Lab:
         self.page.evaluate(change, [old, new])
 
     def run_all(self, limit: float = 600, shots: Path | None = None) -> dict:
-        """Run all cells; `seconds`, `cpu_seconds`, `bars` seen, the longest `silence` without bar or new cell.
+        """Run all cells; `seconds`, `cpu_seconds`, `bars` seen, the longest `silence` without a bar or new
+        cell, and the `silent` cell; whether it was `done` in the limit.
 
         shots: the screenshots' beginning: one of the first bar and one every 15 s.
         """
@@ -87,7 +88,7 @@ class Lab:
                 break
             if waits[0] != last or cells[waits[0]]["bar"]:
                 last, changed = waits[0], now
-            silence = max(silence, now - changed)
+            silence = max(silence, (now - changed, waits[0]))
             if cells[waits[0]]["bar"]:
                 if shots and (waits[0] not in bars or now > 15 * (taken + 1)):
                     self.page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({waits[0]}, 'end')")
@@ -99,7 +100,8 @@ class Lab:
             "seconds": now,
             "cpu_seconds": cpu_seconds(self.server) - cpu,
             "bars": len(bars),
-            "silence": silence,
+            "silence": silence[0],
+            "silent": silence[1],
             "done": not waits,
         }
 
@@ -176,6 +178,7 @@ def main() -> None:
                     user.photograph(TRIALS / name)
                     row.seconds, row.cpu_seconds = took["seconds"], took["cpu_seconds"]
                     seen = f"bars in {took['bars']} cells; {took['silence']:.0f} s at most without one"
+                    seen += f" (cell {took['silent']})"
                     row.end(took["done"] and not errors and took["seconds"] < 120, "; ".join([*errors, seen]))
             user.open("00_start_here.ipynb")
             user.change("steps: int = 50", "steps: int = 7")
@@ -191,13 +194,15 @@ def main() -> None:
                     user.run_all()
                     errors = [f"{error['ename']}: {error['evalue']}" for error in user.outputs("error")]
                     row.end(len(errors) == 1 and named in errors[0], "; ".join(errors) or "no error")
-                    user.page.screenshot(path=TRIALS / f"wrong-{named}.png")
+                    user.page.locator(".jp-RenderedText[data-mime-type*=error]").first.scroll_into_view_if_needed()
+                    user.page.screenshot(path=TRIALS / f"wrong-{wrong[:5].strip(': ')}.png")
             with record("the browser's console", "silent") as row:
                 row.end(not user.said, "; ".join(dict.fromkeys(user.said)) or "silent")
-        with record("what all this wrote", "only `runs/` and what JupyterLab always keeps") as row:
+        with record("what all this wrote", "`runs/`, what JupyterLab keeps, and notebooks it saved") as row:
             home = {path.relative_to(checkout.parent).parts[1] for path in (checkout.parent / "home").rglob("*")}
             written = [*left(checkout), *(f"~/{name}" for name in sorted(home))]
             usual = {"runs/", "notebooks/.ipynb_checkpoints/", "~/.jupyter", "~/.ipython", "~/.local"}
+            usual |= {f"notebooks/{name}.ipynb" for name in names}  # JupyterLab saves them every two minutes
             row.end({*written} <= usual, ", ".join(written))
         with record("then `make reproduce` in the same clone", "the same observations") as row:
             row.end(*same_observations(checkout, names))
