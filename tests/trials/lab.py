@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,15 +70,8 @@ class Lab:
 
         shots: the screenshots' beginning: one of the first bar and one every 15 s.
         """
-        cpu, started, last, changed, silence, bars, taken = (
-            cpu_seconds(self.server),
-            time.monotonic(),
-            0,
-            0,
-            0,
-            set(),
-            0,
-        )
+        cpu, started = cpu_seconds(self.server), time.monotonic()
+        last, changed, silence, bars, taken = 0, 0.0, (0.0, 0), set(), 0
         self.page.click(".lm-MenuBar-itemLabel:text-is('Run')")
         self.page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
         while True:
@@ -121,6 +115,12 @@ class Lab:
                 break
 
 
+def listening(port: int) -> bool:
+    """Whether a server answers at this port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @contextmanager
 def lab(checkout: Path, *arguments: str):
     """Start `make lab` in a checkout whose environment is ready, and a browser; yields a Lab.
@@ -141,15 +141,15 @@ def lab(checkout: Path, *arguments: str):
         )
         try:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            while server.poll() is None and socket.socket().connect_ex(("127.0.0.1", port)):
+            while not listening(port):
+                assert server.poll() is None, Path(log.name).read_text()
                 time.sleep(0.1)
-            assert server.poll() is None, Path(log.name).read_text()
             yield Lab(
                 browser.new_page(viewport={"width": 1400, "height": 1000}), f"http://127.0.0.1:{port}", server.pid
             )
             browser.close()
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            os.killpg(server.pid, signal.SIGKILL)  # its kernels end with it
             server.wait()
 
 
@@ -206,7 +206,7 @@ def main() -> None:
             row.end({*written} <= usual, ", ".join(written))
         with record("then `make reproduce` in the same clone", "the same observations") as row:
             row.end(*same_observations(checkout, names))
-    record.write()
+    sys.exit(not record.write())
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -55,13 +54,13 @@ class Record:
         self.rows.append(row)
         print(f"{'ok' if row.well else 'NOT AS EXPECTED'}: {done}: {row.happened} ({row.seconds} s)", flush=True)
 
-    def write(self) -> None:
-        """Keep the rows, write the page from all that is kept, and end with 1 where one is not as expected."""
+    def write(self) -> bool:
+        """Keep the rows and write the page from all that is kept; whether all went as expected."""
         TRIALS.mkdir(parents=True, exist_ok=True)
         kept = {"title": self.title, "rows": list(map(asdict, self.rows)), "origin": provenance({})}
         (TRIALS / f"{self.name}.json").write_text(json.dumps(kept, indent=1))
         write_page()
-        sys.exit(not all(row.well for row in self.rows))
+        return all(row.well for row in self.rows)
 
 
 def write_page() -> None:
@@ -101,12 +100,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextmanager
-def clone(name: str = "clone") -> Iterator[Path]:
-    """A clone of the last commit in a new folder, with this checkout's environment."""
+def clone(name: str = "clone", environment: bool = True) -> Iterator[Path]:
+    """A clone of the last commit in a new folder, with this checkout's environment or none."""
     with tempfile.TemporaryDirectory(prefix="trial-") as folder:
         place = Path(folder) / name
         subprocess.run(["git", "clone", "--quiet", ROOT, place], check=True)
-        (place / ".venv").symlink_to((ROOT / ".venv").resolve())
+        if environment:
+            (place / ".venv").symlink_to((ROOT / ".venv").resolve())
         with (place / ".git" / "info" / "exclude").open("a") as exclude:
             exclude.write(".venv\n")
         yield place
@@ -122,7 +122,8 @@ def left(checkout: Path) -> list[str]:
 def make(checkout: Path, *arguments: str, **settings: object) -> subprocess.Popen:
     """Start make in a clone whose environment is ready; its output is one text."""
     environment = os.environ | {"PYTHONPATH": str(checkout)} | settings.pop("env", {})
-    command = [*settings.pop("before", []), "make", "-o", ".venv/.ready", *arguments]
+    ready = ["-o", ".venv/.ready"] if (checkout / ".venv").exists() else []
+    command = [*settings.pop("before", []), "make", *ready, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=checkout, env=environment, **pipes | settings)
 

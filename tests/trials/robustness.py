@@ -263,27 +263,47 @@ def places(record: Record, expected: dict) -> None:
             row.end({*written} <= {"runs/", "figures/smoke/"}, ", ".join(written))
 
 
+def versions(record: Record, expected: dict) -> None:
+    """The set-up from nothing and a run under other versions of Python; they must be on the PATH."""
+    for version in ("3.12", "3.13"):
+        with record(f"Python {version}: `make reproduce` in a clone without `.venv`", "the same observations") as row:
+            if not (found := shutil.which(f"python{version}")):
+                row.end(False, "not tried: there is no such Python here")
+                continue
+            with clone(f"python {version}", environment=False) as checkout:
+                path = f"{Path(found).parent}{os.pathsep}{os.environ['PATH']}"
+                status, said = reproduce(checkout, env={"PATH": path})
+                origin = read(checkout / "figures/smoke" / QUICK[0] / "provenance.json") if status == 0 else {}
+                compare(row, checkout, status, said, expected, f"; Python {origin.get('python')}")
+                row.well = row.well and origin["python"].startswith(f"{version}.")
+
+
+TRIALS = {
+    "killed": (killed, "Killed and resumed"),
+    "cache": (cache, "The cache damaged"),
+    "data": (data, "Data missing, cut or wrong"),
+    "disk": (disk, "The disk full"),
+    "places": (places, "Other places, two at once, no network"),
+    "versions": (versions, "Other versions of Python"),
+}
+
+
 def main() -> None:
-    """Try everything, or what is named."""
-    wanted = sys.argv[1:] or ["killed", "disk", "cache", "data", "places"]
-    record = Record("robustness", "Disturbed")
+    """Try everything, or what is named; what an undisturbed run observed is the right result."""
+    wanted, well = sys.argv[1:] or list(TRIALS), True
     with clone("a clone of mine") as checkout:
-        with record(f"undisturbed: {', '.join(NOTEBOOKS)}", "done; the path has spaces") as row:
-            status, said = reproduce(checkout, notebooks=NOTEBOOKS if "killed" in wanted else QUICK)
-            row.end(status == 0, last(said))
+        status, said = reproduce(checkout, notebooks=NOTEBOOKS if "killed" in wanted else QUICK)
+        print(last(said), flush=True)
+        assert status == 0, said
         everything = observed(checkout / "figures")
         quick = {key: value for key, value in everything.items() if key[0] == "ND-0"}
-        if "cache" in wanted:
-            cache(record, everything, checkout)
-        if "data" in wanted:
-            data(record)
-        if "disk" in wanted:
-            disk(record, quick)
-        if "places" in wanted:
-            places(record, quick)
-        if "killed" in wanted:
-            killed(record, everything)
-    record.write()
+        for name in wanted:
+            trial, title = TRIALS[name]
+            record = Record(name, title)
+            more = {"killed": [everything], "cache": [everything, checkout], "data": []}.get(name, [quick])
+            trial(record, *more)
+            well = record.write() and well
+    sys.exit(not well)
 
 
 if __name__ == "__main__":
