@@ -113,10 +113,10 @@ def clone(name: str = "clone", environment: bool = True) -> Iterator[Path]:
 
 
 def left(checkout: Path) -> list[str]:
-    """What lies in a clone and was not committed, or was changed."""
+    """What lies in a clone and was not committed, or was changed; Python's own compiled files are left out."""
     command = ["git", "-C", checkout, "status", "--short", "--ignored"]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    return [line[3:] for line in found if line[3:] != ".venv"]
+    return [line[3:] for line in found if line[3:] != ".venv" and "__pycache__" not in line]
 
 
 def make(checkout: Path, *arguments: str, **settings: object) -> subprocess.Popen:

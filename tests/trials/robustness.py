@@ -268,7 +268,7 @@ def places(record: Record, expected: dict) -> None:
             )
             row.well = row.well and not os.listdir(folder)
         with record("what a run leaves in a clone", "`runs/` and `figures/smoke/`") as row:
-            written = [path for path in left(checkout) if "__pycache__" not in path]
+            written = left(checkout)
             row.end({*written} <= {"runs/", "figures/smoke/"}, ", ".join(written))
 
 
