@@ -24,15 +24,20 @@ from PIL import Image
 from trials.record import Record, Row, clone, left, make
 
 SEED, KILLS = 0, 10
-NOTEBOOKS = ("01_local_replacement", "04_synthetic_data")
-QUICK = NOTEBOOKS[:1]
+NOTEBOOK = "01_local_replacement"
 SECONDS = {"x"}  # units of metrics that are ratios of seconds, which no two runs share
 
 
-def reproduce(checkout: Path, target: str = "reproduce", notebooks: tuple[str, ...] = QUICK, **more) -> tuple[int, str]:
-    """Run notebooks at smoke to the end; the exit status and what was printed."""
-    process = make(checkout, target, "PROFILE=smoke", f"NOTEBOOKS={' '.join(notebooks)}", **more)
-    return (process.communicate()[0], process.returncode)[::-1]
+def start(checkout: Path, target: str = "reproduce", **more: object) -> subprocess.Popen:
+    """Start the notebook at smoke."""
+    return make(checkout, target, "PROFILE=smoke", f"NOTEBOOKS={NOTEBOOK}", **more)
+
+
+def reproduce(checkout: Path, target: str = "reproduce", **more: object) -> tuple[int, str]:
+    """Run the notebook at smoke to the end; the exit status and what was printed."""
+    process = start(checkout, target, **more)
+    said, _ = process.communicate()
+    return process.returncode, said
 
 
 def observed(figures: Path) -> dict[tuple, float]:
@@ -50,8 +55,8 @@ def read(path: Path) -> dict:
 
 def last(said: str) -> str:
     """The last line of what was printed, without colors."""
-    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "nothing was printed"
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()]
+    return next((line for line in reversed(lines) if line and not line.startswith("make")), "nothing was printed")
 
 
 def compare(row: Row, checkout: Path, status: int, said: str, expected: dict, also: str = "") -> None:
@@ -74,26 +79,29 @@ def mounted(place: Path, *options: object) -> Iterator[None]:
 
 
 def killed(record: Record, expected: dict) -> None:
-    """Ten moments and ways, drawn from one seed."""
-    chance, moments, status, said = random.Random(SEED), [], 1, ""
-    with clone("killed and resumed") as checkout, record("", "") as row:
-        while status and len(moments) < KILLS:
-            process = make(
-                checkout, "reproduce", "PROFILE=smoke", f"NOTEBOOKS={' '.join(NOTEBOOKS)}", start_new_session=True
-            )
-            wait, way = chance.uniform(5, 30), chance.choice(("all", "runner", "terminated", "kernel"))
-            with suppress(subprocess.TimeoutExpired):
+    """Ten moments and ways, drawn from one seed; a run that ends before its moment is compared, and begun anew."""
+    chance, moments, different = random.Random(SEED), [], 0
+    with clone("killed and resumed") as checkout, record("", "the same observations as undisturbed") as row:
+        ended, status = 0, 1
+        while len(moments) < KILLS or status:
+            wait = chance.uniform(4, 25) if len(moments) < KILLS else None
+            way = chance.choice(("everything", "runner", "terminated", "kernel"))
+            process = start(checkout, start_new_session=True)
+            try:
                 process.wait(wait)
-            if process.poll() is None:
-                moments.append(f"{wait:.1f} ({way})")
+            except subprocess.TimeoutExpired:
+                moments.append(f"{wait:.0f} ({way})")
                 kill(process, way)
-            said, _ = process.communicate()
+            process.communicate()
             status = process.returncode
-        if status:
-            status, said = reproduce(checkout, notebooks=NOTEBOOKS)
-        row.done = f"{len(moments)} kills, seconds after a start: {', '.join(moments)} (seed {SEED})"
-        row.expected = "the same observations as an undisturbed run's"
-        compare(row, checkout, status, said, expected)
+            if status == 0:
+                ended += 1
+                different += observed(checkout / "figures") != expected
+                if len(moments) < KILLS:
+                    shutil.rmtree(checkout / "runs")
+                    shutil.rmtree(checkout / "figures" / "smoke")
+        row.done = f"{KILLS} kills, seconds after a start (what was killed): {', '.join(moments)}; seed {SEED}"
+        row.end(not different, f"{ended} runs came to their end, {different} of them with other observations")
 
 
 def kill(process: subprocess.Popen, way: str) -> None:
@@ -167,23 +175,27 @@ ALONE = {
 
 def cache(record: Record, expected: dict, checkout: Path) -> None:
     """Artefacts damaged, nine at once and one alone, then everything drawn again."""
+    backup = checkout.parent / "backup"
     before = {
         path.parent: read(path)["tensors_sha256"] for path in sorted(checkout.glob("runs/cache/replace/*/info.json"))
     }
     for damages in (TOGETHER, *({way: damage} for way, damage in ALONE.items())):
         places = list(before)[-len(damages) :]
+        shutil.copytree(places[0], backup)
         with record("; ".join(damages), "made anew, the rest kept; the same observations") as row:
             for place, damage in zip(places, damages.values(), strict=True):
                 damage(place)
             ages = {place: (place / "info.json").stat().st_mtime for place in before if place not in places}
             compare(row, checkout, *reproduce(checkout, "figures"), expected)
-            whole = all(read(place / "info.json")["tensors_sha256"] == digest for place, digest in before.items())
-            kept = all((place / "info.json").stat().st_mtime == age for place, age in ages.items())
-            row.well = row.well and whole and kept
-            row.happened += "" if whole and kept else "; but not the same artefacts"
+            if row.well:
+                whole = all(read(place / "info.json")["tensors_sha256"] == digest for place, digest in before.items())
+                kept = all((place / "info.json").stat().st_mtime == age for place, age in ages.items())
+                row.end(whole and kept, row.happened + ("" if whole and kept else ", but not the same artefacts"))
         if not row.well:
             shutil.rmtree(places[0], ignore_errors=True)
             places[0].unlink(missing_ok=True)
+            shutil.copytree(backup, places[0])
+        shutil.rmtree(backup)
 
 
 def data(record: Record) -> None:
@@ -246,7 +258,7 @@ def places(record: Record, expected: dict) -> None:
                 status, said = reproduce(checkout, env=outside)
                 row.end(status == 0 and observed(Path(folder) / "figures") == expected, last(said))
     with clone("two at once") as checkout, record("two `make reproduce` at once", "the work once; the same") as row:
-        both = [make(checkout, "reproduce", "PROFILE=smoke", f"NOTEBOOKS={QUICK[0]}") for _ in range(2)]
+        both = [start(checkout) for _ in range(2)]
         said = [process.communicate()[0] for process in both]
         compare(row, checkout, max(p.returncode for p in both), said[0], expected)
         row.well = row.well and sum("up to date\n" in text for text in said) == 1
@@ -259,7 +271,7 @@ def places(record: Record, expected: dict) -> None:
             row.end(process.returncode and "To bring it yourself" in said and "Traceback" not in said, last(said))
     with clone("elsewhere") as checkout, tempfile.TemporaryDirectory() as folder:
         with record("another working directory, the runner by hand", "the same; nothing left there") as row:
-            command = [sys.executable, "-m", "nkdlib.runtime.run", *QUICK, "--profile", "smoke"]
+            command = [sys.executable, "-m", "nkdlib.runtime.run", NOTEBOOK, "--profile", "smoke"]
             done = subprocess.run(
                 command, cwd=folder, env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True, text=True
             )
@@ -282,7 +294,7 @@ def versions(record: Record, expected: dict) -> None:
             with clone(f"python {version}", environment=False) as checkout:
                 path = f"{Path(found).parent}{os.pathsep}{os.environ['PATH']}"
                 status, said = reproduce(checkout, env={"PATH": path})
-                origin = read(checkout / "figures/smoke" / QUICK[0] / "provenance.json") if status == 0 else {}
+                origin = read(checkout / "figures/smoke" / NOTEBOOK / "provenance.json") if status == 0 else {}
                 compare(row, checkout, status, said, expected, f"; Python {origin.get('python')}")
                 row.well = row.well and origin["python"].startswith(f"{version}.")
 
@@ -301,16 +313,13 @@ def main() -> None:
     """Try everything, or what is named; what an undisturbed run observed is the right result."""
     wanted, well = sys.argv[1:] or list(TRIALS), True
     with clone("a clone of mine") as checkout:
-        status, said = reproduce(checkout, notebooks=NOTEBOOKS if "killed" in wanted else QUICK)
-        print(last(said), flush=True)
+        status, said = reproduce(checkout)
         assert status == 0, said
-        everything = observed(checkout / "figures")
-        quick = {key: value for key, value in everything.items() if key[0] == "ND-0"}
+        expected = observed(checkout / "figures")
         for name in wanted:
             trial, title = TRIALS[name]
             record = Record(name, title)
-            more = {"killed": [everything], "cache": [everything, checkout], "data": []}.get(name, [quick])
-            trial(record, *more)
+            trial(record, *{"cache": [expected, checkout], "data": []}.get(name, [expected]))
             well = record.write() and well
     sys.exit(not well)
 
