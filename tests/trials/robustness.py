@@ -82,8 +82,8 @@ def killed(record: Record, expected: dict) -> None:
     """Ten moments and ways, drawn from one seed; a run that ends before its moment is compared, and begun anew."""
     chance, moments, different = random.Random(SEED), [], 0
     with clone("killed and resumed") as checkout, record("", "the same observations as undisturbed") as row:
-        ended, status = 0, 1
-        while len(moments) < KILLS or status:
+        ended, wait = 0, 0.0
+        while wait is not None:
             wait = chance.uniform(4, 25) if len(moments) < KILLS else None
             way = chance.choice(("everything", "runner", "terminated", "kernel"))
             process = start(checkout, start_new_session=True)
@@ -93,15 +93,17 @@ def killed(record: Record, expected: dict) -> None:
                 moments.append(f"{wait:.0f} ({way})")
                 kill(process, way)
             process.communicate()
-            status = process.returncode
-            if status == 0:
+            if process.returncode == 0:
                 ended += 1
                 different += observed(checkout / "figures") != expected
-                if len(moments) < KILLS:
+                if wait is not None:
                     shutil.rmtree(checkout / "runs")
                     shutil.rmtree(checkout / "figures" / "smoke")
         row.done = f"{KILLS} kills, seconds after a start (what was killed): {', '.join(moments)}; seed {SEED}"
-        row.end(not different, f"{ended} runs came to their end, {different} of them with other observations")
+        row.end(
+            process.returncode == 0 and not different,
+            f"{ended} runs came to their end, {different} of them with other observations",
+        )
 
 
 def kill(process: subprocess.Popen, way: str) -> None:
