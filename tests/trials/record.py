@@ -39,7 +39,7 @@ class Record:
     """Rows of one script, kept in runs/trials/<name>.json and written into the page."""
 
     def __init__(self, name: str, title: str):
-        self.name, self.title, self.rows = name, title, []
+        self.name, self.title, self.rows, self.origin = name, title, [], provenance({})
 
     @contextmanager
     def __call__(self, done: str, expected: str) -> Iterator[Row]:
@@ -57,7 +57,7 @@ class Record:
     def write(self) -> bool:
         """Keep the rows and write the page from all that is kept; whether all went as expected."""
         TRIALS.mkdir(parents=True, exist_ok=True)
-        kept = {"title": self.title, "rows": list(map(asdict, self.rows)), "origin": provenance({})}
+        kept = {"title": self.title, "rows": list(map(asdict, self.rows)), "origin": self.origin}
         (TRIALS / f"{self.name}.json").write_text(json.dumps(kept, indent=1))
         write_page()
         return all(row.well for row in self.rows)
@@ -69,18 +69,19 @@ def write_page() -> None:
         "# Tried",
         "",
         "What was done to this compendium on purpose, and what happened. `make trials` does it all again and writes",
-        "this page; it asks for Linux, root and Chromium, and takes a quarter of an hour.",
+        "this page; it asks for Linux, root and Chromium. Python versions beside the one in use come from the `PATH`.",
     ]
     for path in sorted(TRIALS.glob("*.json")):
         kept = json.loads(path.read_text())
         origin, rows = kept["origin"], kept["rows"]
         packages = ", ".join(f"{name} {origin['packages'][name]}" for name in ("torch", "torchvision"))
-        commit = f"commit {origin['commit'][:12]}{' with changes' if origin['dirty'] else ''}"
+        commit = f"commit {origin['commit'][:12]}"  # clones have no other changes
         machine = f"{origin['hardware']['cores']} cores shared with other work"
         well = sum(row["well"] for row in rows)
         text += ["", f"## {kept['title']}", ""]
         text += [f"{origin['time'][:10]}, {commit}, Python {origin['python']}, {packages}, {machine}."]
-        text += [f"{well} of {len(rows)} as expected.", ""]
+        minutes = sum(row["seconds"] for row in rows) / 60
+        text += [f"{well} of {len(rows)} as expected, {minutes:.0f} minutes.", ""]
         text += ["| what was done | expected | what happened | as expected | seconds | CPU seconds |"]
         text += ["| --- | --- | --- | --- | --- | --- |"]
         for row in rows:
