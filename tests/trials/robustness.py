@@ -294,7 +294,8 @@ def versions(record: Record, expected: dict) -> None:
                 row.end(False, "not tried: there is no such Python here")
                 continue
             with clone(f"python {version}", environment=False) as checkout:
-                path = f"{Path(found).parent}{os.pathsep}{os.environ['PATH']}"
+                where = subprocess.check_output([found, "-c", "import sys; print(sys.base_exec_prefix)"], text=True)
+                path = f"{where.strip()}/bin{os.pathsep}{os.environ['PATH']}"
                 status, said = reproduce(checkout, env={"PATH": path})
                 origin = read(checkout / "figures/smoke" / NOTEBOOK / "provenance.json") if status == 0 else {}
                 compare(row, checkout, status, said, expected, f"; Python {origin.get('python')}")
