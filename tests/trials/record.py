@@ -52,7 +52,7 @@ class Record:
         row.seconds = round(row.seconds or time.monotonic() - started, 1)
         row.cpu_seconds = round(cpu_seconds(os.getpid()) - cpu if row.cpu_seconds is None else row.cpu_seconds, 1)
         self.rows.append(row)
-        print(f"{'ok' if row.well else 'NOT AS EXPECTED'}: {done}: {row.happened} ({row.seconds} s)", flush=True)
+        print(f"{'ok' if row.well else 'NOT AS EXPECTED'}: {row.done}: {row.happened} ({row.seconds} s)", flush=True)
 
     def write(self) -> bool:
         """Keep the rows and write the page from all that is kept; whether all went as expected."""
