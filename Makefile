@@ -31,8 +31,9 @@ test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke to
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m pytest $(ARGS)
 
+# One thread, as under the runner: the same numbers, and small networks train several times as fast.
 lab: $(READY)  ## open JupyterLab on the notebooks
-	@JUPYTER_PREFER_ENV_PATH=1 $(PYTHON) -m jupyterlab --notebook-dir=notebooks \
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 JUPYTER_PREFER_ENV_PATH=1 $(PYTHON) -m jupyterlab --notebook-dir=notebooks \
 		--LabApp.default_url=/lab/tree/00_start_here.ipynb $(ARGS)
 
 data: $(READY)  ## fetch and decode the profile's data, or DATA
@@ -41,6 +42,10 @@ data: $(READY)  ## fetch and decode the profile's data, or DATA
 
 bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done
+
+trials: $(READY)  ## disturb runs on purpose, use JupyterLab in a browser; writes docs/robustness.md (TRIALS=... for one)
+	@cd tests && for trial in $(or $(TRIALS),lab robustness); do ../$(PYTHON) -m trials.$$trial || failed=1; done; \
+		exit $${failed:-0}
 
 lock:  ## write requirements.txt anew from pyproject.toml (needs uv; UPGRADE=--upgrade for the newest)
 	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra ray --extra report --no-annotate $(UPGRADE) \

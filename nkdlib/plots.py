@@ -72,6 +72,7 @@ def theme() -> None:
             "ytick.labelsize": 8,
             "legend.fontsize": 8,
             "legend.frameon": False,
+            "legend.handlelength": 3,  # tells dashed from solid
             "axes.edgecolor": "0.4",
             "axes.spines.top": False,
             "axes.spines.right": False,

@@ -78,6 +78,7 @@ def test_tables_are_kept_as_csv_and_markdown(figures):
     assert lines[0] == "Accuracy (%)"
     assert lines[2:] == ["| method | accuracy |", "| --- | --- |", "| ND | 88.1 |", "| end\\|to end | - |"]
     assert "88.1" in styled.to_html() and styled.to_html() == styled.to_html()
+    assert "#T_accuracy .col0 {" in styled.to_html() and ".col1 {" not in styled.to_html()  # words to the left
     smoke = speed(profile="smoke").table(frame, "accuracy", "Accuracy (%)")
     assert "not a result" in smoke.to_html()
 

@@ -21,7 +21,8 @@ def test_a_notebook_is_kept_as_it_is_read(path):
     assert "parameters" in second.metadata.get("tags", [])
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            assert not cell.outputs and cell.execution_count is None
+            clear = f"{path.name} has outputs; in JupyterLab, Edit > Clear Outputs of All Cells, and save"
+            assert not cell.outputs and cell.execution_count is None, clear
             assert not any(sign in cell.source for sign in ("sys.path", "%pip", "!pip", "papermill"))
     assert notebook.metadata.kernelspec.name == "python3"
 

@@ -10,7 +10,7 @@ from joblib import cpu_count
 
 from nkdlib.runtime.measure import Stopwatch, peak_memory_mb
 from nkdlib.runtime.profiles import PROFILES, Profile
-from nkdlib.runtime.progress import progress
+from nkdlib.runtime.progress import Progress, progress
 from nkdlib.runtime.provenance import provenance
 
 
@@ -53,6 +53,22 @@ def test_progress_is_drawn_where_the_runner_says(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NKD_PROGRESS", str(tmp_path / "terminal"))
     assert list(progress("abc", "spelling")) == ["a", "b", "c"]
     assert "spelling:" in (tmp_path / "terminal").read_text() and capsys.readouterr().out == ""
+
+
+def test_progress_within_progress_stands_behind_the_bar_of_a_notebooks_cell(monkeypatch, capsys):
+    monkeypatch.setattr(sys.modules[Progress.__module__], "_cell", lambda: 1)
+    with Progress("outer", 2) as outer, Progress("inner", 3) as inner:
+        inner.advance()
+        inner.note("soon")
+        outer.advance()
+    out, drawn = capsys.readouterr()
+    assert out == "" and "outer:" in drawn and "inner: 1/3" in drawn and "inner:   0%" not in drawn
+    left = progress("abc", "left open by an error")
+    next(left)
+    monkeypatch.setattr(sys.modules[Progress.__module__], "_cell", lambda: 2)
+    assert list(progress("ab", "the next cell")) == ["a", "b"]
+    assert "the next cell:" in capsys.readouterr().err
+    left.close()
 
 
 def test_provenance_names_code_data_packages_and_hardware_and_no_one():

@@ -172,6 +172,13 @@ def test_a_failing_cell_is_shown_last_and_the_notebook_kept(command, parameters,
     assert log(tmp_path) == [0, 1]
 
 
+def test_a_place_that_cannot_be_written_is_one_line(notebook, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run.main([str(notebook), "--profile", "smoke", "--out", str(tmp_path / "file")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and str(tmp_path / "file") in line and "--out" in line
+
+
 def test_a_kernel_that_dies_is_explained(command, parameters, capsys):
     parameters(end="death")
     assert run.main(command()) == 1

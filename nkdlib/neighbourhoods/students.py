@@ -11,8 +11,8 @@ from nkdlib.training.loop import own_random_numbers
 
 def width_of(group: ChannelGroup, width: float) -> int:
     """How many channels of a group a width leaves: a share where it is at most 1, else a number of channels."""
-    if not width > 0:
-        raise ValueError(f"width (={width}) must be positive: a share up to 1, or a number of channels")
+    if not width > 0 or (width > 1 and width % 1):
+        raise ValueError(f"width (={width}) must be a share above 0 and up to 1, or a whole number of channels")
     channels = round(group.size * width) if width <= 1 else int(width)
     return min(max(channels, 1), group.size)
 

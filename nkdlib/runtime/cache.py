@@ -80,12 +80,14 @@ class Artefact:
 
 def open_artefact(path: Path) -> Artefact:
     """Open the artefact at `path`; raises FileNotFoundError, or ArtefactDamaged naming path and reason."""
-    if not path.is_dir():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"there is no artefact {path}")
     try:
         content = json.loads((path / INFO).read_bytes())
-        if content.pop("sha256", None) != sha256(content):
+        if not isinstance(content, dict) or content.pop("sha256", None) != sha256(content):
             raise ValueError(f"the digest of {INFO} differs")
+        if not content["key"].startswith(path.name):
+            raise ValueError("it is another task's")
         stamp = (path, (path / INFO).stat().st_ino)
         if stamp not in _VERIFIED:
             with (path / TENSORS).open("rb") as file:
@@ -185,6 +187,8 @@ def _open_or_discard(place: Path) -> Artefact | None:
     except ArtefactDamaged as damage:
         warnings.warn(ArtefactDamaged(f"{damage}; it is made anew"), stacklevel=4)
         shutil.rmtree(place, ignore_errors=True)
+        if os.path.lexists(place):  # no folder
+            place.unlink()
         return None
 
 

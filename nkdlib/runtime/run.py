@@ -213,6 +213,10 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("\ninterrupted; what was done is kept, and the next run goes on from there", file=sys.stderr)
             return 130
+        except OSError as error:  # a full or read-only disk
+            remedy = "what was done is kept; --out, or NKD_RUNS and NKD_FIGURES, can name another place"
+            print(f"error: {error}; {remedy}", file=sys.stderr)
+            return 1
 
 
 if __name__ == "__main__":
