@@ -31,7 +31,7 @@ class Profile:
         return {**common, **self.parameters.get(stem, {}), **given}
 
 
-_FASHION = {"depth": 14, "width": 16, "stem_stride": 4, "teacher_steps": 1200}  # 89 %, 18 s on one core; 2: 91.5 %, 45 s
+_FASHION = {"depth": 14, "width": 16, "stem_stride": 4, "teacher_steps": 1200}  # 89 %, 18 s on one core
 _CIFAR = {"depth": 20, "width": 16, "stem_stride": 1, "teacher_steps": 16_000}
 _IMAGES = {"validation": 5_000, "images": 12_800}  # a pass of 100 steps; boundaries take 0.4 GB on Fashion-MNIST
 _SPEED = {
