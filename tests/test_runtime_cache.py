@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,11 +164,20 @@ def test_damage_of_every_kind_is_reported_and_made_good(runs):
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
 
+    def a_file_instead(place):
+        shutil.rmtree(place)
+        place.write_text("what is this?")
+
+    def another_artefact(place):
+        shutil.rmtree(place)
+        shutil.copytree(other, place)
+
     values = Cache().call(noise, seed=0).tensors["values"].clone()
     damages = [truncate, flip, Path.unlink, lambda path: path.write_bytes(b"")]
-    for count, (damage, name) in enumerate(
-        [(damage, name) for damage in damages for name in ("tensors.safetensors", "info.json")], start=1
-    ):
+    everything = [(damage, name) for damage in damages for name in ("tensors.safetensors", "info.json")]
+    everything += [(lambda path: path.write_text("[]"), "info.json"), (a_file_instead, ""), (another_artefact, "")]
+    other = Cache().call(noise, seed=1).path
+    for count, (damage, name) in enumerate(everything, start=2):
         place = Cache().call(noise, seed=0).path
         damage(place / name)
         cache._VERIFIED.clear()  # as in a new process
@@ -175,7 +185,7 @@ def test_damage_of_every_kind_is_reported_and_made_good(runs):
             again = Cache().call(noise, seed=0)
         assert torch.equal(again.tensors["values"], values)
         assert len(noise.calls) == count + 1
-        assert len(files(runs)) == 2
+        assert len(files(runs)) == 4
 
 
 def test_a_damaged_parent_is_an_error_in_a_task(runs):
