@@ -36,37 +36,35 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "nkdlib.torchrun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    tasks = parser.add_subparsers(dest="task", required=True)
-    common = argparse.ArgumentParser(add_help=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add = common.add_argument
-    add("--data", required=True, help="name of a data set; ImageNet's layout (train/, val/); for detect COCO's")
-    add("--out", type=Path, required=True, help="folder of checkpoints, metrics.jsonl and results, this run's own")
-    add("--space", type=json.loads, default={}, help="JSON: arguments of mixed_space that differ from ImageNet's")
-    add("--counts", type=Path, help="counts.json of a search: the network that it found, trained from scratch")
-    add("--steps", type=int, default=375_000, help="300 epochs of ImageNet")
-    add("--batch-size", type=int, default=1024, help="images of a step, over all processes")
-    add("--part", type=int, default=128, help="images of one forward pass, of which BatchNorm takes its statistics")
-    add("--lr", type=float, default=2e-3, help="the highest learning rate")
-    add("--warmup", type=float, default=0.02, help="share of the steps in which the rate rises")
-    add("--weight-decay", type=float, default=0.02)
-    add("--ema", type=float, default=0.9999, help="decay of the averages of the weights, 0 for none")
-    add("--amp", action="store_true", help="bfloat16 where autocast allows it")
-    add("--augment", action=argparse.BooleanOptionalAction, default=True)
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, default=8, help="of each process, that read images")
-    add("--device", default="cuda", choices=("cuda", "cpu"))
-    add("--checkpoint-s", type=float, default=600.0, help="seconds between checkpoints; 0 keeps every step")
+    tasks, shown = parser.add_subparsers(dest="task", required=True), argparse.ArgumentDefaultsHelpFormatter
     for task in TASKS:
-        added = tasks.add_parser(task, parents=[common], formatter_class=common.formatter_class)
-        added.add_argument("--pixels", type=int, default=320 if task == "detect" else 224, help="of images in a folder")
-        if task != "detect":
-            added.add_argument("--label-smoothing", type=float, default=0.1)
+        add, boxes = tasks.add_parser(task, formatter_class=shown).add_argument, task == "detect"
+        add("--data", required=True, help="folder in COCO's layout" if boxes else "name, or folder of train/ and val/")
+        add("--out", type=Path, required=True, help="folder of checkpoints, metrics.jsonl and results, this run's own")
+        add("--space", type=json.loads, default={}, help="JSON: arguments of mixed_space that differ from ImageNet's")
+        add("--counts", type=Path, help="counts.json of a search: the network that it found, in place of a space")
+        add("--steps", type=int, default=406_000 if boxes else 375_000, help="660 epochs of COCO, 300 of ImageNet")
+        add("--batch-size", type=int, default=192 if boxes else 1024, help="images of a step, over all processes")
+        add("--part", type=int, default=24 if boxes else 128, help="of them that BatchNorm and memory see at once")
+        add("--pixels", type=int, default=320 if boxes else 224, help="sides of images in a folder")
+        add("--lr", type=float, default=2e-3, help="the highest learning rate")
+        add("--warmup", type=float, default=0.02, help="share of the steps in which the rate rises")
+        add("--weight-decay", type=float, default=0.02, help="as in AdamW")
+        add("--ema", type=float, default=0.9999, help="decay of the averages of the weights, 0 for none")
+        add("--amp", action="store_true", help="bfloat16 where autocast allows it")
+        add("--augment", action=argparse.BooleanOptionalAction, default=True)
+        add("--seed", type=int, default=0, help="of weights, order, augmentation and noise")
+        add("--workers", type=int, default=8, help="of each process, that read images")
+        add("--device", default="cuda", choices=("cuda", "cpu"))
+        add("--checkpoint-s", type=float, default=600.0, help="seconds between checkpoints; 0 keeps every step")
+        if boxes:
+            add("--weights", type=Path, help="weights.safetensors of classify")
+            add("--extra", type=int, nargs="+", default=[512, 256, 256, 128], help="widths of the head's own maps")
+        else:
+            add("--label-smoothing", type=float, default=0.1, help="share of a label spread over all classes")
         if task == "search":
-            added.add_argument("--target", type=float, required=True, help="what the slim network may cost")
-            added.add_argument("--metric", default="params", choices=("params", "macs"))
-        if task == "detect":
-            added.add_argument("--weights", type=Path, help="weights.safetensors of classify")
-            added.add_argument("--extra", type=int, nargs="+", default=[512, 256, 256, 128], help="widths of the head")
+            add("--target", type=float, required=True, help="what the slim network may cost")
+            add("--metric", default="params", choices=("params", "macs"), help="in what the target counts")
     return parser
 
 

@@ -141,6 +141,7 @@ class Descent:
         value = torch.stack(values).mean() if several else values[0]
         if parallel:
             gradients = [p.grad for p in (*self.parameters, *self.shared) if p.grad is not None]
+            value = value.float()  # a penalty may have made it float64, and then all would travel so
             parallel.average([value, *gradients, *self.statistics])
         return value
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 NOTED = 50  # steps between two lines of metrics
 
@@ -34,8 +35,12 @@ def joined(device: str) -> Iterator[torch.device]:
         torch.cuda.set_device(here)
     joins = dist.is_torchelastic_launched() and not dist.is_initialized()
     if joins:
+        store, rank, size = next(rendezvous("env://"))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torch 2.14 keeps it over restarts of one node,
+            store = dist.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)  # with addresses of the dead
         gpu = here.type == "cuda"
-        dist.init_process_group("nccl" if gpu else "gloo", device_id=here if gpu else None)
+        about = {"store": store, "rank": rank, "world_size": size, "device_id": here if gpu else None}
+        dist.init_process_group("nccl" if gpu else "gloo", **about)
     try:
         yield here
     finally:

@@ -66,11 +66,6 @@ def once(count: int, batch_size: int, parallel: Parallel) -> list[list[Place]]:
     return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
 
 
-def mixed(seed: int, step: int, place: int) -> int:
-    """A seed of its own for one image of one step."""
-    return int(np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)[0] >> 1)
-
-
 @dataclass(frozen=True)
 class Reader(Dataset):
     """Reads an example when asked for it by (step, position)."""
@@ -152,7 +147,8 @@ class Pictures:
 
         def read(step: int, place: int) -> tuple[Tensor, int]:
             image, label = self.train[place]
-            with own_random_numbers(torch.device("cpu"), mixed(seed, step, place)):
+            draws = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)
+            with own_random_numbers(torch.device("cpu"), int(draws[0])):
                 return self.change(image), label
 
         return self._ready(loader(read, Order(len(self.train), schedule, seed, parallel), workers), device)
