@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # from the top; a package may import from itself and from the layers below its own
-    {"claims"},
+    {"claims", "torchrun"},
     {"plots"},
     {"detection", "figs", "neighbourhoods"},
     {"training"},

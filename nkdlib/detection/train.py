@@ -12,19 +12,25 @@ from torch import Tensor
 from nkdlib.detection.ssdlite import Detector
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.parallel import Parallel
 
 Batch = tuple[Tensor, Sequence[Mapping]]
 
 
 def train_detector(
-    detector: Detector, batches: Iterable[Batch], schedule: Schedule, name: str = "detector", seed: int = 0
+    detector: Detector,
+    batches: Iterable[Batch],
+    schedule: Schedule,
+    name: str = "detector",
+    seed: int = 0,
+    parallel: Parallel | None = None,
 ) -> list[float]:
     """Train in place on the sum of the classification and the box loss, one step for each batch.
 
     Args:
         detector: trained in place, on the device where it lies; left in evaluation mode.
         batches: (images, targets), at least `schedule.steps`.
-        schedule, name, seed: see `Descent`.
+        schedule, name, seed, parallel: see `minimize`.
 
     Returns:
         The loss of every step.
@@ -50,7 +56,7 @@ def train_detector(
         targets = [{key: target[key].to(device) for key in ("boxes", "labels")} for target in targets]
         return sum(detector(images.to(device), targets).values())
 
-    return minimize(detector, batches, loss, schedule, name, seed)
+    return minimize(detector, batches, loss, schedule, name, seed, parallel)
 
 
 @torch.no_grad()

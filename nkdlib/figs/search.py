@@ -7,6 +7,8 @@ target; at the end the most probable channels within the target are kept, and th
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 
 import pandas as pd
 import torch
@@ -17,9 +19,11 @@ from nkdlib.figs.gates import Gates
 from nkdlib.models.cost import Cost
 from nkdlib.runtime.progress import Progress
 from nkdlib.training.evaluate import device_of
-from nkdlib.training.loop import Descent, Schedule
+from nkdlib.training.loop import Descent, Schedule, minimize
+from nkdlib.training.parallel import Parallel
 
 MOMENTS = 21  # of a search in which the gates are kept
+ROWS = 10_000  # of a history at most: longer searches note every second step, or every third, ...
 
 
 @dataclass(frozen=True)
@@ -81,19 +85,22 @@ def search(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     seed: int = 0,
     prepare: Callable[[Gates], object] | None = None,
+    parallel: Parallel | None = None,
 ) -> Found:
     """Train a network with gates until it costs `target`, and cut out what lives.
 
     Args:
         network: trained in place; plain and whole again afterwards.
         example: (B, C, H, W), an input of the size that MACs are counted for.
-        batches: of (images, labels), at least `recipe.steps` of them.
+        batches: of (images, labels), at least `recipe.steps` of them; with `parallel` this process' parts, from step
+            `parallel.start` on.
         target: the cost asked for, in `metric`; the slim network's is the largest that does not exceed it.
         metric: `params`, `macs`, or what `prepare` adds.
         recipe: steps and rates.
         loss: of the output and the labels.
         seed: of the gates' noise.
         prepare: called with the gates before the search.
+        parallel: with whom the steps are shared; gates draw the same noise for all parts of a step.
 
     Raises:
         ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
@@ -116,16 +123,17 @@ def search(
         if prepare is not None:
             prepare(gates)
         gates.check(metric, target)
-        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed)
+        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, parallel)
         gates.fit(metric, target)
         slim, counts = gates.slim(), gates.counts
     finally:
         gates.remove()
         network.eval()
-    settling = Descent(slim, recipe.settling, "the slim network", seed)
-    for x, labels in _drawn(inputs, recipe.settling.steps, recipe.searching.steps):
-        settling.step(lambda x=x, labels=labels: loss(slim(x.to(device_of(slim))), labels.to(device_of(slim))))
-    settling.finish()
+
+    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss(slim(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
+
+    minimize(slim, inputs, objective, recipe.settling, "the slim network", seed, parallel)
     return Found(slim, gates.model(counts), counts, history, alive, log_odds)
 
 
@@ -137,11 +145,12 @@ def _train(
     recipe: Search,
     loss: Callable[[Tensor, Tensor], Tensor],
     seed: int,
+    parallel: Parallel | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
     network, generator = gates.network, torch.Generator().manual_seed(seed)
-    device = device_of(network)
-    weights = Descent(network, recipe.searching, f"a search for {target:,.6g} {metric}", seed)
-    chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
+    device, shared = device_of(network), [gates.log_odds]
+    weights = Descent(network, recipe.searching, f"a search for {target:,.6g} {metric}", seed, parallel, shared)
+    chooser = torch.optim.Adam(shared, recipe.gate_lr, recipe.gate_betas)
     opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
     arrive = max(round(recipe.arrive_share * (steps - opened)), 1)
     whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
@@ -149,55 +158,68 @@ def _train(
     log_odds = [gates.log_odds.detach().cpu().clone()]
     (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
     charged = charged > 0  # gates that the cost depends on
+
+    def objective(noise: Tensor, path: float, seen: list[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        gates.draw(generator.set_state(noise))  # again for every part of a step
+        x, labels = batch[0].to(device), batch[1].to(device)
+        output, expected = network(x), gates.expected_cost(metric)
+        value = loss(output, labels)
+        right = 100 * (output.argmax(1) == labels).float().mean()
+        seen.append(torch.stack([number.detach().double() for number in (value, expected, right)]))
+        if gates.opened:
+            return value
+        return value + 0.5 * recipe.stiffness * (expected / path).log().clamp_min(0.0).square()
+
+    def state() -> dict[str, object]:
+        rows[:] = [{name: float(value) for name, value in row.items()} for row in rows]
+        kept = {"rows": rows, "alive": alive, "moments": log_odds, "noise": generator.get_state()}
+        kept |= {"weights": weights.state_dict(), "chooser": chooser.state_dict()}
+        return kept | {"log_odds": gates.log_odds.detach()}
+
+    if parallel and (saved := parallel.saved("search")):
+        weights.load_state_dict(saved["weights"])
+        chooser.load_state_dict(saved["chooser"])
+        gates.log_odds.data.copy_(saved["log_odds"])
+        generator.set_state(saved["noise"])
+        rows, alive, log_odds = saved["rows"], saved["alive"], saved["moments"]
+    begin, parts = len(weights.losses), len(parallel.own) if parallel else 1
     with Progress(f"searching for {target:,.6g} {metric}", steps, "steps") as bar:
-        for step, (x, labels) in enumerate(_drawn(inputs, steps)):
-            x, labels = x.to(device), labels.to(device)
+        bar.advance(begin)
+        for step in range(begin, steps):
+            batch = list(islice(inputs, parts))
+            if len(batch) < parts:
+                raise ValueError(
+                    f"batches ended after {step}, recipe.steps asks for {recipe.steps} or more; give more batches or "
+                    "fewer steps"
+                )
             # DEVIATION D11: a path to the target that the user names, in place of a weight for the cost.
             path = whole * (target / whole) ** min(max(step - opened, 0) / arrive, 1.0)
-            gates.opened = step < opened
-            gates.draw(generator)
-            row: dict[str, float] = {"step": step, "path": path}
-
-            def objective(x=x, labels=labels, path=path, row=row) -> Tensor:
-                output, expected = network(x), gates.expected_cost(metric)
-                value = loss(output, labels)
-                row["loss"], row["expected"] = value.detach(), expected.detach()
-                row["accuracy"] = 100 * (output.argmax(1) == labels).float().mean()
-                if gates.opened:
-                    return value
-                return value + 0.5 * recipe.stiffness * (expected / path).log().clamp_min(0.0).square()
-
-            weights.step(objective)
+            gates.opened, seen = step < opened, []
+            weights.step(*(partial(objective, generator.get_state(), path, seen, part) for part in batch))
             if not gates.opened:
                 chooser.step()
                 with torch.no_grad():  # what has fallen too low is raised, so that the path is kept from both sides
                     gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
             chooser.zero_grad()
-            counts = gates.counts
-            rows.append({**row, "counted": gates.model.total(counts, metric)})
-            alive.append({"step": step, **counts})
-            if step % 10 == 0:
-                live = sum(counts[name] for name in gates.groups), sum(counts[name] for name in gates.operators)
-                bar.note(
-                    f"{rows[-1]['counted']:,.6g} {metric}, {row['accuracy']:.0f} %, {live[0]} channels"
-                    + f", {live[1]} operators" * bool(gates.operators)
-                )
+            if step % -(-steps // ROWS) == 0:
+                numbers, counts = torch.stack(seen).mean(0), gates.counts
+                if parallel:
+                    parallel.average([numbers])
+                row = dict(zip(("loss", "expected", "accuracy"), numbers, strict=True))
+                rows.append({"step": step, "path": path, **row, "counted": gates.model.total(counts, metric)})
+                alive.append({"step": step, **counts})
+                if step % 10 == 0:
+                    live = sum(counts[name] for name in gates.groups), sum(counts[name] for name in gates.operators)
+                    bar.note(
+                        f"{rows[-1]['counted']:,.6g} {metric}, {row['accuracy']:.0f} %, {live[0]} channels"
+                        + f", {live[1]} operators" * bool(gates.operators)
+                    )
             if step in moments:
                 log_odds.append(gates.log_odds.detach().cpu().clone())
+            if parallel:
+                parallel.keep("search", step + 1, steps, state, rows[-1])
             bar.advance()
     gates.opened = False
     weights.finish()
     history = pd.DataFrame([{name: float(value) for name, value in row.items()} for row in rows])
     return history, pd.DataFrame(alive), torch.stack(log_odds)
-
-
-def _drawn(inputs: Iterator, steps: int, before: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many batches, after some that were drawn before; ValueError where they end too soon."""
-    for step in range(steps):
-        batch = next(inputs, None)
-        if batch is None:
-            raise ValueError(
-                f"batches ended after {before + step}, recipe.steps asks for {before + steps} or more; give more "
-                "batches or fewer steps"
-            )
-        yield batch

@@ -5,6 +5,7 @@ from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, train
 from nkdlib.training.evaluate import accuracy, predict
 from nkdlib.training.inversion import Inversion, invert
 from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.parallel import Parallel
 from nkdlib.training.store import Store, images_of
 from nkdlib.training.teacher import Architecture, in_order, load_teacher, train_teacher
 
@@ -12,6 +13,7 @@ __all__ = [
     "Architecture",
     "EndToEnd",
     "Inversion",
+    "Parallel",
     "Schedule",
     "Store",
     "accuracy",

@@ -15,6 +15,7 @@ from nkdlib.models.modes import evaluating
 from nkdlib.runtime.measure import Stopwatch
 from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.parallel import Parallel
 from nkdlib.training.store import Store, images_of
 
 
@@ -33,8 +34,20 @@ class EndToEnd:
         return self.teacher_s + self.train_s
 
 
-def train(model: nn.Module, batches: Iterable, schedule: Schedule) -> list[float]:
+def train(
+    model: nn.Module,
+    batches: Iterable,
+    schedule: Schedule,
+    *,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+    parallel: Parallel | None = None,
+) -> list[float]:
     """Train in place with cross-entropy on batches of (images, labels); returns the loss of every step.
+
+    Args:
+        label_smoothing: share of each label that is spread over all classes, 0 to 1.
+        schedule, seed, parallel: see `minimize`.
 
     >>> batch = torch.randn(8, 3), torch.arange(8) % 2
     >>> len(train(nn.Linear(3, 2), [batch] * 3, Schedule(steps=3)))
@@ -44,9 +57,9 @@ def train(model: nn.Module, batches: Iterable, schedule: Schedule) -> list[float
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(model(images.to(device)), labels.to(device))
+        return F.cross_entropy(model(images.to(device)), labels.to(device), label_smoothing=label_smoothing)
 
-    return minimize(model, batches, loss, schedule)
+    return minimize(model, batches, loss, schedule, seed=seed, parallel=parallel)
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -2,12 +2,18 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from nkdlib.runtime.progress import Progress
+from nkdlib.training.batchnorm import NORMS
+from nkdlib.training.parallel import Parallel
 
 
 @dataclass(frozen=True)
@@ -61,9 +67,21 @@ class Descent:
         schedule: of the rate; a step beyond its last one is refused.
         name: what errors call the model.
         seed: of what the model draws in a step (dropout, stochastic depth).
+        parallel: with whom the steps are shared, None for nobody.
+        shared: what else gets gradients from the loss, which processes average and somebody else follows.
+        ema: decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them.
     """
 
-    def __init__(self, model: nn.Module, schedule: Schedule, name: str = "model", seed: int = 0):
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        name: str = "model",
+        seed: int = 0,
+        parallel: Parallel | None = None,
+        shared: Sequence[Tensor] = (),
+        ema: float = 0.0,
+    ):
         self.model, self.schedule, self.name, self.seed = model.train(), schedule, name, seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters and schedule.steps:
@@ -72,25 +90,75 @@ class Descent:
             decay = schedule.weight_decay
             self.optimizer = torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=decay, fused=True)
         self.losses: list[Tensor] = []
+        self.parallel, self.shared, self.ema = parallel, shared, ema
+        norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
+        self.statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+        if parallel:
+            parallel.broadcast([p.data for p in model.parameters()] + self.statistics)
+        self.averages = [value.detach().clone() for value in self._averaged] if ema else []
 
-    def step(self, loss: Callable[[], Tensor]) -> None:
-        """One optimizer step on what `loss()` returns, a scalar."""
+    @property
+    def _averaged(self) -> list[Tensor]:
+        return [*self.parameters, *self.statistics]
+
+    def step(self, *losses: Callable[[], Tensor]) -> None:
+        """One optimizer step on the mean of what every `loss()` returns, a scalar; each is one part of the batch."""
         step = len(self.losses)
         if step >= self.schedule.steps:
             raise ValueError(f"{self.name} has had its {self.schedule.steps} steps; raise schedule.steps")
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.rate(step)
-        with own_random_numbers(self.parameters[0].device, self.seed + step):
-            value = loss()
-        for parameter in self.parameters:
+        for parameter in (*self.parameters, *self.shared):
             parameter.grad = None
-        value.backward()
+        value = self._descend(losses, step)
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
         self.optimizer.step()
-        self.losses.append(value.detach())
+        if self.ema:  # at the start over fewer steps: what the weights begin with is no part of it
+            get_ema_multi_avg_fn(min(self.ema, (1 + step) / (10 + step)))(self.averages, self._averaged, None)
+        self.losses.append(value)
         if step % 50 == 49 or step + 1 == self.schedule.steps:  # seldom: it waits for the device
             self.check()
+
+    def _descend(self, losses: Sequence[Callable[[], Tensor]], step: int) -> Tensor:
+        """Gradients and the value of the mean loss, over all parts of all processes."""
+        device, parallel, several = self.parameters[0].device, self.parallel, len(losses) > 1
+        place = parallel.own.start if parallel else 0
+        before = [value.clone() for value in self.statistics] if several else []
+        after, values = [torch.zeros_like(value) for value in before], []
+        for part, loss in enumerate(losses, place):
+            if values and before:  # each part finds the same statistics, wherever it is
+                torch._foreach_copy_(self.statistics, before)
+            draws = own_random_numbers(device, self.seed + step + (part << 32))
+            with draws, parallel.autocast(device) if parallel else nullcontext():
+                value = loss()
+            value.backward(torch.full_like(value, 1 / len(losses)))
+            values.append(value.detach())
+            if before:
+                torch._foreach_add_(after, self.statistics, alpha=1 / len(losses))
+        if before:
+            torch._foreach_copy_(self.statistics, after)
+        value = torch.stack(values).mean() if several else values[0]
+        if parallel:
+            gradients = [p.grad for p in (*self.parameters, *self.shared) if p.grad is not None]
+            value = value.float()  # a penalty may have made it float64, and then all would travel so
+            parallel.average([value, *gradients, *self.statistics])
+        return value
+
+    def state_dict(self) -> dict[str, object]:
+        """What a later process needs to go on; FloatingPointError where a loss was not finite."""
+        self.check()
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return state | {"losses": torch.stack(self.losses), "averages": self.averages}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"].to(self.parameters[0].device))
+        for average, value in zip(self.averages, state["averages"], strict=True):
+            average.copy_(value)
 
     def check(self) -> None:
         """Raise FloatingPointError where a loss so far was not finite."""
@@ -103,8 +171,11 @@ class Descent:
             )
 
     def finish(self) -> list[float]:
-        """The losses of all steps; the model is put into evaluation mode."""
+        """The losses of all steps; the model is put into evaluation mode, with the averages where there are any."""
         self.model.eval()
+        with torch.no_grad():
+            for value, average in zip(self._averaged, self.averages, strict=False):
+                value.copy_(average)
         return torch.stack(self.losses).tolist() if self.losses else []
 
 
@@ -115,14 +186,15 @@ def minimize(
     schedule: Schedule,
     name: str = "model",
     seed: int = 0,
+    parallel: Parallel | None = None,
 ) -> list[float]:
     """Train `model` in place: one step for each batch, until the schedule or the batches end.
 
     Args:
         model: trained in place, left in evaluation mode.
-        batches: of anything that `loss` takes.
+        batches: of anything that `loss` takes; with `parallel` this process' parts, from step `parallel.start` on.
         loss: batch -> scalar tensor.
-        schedule, name, seed: see `Descent`.
+        schedule, name, seed, parallel: see `Descent`.
 
     Returns:
         The loss of every step.
@@ -135,11 +207,23 @@ def minimize(
     >>> len(minimize(model, batches, lambda x: model(x).square().mean(), Schedule(steps=3)))
     3
     """
-    descent = Descent(model, schedule, name, seed)
-    for batch in itertools.islice(batches, schedule.steps):
-        descent.step(lambda batch=batch: loss(batch))
-    if (done := len(descent.losses)) < schedule.steps:
-        raise ValueError(
-            f"inputs ended after {done} batches, schedule.steps is {schedule.steps}; give more batches or fewer steps"
-        )
+    descent = Descent(model, schedule, name, seed, parallel, ema=parallel.ema if parallel else 0.0)
+    stage, inputs, parts = name.replace(" ", "_"), iter(batches), len(parallel.own) if parallel else 1
+    if parallel and (state := parallel.saved(stage)):
+        descent.load_state_dict(state)
+    with Progress(f"training {name}", schedule.steps, "steps") if parallel else nullcontext() as bar:
+        if bar:
+            bar.advance(len(descent.losses))
+        while (done := len(descent.losses)) < schedule.steps:
+            batch = list(itertools.islice(inputs, parts))
+            if len(batch) < parts:
+                raise ValueError(
+                    f"inputs ended after {done} batches, schedule.steps is {schedule.steps}; give more batches or "
+                    "fewer steps"
+                )
+            descent.step(*(partial(loss, part) for part in batch))
+            if parallel:
+                numbers = {"loss": descent.losses[-1], "lr": schedule.lr * schedule.rate(done)}
+                parallel.keep(stage, done + 1, schedule.steps, descent.state_dict, numbers)
+                bar.advance()
     return descent.finish()
