@@ -82,7 +82,8 @@ def _words(path: Path) -> list[str]:
 def _linked(text: str) -> str:
     """README's text, whose links to files lead to pages of the site."""
     text = re.sub(r"\[`?([^]`]+)`?\]\((nkdlib/[\w/]+)\.py\)", r'<a href="_modules/\2.html"><code>\1</code></a>', text)
-    return re.sub(r"\]\((tests/\w+)\.py\)", r"](\1.md)", text).replace("(CONTRIBUTING.md)", "(contributing.md)")
+    text = re.sub(r"\]\((tests/\w+)\.py\)", r"](\1.md)", text).replace("](docs/", "](")
+    return text.replace("(CONTRIBUTING.md)", "(contributing.md)")
 
 
 def _figures(figures: Path, profile: str) -> Iterator[str]:

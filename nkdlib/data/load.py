@@ -116,7 +116,8 @@ def _search_root(root: str | Path | None) -> Path | None:
 
 def _find_or_fetch(name: str, search: Path | None) -> Source:
     if name not in NAMES:
-        for path in [Path(name), *([search / name, *sorted(search.glob(f"{name}*.tar*"))] if search else [])]:
+        packed = sorted(search.glob(f"{name}*.tar*")) if search and Path(name).name == name else []
+        for path in [Path(name), *([search / name] if search else []), *packed]:
             if path.exists():
                 return Source(path, read_images)
         raise DataNotFound(
