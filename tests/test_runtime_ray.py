@@ -95,7 +95,7 @@ def times_begun(notes):
 
 
 def wait_for(condition):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < until, "the cluster did not come that far"
         time.sleep(0.05)
@@ -168,7 +168,7 @@ def test_a_failure_keeps_its_type_and_the_others_are_cancelled(executor):
     def fail(seed):
         if seed == 1:
             raise KeyError("no good")
-        time.sleep(600)
+        time.sleep(20)  # a cluster may overlook a cancellation
 
     with pytest.raises(KeyError, match="no good") as caught:
         Cache().run([Task(fail, {"seed": seed}, f"fail {seed}") for seed in range(1, 4)], executor)
@@ -178,9 +178,9 @@ def test_a_failure_keeps_its_type_and_the_others_are_cancelled(executor):
 
 def test_what_changed_in_place_is_put_again(executor):
     weight = torch.zeros(50_000)
-    assert executor.submit(torch.sum, weight).result() == 0
+    assert executor.submit(torch.sum, weight).result(timeout=60) == 0
     weight += 1
-    assert executor.submit(torch.sum, weight).result() == 50_000
+    assert executor.submit(torch.sum, weight).result(timeout=60) == 50_000
 
 
 def test_a_task_has_its_share_of_a_gpu(cluster, executor, monkeypatch):
@@ -189,11 +189,11 @@ def test_a_task_has_its_share_of_a_gpu(cluster, executor, monkeypatch):
 
         return ray.get_runtime_context().get_assigned_resources()
 
-    assert executor.submit(resources).result() == {"CPU": 1}
+    assert executor.submit(resources).result(timeout=60) == {"CPU": 1}
     executor.shutdown()
     cluster.add_node(num_cpus=1, num_gpus=1)
     monkeypatch.delenv("NKD_GPU_SHARE")
-    assert executor.submit(resources).result() == {"CPU": 1, "GPU": 0.25}  # four jobs share one
+    assert executor.submit(resources).result(timeout=60) == {"CPU": 1, "GPU": 0.25}  # four jobs share one
 
 
 def by_loky(value):
