@@ -190,7 +190,7 @@ NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
         ({"target": 10}, ValueError, r"target \(=10\) must lie between [\d,]+ and [\d,]+ params"),
         ({"target": 10**9}, ValueError, r"target \(=1,000,000,000\) must lie between"),
         ({"metric": "flops"}, ValueError, r"metric \(='flops'\) must be one of params, macs"),
-        ({"batches": []}, ValueError, r"batches ended after 0, recipe.steps asks for 4"),
+        ({"batches": []}, ValueError, r"batches ended after 0, recipe.steps asks for 5 or more"),
         (
             {"batches": [(torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long())] * 5},
             FloatingPointError,
