@@ -102,7 +102,7 @@ def killed(record: Record, expected: dict) -> None:
         row.done = f"{KILLS} kills, seconds after a start (what was killed): {', '.join(moments)}; seed {SEED}"
         row.end(
             process.returncode == 0 and not different,
-            f"{ended} runs came to their end, {different} of them with other observations",
+            f"{ended} of {len(moments) + 1} starts came to their end, {different} of them with other observations",
         )
 
 
@@ -112,7 +112,7 @@ def kill(process: subprocess.Popen, way: str) -> None:
     runner = [member for member in family if "nkdlib.runtime.run" in member.cmdline()]
     kernels = [member for member in family if "ipykernel_launcher" in " ".join(member.cmdline())]
     with suppress(psutil.Error, ProcessLookupError):
-        if way == "all":
+        if way == "everything":
             os.killpg(process.pid, signal.SIGKILL)
             for member in family:
                 member.kill()
