@@ -122,14 +122,17 @@ def test_a_node_dies_and_the_results_are_the_same(cluster, executor, runs, tmp_p
 
 
 def test_what_was_finished_survives_the_caller(cluster, runs, tmp_path):
+    cluster.add_node(num_cpus=1)  # the task that waits stands in nobody's way
     (notes := tmp_path / "notes").mkdir()
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(notes=str(notes)))
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "PYTHONPATH": paths}
     with subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.DEVNULL) as driver:
-        wait_for(lambda: (notes / "victim").exists() and len(list(runs.rglob("info.json"))) == 5)
-        driver.kill()
+        try:
+            wait_for(lambda: (notes / "victim").exists() and len(list(runs.rglob("info.json"))) == 5)
+        finally:
+            driver.kill()
     Cache().run(tasks_of(str(notes)))
     assert times_begun(notes) == [2, 1, 1, 1, 1, 1]
 
