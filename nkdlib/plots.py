@@ -153,8 +153,9 @@ def line_with_interval(
 
 
 def plain_ticks(axis: mpl.axis.Axis) -> None:
-    """Label a logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
-    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+    """Label a logarithmic axis with plain numbers: 1, 2 and 5 of each decade, or 1 alone where there are many."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5) if high <= 500 * low else (1,)))
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(mpl.ticker.NullLocator())
 

@@ -8,7 +8,6 @@ import base64
 import html
 import json
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from matplotlib.figure import Figure
 from nkdlib import plots
 from nkdlib.claims.criteria import short
 from nkdlib.claims.judge import Judgement, Observation, by_metric, judge
+from nkdlib.neighbourhoods.tables import words_left
 from nkdlib.runtime.places import figures_root, runs_root
 from nkdlib.runtime.profiles import PROFILES
 from nkdlib.runtime.provenance import provenance
@@ -75,7 +75,7 @@ class Results:
         flat = df.reset_index() if named else df
         text = f"{caption}\n\n{markdown(list(map(str, flat.columns)), flat.itertuples(index=False))}"
         plots.write_atomically(self.root / f"{name}.md", text.encode())
-        styled = _words_left(df.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
+        styled = words_left(df.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
@@ -156,18 +156,6 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return "-" if value != value else short(value)
     return "-" if value is None else str(value)
-
-
-def _words_left(styled: "pd.io.formats.style.Styler") -> "pd.io.formats.style.Styler":
-    """Align the columns that hold words, and what names the rows, to the left; JupyterLab aligns all to the right."""
-
-    def words(cell: object) -> bool:
-        return isinstance(cell, str) and re.search("[A-Za-z]{2}", cell) is not None
-
-    left = {"props": "text-align: left"}
-    columns = {name: [left | {"selector": ""}] for name, column in styled.data.items() if column.map(words).any()}
-    heads = [left | {"selector": ".row_heading, .index_name"}]
-    return styled.set_table_styles(heads).set_table_styles(columns, overwrite=False)
 
 
 def _folder(notebook: str, profile: str) -> Path:

@@ -56,6 +56,7 @@ def read(path: Path) -> dict:
 def last(said: str) -> str:
     """The last line of what was printed, without colors."""
     lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()]
+    lines = [re.sub(rf"{tempfile.gettempdir()}/[^/]+/", ".../", line) for line in lines]
     return next((line for line in reversed(lines) if line and not line.startswith("make")), "nothing was printed")
 
 
@@ -102,7 +103,8 @@ def killed(record: Record, expected: dict) -> None:
         row.done = f"{KILLS} kills, seconds after a start (what was killed): {', '.join(moments)}; seed {SEED}"
         row.end(
             process.returncode == 0 and not different,
-            f"{ended} of {len(moments) + 1} starts came to their end, {different} of them with other observations",
+            f"{ended} runs came to their end, the last one and those before their moment; "
+            f"{different} of them with other observations",
         )
 
 
