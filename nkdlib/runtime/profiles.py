@@ -180,7 +180,7 @@ PROFILES: dict[str, Profile] = {
                 "01_local_replacement": {**_CIFAR, **_IMAGES, **_REPLACE, "augment": True},
                 "02_distillation_speed": {**_CIFAR, **_IMAGES, **_SPEED, "augment": True},
                 "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "augment": True},
-                "04_synthetic_data": {**_CIFAR, **_NOISE, "augment": True},
+                "04_synthetic_data": {**_CIFAR, **_NOISE, "steps": 200, "long_steps": 400, "augment": True},
                 "05_figs_classification": {**_FIGS, **_LARGE_SPACES, "augment": True},
                 "06_figs_detection": _LARGE_DETECTION,
                 "08_imagenet_teacher": _IMAGENET_TEACHER,
