@@ -83,7 +83,7 @@ def main(given: list[str] | None = None) -> dict[str, float]:
             args.steps, args.batch_size, args.lr, args.warmup, args.weight_decay
         )
         network, spent, result, files = TASKS[args.task](args, schedule, parallel, device)
-        result |= {"params": spent.params, "macs": spent.macs}
+        result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}
         if not parallel.rank:
             weights = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
             safetensors.torch.save_file(weights, args.out / "weights.safetensors")
@@ -111,6 +111,11 @@ def validated(network: nn.Module, pictures: Pictures, parallel: Parallel, device
     return (sums[0] / sums[1]).item()
 
 
+def size_of(pictures: Pictures) -> dict[str, int]:
+    """What an accuracy is of."""
+    return {"classes": pictures.num_classes, "images": len(pictures.held_out)}
+
+
 Outcome = tuple[nn.Module, Cost, dict[str, float], dict[str, object]]  # network, cost, scores, further JSON files
 
 
@@ -121,7 +126,7 @@ def classify(args: argparse.Namespace, schedule: Schedule, parallel: Parallel, d
     network = network.to(device, memory_format=torch.channels_last)
     batches = pictures.batches(schedule, parallel, args.seed, device, args.workers)
     train(network, batches, schedule, label_smoothing=args.label_smoothing, seed=args.seed, parallel=parallel)
-    scores = {"accuracy": validated(network, pictures, parallel, device, args.workers)}
+    scores = {"accuracy": validated(network, pictures, parallel, device, args.workers), **size_of(pictures)}
     return network, cost(network, torch.zeros(1, *pictures.shape, device=device)), scores, {"counts": about}
 
 
@@ -134,7 +139,7 @@ def find(args: argparse.Namespace, schedule: Search, parallel: Parallel, device:
     loss = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
     asked = args.target, args.metric, schedule, loss
     found = search(network, torch.zeros(example, device=device), batches, *asked, args.seed, parallel=parallel)
-    scores = {"accuracy": validated(found.network, pictures, parallel, device, args.workers)}
+    scores = {"accuracy": validated(found.network, pictures, parallel, device, args.workers), **size_of(pictures)}
     files = {"counts": about | {"counts": found.counts}, "history": found.history.to_dict("list")}
     return found.network, found.cost, scores, files
 
@@ -167,7 +172,8 @@ def find_boxes(args: argparse.Namespace, schedule: Schedule, parallel: Parallel,
     found = detect(detector, loader(look, once(len(held_out), args.part, parallel), args.workers, together))
     truth = held_out.images.to_coco(), held_out.images.category_ids
     precision = evaluate(held_out.on_disk(parallel.gather(found)), *truth)
-    return detector, detector.cost(), {"map": 100 * precision.ap, "ap50": 100 * precision.ap50}, {"counts": about}
+    scores = {"map": 100 * precision.ap, "ap50": 100 * precision.ap50, "classes": classes, "images": len(held_out)}
+    return detector, detector.cost(), scores, {"counts": about}
 
 
 def together(examples: list[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:

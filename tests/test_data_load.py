@@ -135,6 +135,12 @@ def test_when_all_fails_the_error_says_what_was_tried(tmp_path, monkeypatch):
         assert said in str(caught.value)
 
 
+def test_the_file_that_is_missing_is_named(fashion):
+    (fashion / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DataNotFound, match="fashion-mnist has no t10k-labels-idx1-ubyte\n"):
+        load("fashion-mnist", root=fashion.parent)
+
+
 def test_a_download_is_checked_and_moved_whole(fashion, fetched, monkeypatch):
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *said):

@@ -151,6 +151,12 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(comma
     assert not (tmp_path / "out").exists()
 
 
+def test_the_papers_size_has_no_notebooks(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(command("--profile", "paper"))
+    assert "nkdlib.torchrun, as docs/clusters.md says" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
 def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -4,7 +4,7 @@ A data set that is not found is an error, never replaced by another.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -130,7 +130,8 @@ def _find_or_fetch(name: str, search: Path | None) -> Source:
         for place in [search, fetched] if search else [fetched]:
             if source := FINDERS[name](place):
                 return source
-            tried.append(f"{place}: not there")
+            lacking = _lacking_fashion_mnist(place) if name == "fashion-mnist" else ()
+            tried.append(f"{place}: {' and '.join(lacking) or 'not there'}")
         tried += fetch(name, fetched)
         if source := FINDERS[name](fetched):
             return source
@@ -140,12 +141,27 @@ def _find_or_fetch(name: str, search: Path | None) -> Source:
     )
 
 
-def _find_fashion_mnist(root: Path) -> Source | None:
+def _fashion_mnist(root: Path) -> Iterator[tuple[Path, tuple[Path, ...], set[str]]]:
+    """Folders that may hold Fashion-MNIST, with the files of it that each has and the names that it lacks."""
     for folder in (root, root / "fashion-mnist", root / "FashionMNIST/raw"):
         files = tuple(sorted(folder.glob("*-ubyte*")))
-        if FASHION_MD5.keys() <= {file.name.removesuffix(".gz") for file in files}:
-            return Source(folder, read_fashion_mnist, files)
-    return None
+        yield folder, files, FASHION_MD5.keys() - {file.name.removesuffix(".gz") for file in files}
+
+
+def _find_fashion_mnist(root: Path) -> Source | None:
+    whole = (
+        Source(folder, read_fashion_mnist, files) for folder, files, lacking in _fashion_mnist(root) if not lacking
+    )
+    return next(whole, None)
+
+
+def _lacking_fashion_mnist(root: Path) -> list[str]:
+    """What is missing where some of its files are."""
+    return [
+        f"{folder.name} has no {', '.join(sorted(lacking))}"
+        for folder, _, lacking in _fashion_mnist(root)
+        if lacking < FASHION_MD5.keys()
+    ]
 
 
 def _find_cifar10(root: Path) -> Source | None:

@@ -62,6 +62,11 @@ def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list
     """Return the jobs that the command line asks for; calls `refuse` with what no run could satisfy."""
     profile = PROFILES[options.profile]
     named = {key: getattr(options, key) for key in ("data", "seeds", "jobs", "device", "executor")}
+    if not profile.parameters and profile.judged:
+        refuse(
+            f"profile {profile.name} is trained by nkdlib.torchrun, as docs/clusters.md says, and has no notebooks; "
+            "choose gpu, with EXECUTOR=ray for many machines"
+        )
     if str(named["device"] or profile.device).startswith("cuda") and not torch.cuda.is_available():
         refuse(f"profile {profile.name} runs on a GPU and none is usable here; choose profile cpu")
     folder, jobs = (checkout() or Path.cwd()) / "notebooks", []
