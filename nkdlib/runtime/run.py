@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -43,6 +44,10 @@ class OwnKernel(AsyncKernelManager):
     def __init__(self, **settings: object):
         own, sockets = KernelSpecManager(kernel_dirs=[]), f"{os.environ['IPYTHONDIR']}/kernel"
         super().__init__(kernel_spec_manager=own, transport="ipc", ip=sockets, **settings)
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: object) -> None:
+        # What compiled code prints, as HiGHS does, is in nobody's way; a notebook's own words are its outputs.
+        await super()._async_launch_kernel(kernel_cmd, **settings, stdout=subprocess.DEVNULL)
 
 
 @dataclass(frozen=True)
