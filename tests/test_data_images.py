@@ -198,3 +198,14 @@ def test_resized_crops_are_parts_of_the_image_in_every_size_that_is_allowed():
     assert views.min() >= 0 and views.max() <= 63
     with pytest.raises(ValueError, match=r"scale \(=0\) is a share of an image's area"):
         Crops(images, 4, scale=0)
+
+
+def test_every_second_random_crop_is_a_mixture_of_two_images():
+    colors = torch.tensor([0, 50, 100, 200], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 1, 8, 8).contiguous()
+    images = Images("plain", "all", colors, torch.arange(4), ("a", "b", "c", "d"), (0.0,), (1 / 255,))
+    views = [x[:, 0, 0, 0] for x, _ in Crops(images, 4, views=40, mix=True, batch_size=4, seed=1)]
+    alone = torch.tensor([0.0, 50, 100, 200])
+    assert all(torch.equal(found, alone) for found in (views[1], *views[::2]))
+    mixed = torch.stack(views[3::2])
+    assert mixed.min() >= 0 and mixed.max() <= 200 and len(mixed.unique()) > 40
+    assert mixed[:, 0].max() > 100 and mixed[:, 3].min() < 100  # the partner may weigh more

@@ -16,7 +16,9 @@ class Crops:
 
     The first view is the center, the second the center mirrored, the others lie at random places, every second one
     mirrored; with `scale` these are parts of random size and shape, resized (as in Szegedy et al. 2014, arXiv
-    1409.4842). Iterating again gives the same crops again.
+    1409.4842). With `mix` the mirrored ones of these are mixtures of two images of a batch, in random shares (Zhang et
+    al. 2017, arXiv 1710.09412), for training without labels: y is that of the first. Iterating again gives the same
+    crops again.
 
     >>> images = Images("gray", "all", torch.zeros(5, 1, 8, 8).byte(), torch.zeros(5).long(), ("none",), (0.5,), (0.5,))
     >>> [tuple(x.shape) for x, _ in Crops(images, 6, views=2, batch_size=4)]
@@ -27,7 +29,8 @@ class Crops:
     size: int  # pixels of a side
     views: int = 1  # crops of every image
     scale: float | None = None  # least share of an image's area in a random view; None: always `size` pixels
-    seed: int = 0  # of the random places
+    mix: bool = False
+    seed: int = 0  # of the random places and shares
     batch_size: int = 64
     device: str = "cpu"
 
@@ -57,7 +60,11 @@ class Crops:
                         places = torch.stack(places, 1)
                     rows = zip(x, places.tolist(), strict=True)
                     cut = torch.stack([one[:, t : t + self.size, left : left + self.size] for one, (t, left) in rows])
-                yield (cut.flip(-1) if view % 2 else cut).contiguous(memory_format=torch.channels_last), y
+                cut = cut.flip(-1) if view % 2 else cut
+                if self.mix and view > 1 and view % 2:
+                    share = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
+                    cut = torch.lerp(cut[torch.randperm(len(x), generator=generator)], cut, share)
+                yield cut.contiguous(memory_format=torch.channels_last), y
 
     def _resized(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Parts of random size, shape and place of images (B, C, H, W), as (B, C, size, size)."""

@@ -19,7 +19,15 @@ from joblib.externals.loky import ProcessPoolExecutor, process_executor
 
 from nkdlib.runtime.progress import Progress
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+def computing(threads: int) -> dict[str, str]:
+    """Variables that a process which computes with so many threads is started with.
+
+    glibc would return every block of 32 MB and more to the system and get it anew, zeroed page by page: two thirds of
+    the seconds of EfficientNet-Lite0's forward pass on 64 photographs. So up to 512 MB of it stay with the process.
+    """
+    several = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return several | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
 
 
 class InProcess(Executor):
@@ -88,7 +96,7 @@ class Processes(Executor):
                 initializer=_start_worker,
                 initargs=(self.threads, os.getpid()),
                 # A worker's steps are not the user's: its progress is shown nowhere.
-                env={**dict.fromkeys(THREAD_VARIABLES, str(self.threads)), "NKD_PROGRESS": os.devnull},
+                env={**computing(self.threads), "NKD_PROGRESS": os.devnull},
             )
         return self._pool.submit(fn, *args, **kwargs)
 

@@ -113,11 +113,13 @@ _IMAGENET_TEACHER = {
     "counts": [32, 500],
     "views": 6,
     "steps": 120,
+    "last_steps": 600,
+    "last_crops": 9_600,
     "noise": 128,
     "few": 32,
     "latency_budgets": [0.7, 0.85],
     "latency_photos": 200,
-    "search_steps": 30,
+    "search_steps": 60,
     "repeats": 50,
 }
 _LARGE_DETECTION = {  # never run yet: a guess

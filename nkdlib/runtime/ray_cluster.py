@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from nkdlib.runtime.cache import Artefact
-from nkdlib.runtime.executors import THREAD_VARIABLES, Processes, packed, unpacked
+from nkdlib.runtime.executors import Processes, computing, packed, unpacked
 from nkdlib.runtime.keys import SOURCES
 
 SHARED_BYTES = 100_000  # smaller tensors travel with their task, as Ray's own small objects do
@@ -111,7 +111,7 @@ class RayCluster(Processes):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anyone
         address = os.environ.get("RAY_ADDRESS")
         size = {} if address else {"num_cpus": self.jobs * self.threads, "include_dashboard": False}
-        variables = dict.fromkeys(THREAD_VARIABLES, str(self.threads)) | {"NKD_PROGRESS": os.devnull}
+        variables = computing(self.threads) | {"NKD_PROGRESS": os.devnull}
         variables |= {name: os.environ[name] for name in SAME if name in os.environ}
         code = {"py_modules": [str(SOURCES / "nkdlib")], "env_vars": variables}
         quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}

@@ -29,7 +29,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-from nkdlib.runtime.executors import EXECUTORS, THREAD_VARIABLES
+from nkdlib.runtime.executors import EXECUTORS, computing
 from nkdlib.runtime.keys import SOURCES
 from nkdlib.runtime.measure import ChildrenMemory
 from nkdlib.runtime.places import checkout, figures_root, locked, runs_root
@@ -169,7 +169,7 @@ def environment(out: Path | None, private: str) -> dict[str, str]:
         "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve()),
         "NKD_PROGRESS": terminal,  # where a kernel draws its bars
         "IPYTHONDIR": private,  # the user's start-up files stay out
-        **dict.fromkeys(THREAD_VARIABLES, "1"),
+        **computing(threads=1),
         "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
     }
