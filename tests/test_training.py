@@ -255,6 +255,8 @@ def test_a_store_gives_back_what_was_put_in(build):
     chunks = list(store[1:].chunks(2))
     assert [len(chunk["x"]) for chunk in chunks] == [2, 2, 1]
     assert torch.equal(torch.cat([chunk["x"] for chunk in chunks]), x[1:])
+    large = Store({"x": torch.zeros(5, 1).expand(5, 3_000_000)})
+    assert [len(chunk["x"]) for chunk in large.chunks()] == [2, 2, 1]  # 32 MB at a time
     assert list(store.select(["y"]).tensors) == ["y"]
 
 

@@ -106,6 +106,8 @@ class Store:
             yield self.take(rows.to(self.device))
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
-        """All examples in order, `size` at a time."""
+        """All examples in order, `size` at a time, or 32 MB: what a network makes of them is several times larger."""
+        each = sum(tensor[:1].numel() for tensor in self.tensors.values())
+        size = max(min(size, 8_000_000 // max(each, 1)), 1)
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
