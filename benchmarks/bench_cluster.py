@@ -27,7 +27,7 @@ from nkdlib.runtime.makespan import makespan
 from nkdlib.runtime.measure import Stopwatch
 
 WORKERS, SIMULATED = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-RECIPE, IMAGES = Recipe(start="random", steps=100), 4096
+RECIPE, IMAGES = Recipe(start="random", steps=1000), 4096
 SEEDS = 100
 
 
