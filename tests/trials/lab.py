@@ -85,8 +85,7 @@ class Lab:
             silence = max(silence, (now - changed, waits[0]))
             if cells[waits[0]]["bar"]:
                 if shots and (waits[0] not in bars or now > 15 * (taken + 1)):
-                    self.page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({waits[0]}, 'end')")
-                    self.page.screenshot(path=f"{shots}-bar-{taken}.png")
+                    self.show(waits[0], f"{shots}-bar-{taken}.png")
                     taken += 1
                 bars.add(waits[0])
             self.page.wait_for_timeout(150)
@@ -98,6 +97,11 @@ class Lab:
             "silent": silence[1],
             "done": not waits,
         }
+
+    def show(self, place: int, shot: Path | str) -> None:
+        """Scroll to the end of a cell, which JupyterLab draws only when it is in sight, and take a screenshot."""
+        self.page.evaluate(f"jupyterapp.shell.currentWidget.content.scrollToItem({place}, 'end')")
+        self.page.screenshot(path=shot)
 
     def outputs(self, kind: str) -> list[dict]:
         """Outputs of a kind: `error`, `stream`, `execute_result`, `display_data`."""
@@ -194,8 +198,8 @@ def main() -> None:
                     user.run_all()
                     errors = [f"{error['ename']}: {error['evalue']}" for error in user.outputs("error")]
                     row.end(len(errors) == 1 and named in errors[0], "; ".join(errors) or "no error")
-                    user.page.locator(".jp-RenderedText[data-mime-type*=error]").first.scroll_into_view_if_needed()
-                    user.page.screenshot(path=TRIALS / f"wrong-{wrong[:5].strip(': ')}.png")
+                    failed = [any("ename" in one for one in cell["outputs"]) for cell in user.cells()]
+                    user.show(failed.index(True), TRIALS / f"wrong-{wrong[:5].strip(': ')}.png")
             with record("the browser's console", "silent") as row:
                 row.end(not user.said, "; ".join(dict.fromkeys(user.said)) or "silent")
         with record("what all this wrote", "`runs/`, what JupyterLab keeps, and notebooks it saved") as row:
