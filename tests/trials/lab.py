@@ -26,7 +26,7 @@ CELLS = """() => jupyterapp.shell.currentWidget.content.widgets.map(cell => ({
     type: cell.model.type, outputs: cell.model.type == "code" ? cell.model.outputs.toJSON() : []}))"""
 WRONG = {  # what a user may get wrong in 00's parameters -> what the error must name
     'data: str = "fashon-mnist"': "fashon-mnist",
-    "share: float = 0.0": "must be positive",
+    "share: float = 0.0": "must be a share above 0",
     'device: str = "cuda"': "NVIDIA",
     'executor: str = "ray-cluster"': "ray-cluster",
     "images: int = 0": "must be 1 to",
