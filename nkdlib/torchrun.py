@@ -84,6 +84,7 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         )
         network, spent, result, files = TASKS[args.task](args, schedule, parallel, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}
+        result["found"] = args.counts is not None and json.loads(args.counts.read_text())["counts"] is not None
         if not parallel.rank:
             weights = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
             safetensors.torch.save_file(weights, args.out / "weights.safetensors")

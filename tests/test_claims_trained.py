@@ -6,10 +6,10 @@ import pytest
 
 from nkdlib.claims.judge import judge
 from nkdlib.claims.observations import read_observations
-from nkdlib.claims.trained import observe
+from nkdlib.claims.trained import main, observe
 
-IMAGENET = {"task": "classify", "classes": 1_000, "images": 50_000, "params": 2_599_988, "macs": 3.5e8}
-COCO = {"task": "detect", "classes": 80, "images": 5_000, "params": 3_000_000, "macs": 5e8}
+IMAGENET = {"found": True, "task": "classify", "classes": 1_000, "images": 50_000, "params": 2_599_988, "macs": 3.5e8}
+COCO = {"found": True, "task": "detect", "classes": 80, "images": 5_000, "params": 3_000_000, "macs": 5e8}
 
 
 @pytest.fixture
@@ -39,15 +39,34 @@ def test_trainings_are_judged_at_the_papers_size(left):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"params": 2_700_000}, "has 2,700,000 params, the claim is about at most 2,650,000"),
-        ({"classes": 100}, "has 100 classes, the claim is about 1,000"),
-        ({"images": 49_999}, "has 49,999 images, the claim is about 50,000"),
-        ({"task": "search"}, "is a search, which observes nothing; give classify or detect"),
+        ({"params": 2_700_000}, "params are 2,700,000, the claim is about at most 2,650,000"),
+        ({"classes": 100}, "classes is 100, the claim is about 1000"),
+        ({"images": 49_999}, "images is 49999, the claim is about 50000"),
+        ({"found": False}, "found is False, the claim is about True"),
+        ({"task": "search"}, "a search observes nothing; give trainings of classify or detect"),
     ],
 )
 def test_what_is_no_evidence_is_refused(left, change, said):
     with pytest.raises(ValueError, match=said):
         observe([left("scratch", **IMAGENET | change, seed=0, accuracy=75.0)])
+
+
+def test_a_worse_training_is_not_reproduced(left):
+    observe(left(f"scratch-{seed}", **IMAGENET, seed=seed, accuracy=70.0 + seed / 10) for seed in range(5))
+    assert judge("FG-1", read_observations("paper"), "paper").verdict == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(json.dumps(IMAGENET), "no evidence: it has no 'seed'"), ("", "no evidence: Expecting value"), (None, "No such")],
+)
+def test_what_is_not_there_or_damaged_is_one_line(left, content, said, monkeypatch, capsys):
+    path = left("scratch") / "result.json"
+    path.write_text(content) if content is not None else path.unlink()
+    monkeypatch.setattr("sys.argv", ["trained", str(path.parent)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert said in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_trainings_of_one_seed_are_refused(left):

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from nkdlib.runtime.executors import InProcess, make_executor
+from nkdlib.runtime.executors import InProcess, computing, make_executor
 
 ORPHANS = """
 import os, time
@@ -30,6 +31,11 @@ if __name__ == "__main__":
 def threads():
     """Return what a task sees."""
     return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"], os.getpid()
+
+
+def test_the_lab_computes_as_the_runner_does():
+    recipe = (Path(__file__).parents[1] / "Makefile").read_text().partition("\nlab:")[2].partition("\n\n")[0]
+    assert computing(1).items() <= dict(word.strip("@").split("=", 1) for word in recipe.split() if "=" in word).items()
 
 
 def test_one_job_runs_in_this_process_under_its_own_threads():

@@ -14,9 +14,9 @@ from nkdlib.claims.catalogue import claim_by_id
 from nkdlib.claims.observations import Results
 from nkdlib.runtime.places import figures_root
 
-TOLD = {  # by task: the claim, its metric, which score it is; what the claim is about
-    "classify": (("FG-1", "imagenet_top1", "accuracy"), {"classes": 1_000, "images": 50_000, "params": 2.65e6}),
-    "detect": (("FG-2", "coco_map", "map"), {"classes": 80, "images": 5_000, "params": 3.05e6}),
+TOLD = {  # by task: the claim, its metric, which score that is; the data that it is about; its limit in parameters
+    "classify": ("FG-1", "imagenet_top1", "accuracy", {"found": True, "classes": 1_000, "images": 50_000}, 2.65e6),
+    "detect": ("FG-2", "coco_map", "map", {"found": True, "classes": 80, "images": 5_000}, 3.05e6),
 }
 
 
@@ -30,26 +30,34 @@ def observe(folders: Iterable[Path]) -> list[Path]:
         The folders of results, one for each claim.
 
     Raises:
-        ValueError: a training that is no evidence: of another task, data or size; two of one seed.
+        FileNotFoundError: a training that has not ended.
+        ValueError: one that is no evidence: of another task, data or size, of a network that no search found; two of
+            one seed; a result that cannot be read.
     """
-    found: dict[str, list[tuple[Path, dict]]] = {}
+    trainings: dict[str, list[tuple[Path, dict]]] = {}
     for folder in map(Path, folders):
-        result = json.loads((folder / "result.json").read_text())
-        if result["task"] not in TOLD:
-            raise ValueError(f"{folder} is a {result['task']}, which observes nothing; give {' or '.join(TOLD)}")
-        _, asked = TOLD[result["task"]]
-        for name, wanted in asked.items():
-            if result[name] > wanted or (name != "params" and result[name] != wanted):
-                limit = "at most " * (name == "params")
-                raise ValueError(f"{folder} has {result[name]:,} {name}, the claim is about {limit}{wanted:,.0f}")
-        found.setdefault(result["task"], []).append((folder, result))
+        try:
+            result = json.loads((folder / "result.json").read_text())
+            task = result["task"]
+            if task not in TOLD:
+                raise ValueError(f"a {task} observes nothing; give trainings of {' or '.join(TOLD)}")
+            *_, score, asked, limit = TOLD[task]
+            for name, wanted in asked.items():
+                if result[name] != wanted:
+                    raise ValueError(f"{name} is {result[name]}, the claim is about {wanted}")
+            if result["params"] > limit:
+                raise ValueError(f"params are {result['params']:,}, the claim is about at most {limit:,.0f}")
+            kept = {name: result[name] for name in ("seed", "params", "macs", score)}
+        except (ValueError, KeyError, TypeError) as error:
+            why = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"{folder}/result.json is no evidence: {why}") from error
+        trainings.setdefault(task, []).append((folder, kept))
     written = []
-    for task, trained in found.items():
-        (claim, metric, score), _ = TOLD[task]
+    for task, trained in trainings.items():
+        claim, metric, score, *_ = TOLD[task]
         results = Results(claim_by_id(claim).notebook, "paper", {"trainings": [str(folder) for folder, _ in trained]})
         for _, result in trained:
-            spent = {name: result[name] for name in ("params", "macs")}
-            results.observe(claim, metric, result["seed"], result[score], **spent)
+            results.observe(claim, metric, result.pop("seed"), result.pop(score), **result)
         written.append(results.write())
     return written
 
@@ -59,7 +67,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("nkdlib.claims.trained", description=__doc__.partition("\n")[0])
     parser.add_argument("folders", type=Path, nargs="+", help="folders that nkdlib.torchrun classify and detect wrote")
     os.environ.setdefault("NKD_FIGURES", str(figures_root()))
-    for folder in observe(parser.parse_args().folders):
+    try:
+        written = observe(parser.parse_args().folders)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    for folder in written:
         print(f"observed in {folder}; make verify PROFILE=paper judges it")
 
 

@@ -29,7 +29,7 @@ class Crops:
     size: int  # pixels of a side
     views: int = 1  # crops of every image
     scale: float | None = None  # least share of an image's area in a random view; None: always `size` pixels
-    mix: bool = False
+    mix: bool = False  # every second random view is one of mixtures
     seed: int = 0  # of the random places and shares
     batch_size: int = 64
     device: str = "cpu"

@@ -24,9 +24,9 @@ class Latency:
     device: str  # the processor's or GPU's name
 
     def __str__(self) -> str:
-        where = [self.device] * bool(self.device) + [f"{self.threads} threads".removesuffix("s" * (self.threads == 1))]
         said = f"{self.ms:.3g} ms [{self.low_ms:.3g}, {self.high_ms:.3g}], batch {self.batch}"
-        return ", ".join([said, *where[: None if self.threads else -1]])
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return ", ".join(filter(None, [said, self.device, threads]))
 
 
 @torch.inference_mode()
