@@ -5,6 +5,10 @@ implementation runs the teacher's front part for each neighbourhood and each can
 same steps and batches, same optimizer. The ideal is the teacher's pass once and every student's forward and backward
 passes on ready tensors, without loss, optimizer and data. CPU seconds on one thread, by turns.
 
+On a GPU, where there is one, in bfloat16 and wall seconds. What is reported as well is the fraction of the roofline:
+the sum, over the operators of that ideal, of the longer of MACs over the device's peak and bytes over its bandwidth,
+divided by the engine's seconds; the aim is 0.5.
+
 The engine pays in addition for what `distill` does at its ends (shapes, costs, BatchNorm, held-out errors), which the
 default's 100 steps make small and the few steps here do not; so both ratios are given for the whole call and for its
 steps alone, the call with one step subtracted. The aims are 3 and 0.7.
@@ -22,6 +26,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+from roofline import Roofline, peaks
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -34,11 +39,14 @@ from nkdlib.training.loop import Descent
 from nkdlib.training.store import Store
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the teacher's inner channels
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+AMP = DEVICE == "cuda"
 STEPS, BATCH_SIZE, HOLDOUT, REPEATS = 20, 128, 256, 5
 RECIPE = Recipe(  # a fifth of the default's steps, a quarter of its images for BatchNorm
-    steps=STEPS, batch_size=BATCH_SIZE, holdout=HOLDOUT, start="given", bn_images=256, solve_images=2
+    steps=STEPS, batch_size=BATCH_SIZE, holdout=HOLDOUT, start="given", bn_images=256, solve_images=2, amp=AMP
 )
 STREAMED = replace(RECIPE, memory_limit_gb=1e-6)
+AIMS = {"plain": 3, "ideal": 0.7, "roofline": 0.5}  # the engine's speed against each
 ENGINES = {"in memory": RECIPE, "streamed": STREAMED}
 
 Students = dict[str, dict[str, nn.Module]]
@@ -53,7 +61,7 @@ def students_of(teacher: nn.Module) -> Students:
         made[name] = {
             f"{width:g}": BasicBlock(
                 conv1.in_channels, conv2.out_channels, inner=int(conv2.out_channels * width), stride=conv1.stride[0]
-            )
+            ).to(DEVICE, memory_format=torch.channels_last)
             for width in WIDTHS
         }
     return made
@@ -79,7 +87,9 @@ def forward_backward(students: Students, ready: dict[str, list[tuple[Tensor, Ten
         for student in candidates.values():
             parameters = list(student.train().parameters())
             for x, gradient in ready[name]:
-                torch.autograd.grad(student(x), parameters, gradient)
+                with torch.autocast(DEVICE, torch.bfloat16, enabled=AMP):
+                    output = student(x)
+                torch.autograd.grad(output, parameters, gradient)
 
 
 @torch.no_grad()
@@ -88,21 +98,30 @@ def teacher_pass(teacher: nn.Module, batches: list[Tensor]) -> None:
         teacher(images)
 
 
+def clock() -> float:
+    """Device-seconds so far."""
+    if DEVICE == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float]:
-    """CPU seconds of all steps by part, timed one after the other as they come in a step of the engine."""
+    """Device-seconds of all steps by part, timed one after the other as they come in a step of the engine."""
     parts = dict.fromkeys(("drawing", "forward", "loss", "backward", "optimizer"), 0.0)
 
     def lap(part: str) -> None:
         nonlocal now
-        before, now = now, time.process_time()
+        before, now = now, clock()
         parts[part] += now - before
 
     for name, candidates in students.items():
         for student in copy.deepcopy(candidates).values():
-            descent, now = Descent(student, RECIPE, name), time.process_time()
+            descent, now = Descent(student, RECIPE, name), clock()
             for rows in stores[name].batches(BATCH_SIZE, steps=STEPS, seed=0):
                 lap("drawing")
-                output = student(rows["x"])
+                with torch.autocast(DEVICE, torch.bfloat16, enabled=AMP):
+                    output = student(rows["x"])
                 lap("forward")
                 loss = squared_error(output, rows["y"])
                 lap("loss")
@@ -118,9 +137,9 @@ def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float
 
 def main() -> None:
     torch.set_num_threads(1)
-    teacher = resnet(20, 10, seed=0, in_channels=1, stem_stride=2).eval()
+    teacher = resnet(20, 10, seed=0, in_channels=1, stem_stride=2).eval().to(DEVICE)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(HOLDOUT + STEPS * BATCH_SIZE, 1, 28, 28, generator=generator)
+    images = torch.randn(HOLDOUT + STEPS * BATCH_SIZE, 1, 28, 28, generator=generator).to(DEVICE)
     batches, students = list(images.split(BATCH_SIZE)), students_of(teacher)
     used = batches[HOLDOUT // BATCH_SIZE :]
     neighbourhoods = split(teacher, teacher.block_names, images[:2])
@@ -139,22 +158,30 @@ def main() -> None:
         "students": partial(forward_backward, students, ready),
         "capture": partial(capture, teacher, neighbourhoods, used),
     }
+    reached = peaks(DEVICE, torch.bfloat16 if AMP else torch.float32)
+    with Roofline(*reached) as floor:
+        contenders["teacher"]()
+        contenders["students"]()
+    print(
+        f"peaks: {reached[0] / 1e9:,.0f} GMACs and {reached[1] / 1e9:,.0f} GB a second; roofline: {floor.seconds:.2f} "
+        f"s, {floor.arithmetic_s / floor.seconds:.0%} of it in operators that arithmetic limits"
+    )
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     parts: dict[str, list[float]] = defaultdict(list)
     for repeat in range(REPEATS + 1):
         for name, run in contenders.items():
             quiet = io.StringIO()
-            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), Stopwatch() as watch:
+            with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), Stopwatch(DEVICE) as watch:
                 run()
             if repeat:  # the first turn warms up
-                seconds[name].append(watch.cpu_s)
+                seconds[name].append(watch.device_s)
         for part, taken in taken_apart(students, stores).items():
             if repeat:
                 parts[part].append(taken)
-    report(seconds, parts)
+    report(seconds, parts, floor.seconds)
 
 
-def report(seconds: dict[str, list[float]], parts: dict[str, list[float]]) -> None:
+def report(seconds: dict[str, list[float]], parts: dict[str, list[float]], floor: float) -> None:
     """Print seconds, ratios within a turn, and where the engine's seconds beyond the ideal go."""
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
     for name, taken in seconds.items():
@@ -170,8 +197,10 @@ def report(seconds: dict[str, list[float]], parts: dict[str, list[float]]) -> No
             ratios[f"{name}, {part}, against plain"] = [turn["plain"] / engine for turn, engine in pairs]
             ideal = [(turn["teacher"] + turn["students"]) / engine for turn, engine in pairs]
             ratios[f"{name}, {part}, of the ideal"] = ideal
+            ratios[f"{name}, {part}, of the roofline"] = [floor / engine for engine in taken]
+    ratios["the ideal, of the roofline"] = [floor / (turn["teacher"] + turn["students"]) for turn in turns]
     for name, values in ratios.items():
-        aim = 3 if name.endswith("plain") else 0.7
+        aim = AIMS[name.rpartition(" ")[2]]
         print(f"{name:40}{statistics.median(values):6.2f} ({min(values):.2f} to {max(values):.2f}), aim {aim}")
     rest = {
         "capture": median["capture"] - median["teacher"],

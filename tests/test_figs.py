@@ -14,6 +14,7 @@ from torch import nn
 
 from nkdlib.figs import Gates, Search, rebuild, score_at_random, score_by_scale, score_evenly, search
 from nkdlib.models import Residual, Sum, cost, mixed_space, resnet
+from nkdlib.training import Schedule
 
 
 def separable():
@@ -204,6 +205,12 @@ def test_what_cannot_be_searched_is_named(change, error, match):
     with pytest.raises(error, match=match):
         search(example=torch.zeros(1, 3, 8, 8), recipe=Search(steps=5), **given)
     assert not any("parametriz" in key for key in given["network"].state_dict())
+
+
+def test_both_parts_of_a_search_have_its_settings():
+    recipe = Search(steps=50, batch_size=7, lr=0.3, warmup=0.2, weight_decay=0.4, max_grad_norm=2.0, amp=True)
+    shared = {"batch_size": 7, "lr": 0.3, "warmup": 0.2, "weight_decay": 0.4, "max_grad_norm": 2.0, "amp": True}
+    assert recipe.settling == Schedule(steps=10, **shared) and recipe.searching == Schedule(steps=40, **shared)
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -60,6 +60,9 @@ def test_resnet_is_the_papers():
     # He et al., section 4.2 and table 6: 0.27M and 0.85M for CIFAR-10; projections add 2,560 + 192
     assert count_params(resnet(20, 10)) == 269_722 + 2_752
     assert cost(resnet(20, 10), torch.zeros(1, 3, 32, 32)).macs == 40_551_040 + 2 * 131_072
+    assert count_params(resnet(20, 10, width=4)) == count_params(resnet(20, 10, widths=(4, 8, 16)))
+    larger, stems = zoo.resnet34(num_classes=10), 64 * 3 * (7 * 7 - 3 * 3)  # its stem's kernels are of 7 x 7
+    assert count_params(resnet(34, 10)) == count_params(larger) - stems
     net = resnet(14, 7, in_channels=1, widths=(4, 8, 16), stem_stride=2)
     assert net.block_names == ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"]
     x = net.layer3(net.layer2(net.layer1(net.stem(torch.zeros(2, 1, 28, 28)))))
@@ -97,7 +100,7 @@ def test_residual_blocks_of_other_forms_cost_what_hand_counts_say():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet(10, 10), r"depth \(=10\) must be 6n \+ 2; choose 8"),
+        (lambda: resnet(10, 10), r"depth \(=10\) must be 6n \+ 2, 18 or 34; choose 8"),
         (lambda: resnet(8, 10, widths=(4, 8)), r"blocks \(=\(1, 1, 1\)\) and widths \(=\(4, 8\)\)"),
         (lambda: BasicBlock(4, 4, inner=0), r"inner \(=0\) must be at least 1"),
         (lambda: Residual(4, 4, "wide"), r"form \(='wide'\) must be one of 1x1, 3x3"),

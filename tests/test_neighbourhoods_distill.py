@@ -5,6 +5,7 @@ Behind claims ND-0, ND-1 and ND-1p.
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,6 +137,17 @@ def test_one_pass_of_the_teacher_serves_all_neighbourhoods_and_candidates(given)
     distill(teacher, widths, x.split(32), RECIPE)
     # a look at two images for the names, one at one image for the MACs, then every image that is wanted once
     assert calls == [2, 1, 32, 32, 32]
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+def test_steps_in_bfloat16_end_near_those_in_float32(given, limit):
+    teacher, x = given
+    recipe = replace(COPIED, steps=30, lr=5e-3, memory_limit_gb=limit)
+    plain, mixed = (distill(teacher, {"layer2.0": 0.5}, [x], replace(recipe, amp=amp)) for amp in (False, True))
+    one, other = plain["layer2.0"], mixed["layer2.0"]
+    assert other.losses != one.losses and other.losses == pytest.approx(one.losses, rel=0.05)
+    assert other.local_error == pytest.approx(one.local_error, rel=0.05)
+    assert {value.dtype for value in other.module.parameters()} == {torch.float32}
 
 
 def test_streaming_ends_with_its_steps(given):

@@ -1,5 +1,6 @@
 """Every notebook at smoke, through the runner that `make reproduce` uses."""
 
+import dataclasses
 from pathlib import Path
 
 import nbformat
@@ -47,6 +48,15 @@ def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, reproduced, capfd
             assert not (output.output_type == "stream" and "Warning" in output.text), output.text
     assert run.main(command) == 0
     assert f"{path.stem}: up to date" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("stem", ["01_local_replacement", "05_figs_classification", "06_figs_detection"])
+def test_a_notebook_runs_small_with_what_only_a_gpu_gets(stem, tmp_path, monkeypatch, capfd):
+    switches = {"amp", "augment"} & papermill.inspect_notebook(str(NOTEBOOKS[0].with_name(f"{stem}.ipynb"))).keys()
+    assert all(PROFILES["gpu"].for_notebook(stem)[switch] is True for switch in switches) and "amp" in switches
+    small = dataclasses.replace(PROFILES["smoke"], parameters={stem: dict.fromkeys(switches, True)})
+    monkeypatch.setitem(PROFILES, "smoke", small)
+    assert run.main([stem, "--profile", "smoke", "--seeds", "1", "--out", str(tmp_path)]) == 0, capfd.readouterr().err
 
 
 def test_the_claims_follow_every_observation():

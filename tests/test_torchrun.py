@@ -208,7 +208,7 @@ def test_labels_are_smoothed_and_products_are_in_bfloat16():
         logs = model(x).log_softmax(1)
         wanted = -(0.9 * logs[torch.arange(5), labels] + 0.1 * logs.mean(1)).mean()
     assert train(model, [(x, labels)], Schedule(steps=1), label_smoothing=0.1) == pytest.approx([wanted.item()])
-    types, descent = [], Descent(model, Schedule(steps=1), parallel=Parallel(amp=True))
+    types, descent = [], Descent(model, Schedule(steps=1, amp=True))
     descent.step(lambda: F.cross_entropy(types.append(y := model(x)) or y, labels))
     assert types[0].dtype == torch.bfloat16 and model.weight.dtype == torch.float32
 

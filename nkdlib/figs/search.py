@@ -6,7 +6,7 @@ target; at the end the most probable channels within the target are kept, and th
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from itertools import islice
 
@@ -60,7 +60,7 @@ class Search(Schedule):
         return self._part(self.steps - self.settling.steps)
 
     def _part(self, steps: int) -> Schedule:
-        return Schedule(steps, self.batch_size, self.lr, self.warmup, self.weight_decay, self.max_grad_norm)
+        return Schedule(**{of.name: getattr(self, of.name) for of in fields(Schedule)} | {"steps": steps})
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Residual networks for small images, with an inner width of its own in a block, and blocks of other forms.
 
-He et al. 2015 (arXiv 1512.03385), section 4.2. Two things differ: a projection shortcut (1x1 convolution) where the
-shape changes, and an inner width that may differ from the outer one, which is what students of a block differ in.
+He et al. 2015 (arXiv 1512.03385), sections 4.1 and 4.2. Two things differ: a projection shortcut (1x1 convolution)
+where the shape changes, and an inner width that may differ from the outer one, which is what students of a block
+differ in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # blocks, He et al. table 1
 FORMS = ("1x1", "3x3", "5x5", "bottleneck", "separable")
 
 
@@ -145,22 +147,27 @@ class ResNet(nn.Module):
         return [f"{stage}.{i}" for stage in self.stages for i in range(len(self.get_submodule(stage)))]
 
 
-def resnet(depth: int, num_classes: int, *, seed: int | None = None, **options: object) -> ResNet:
-    """A ResNet of 6n + 2 layers, its weights drawn from `seed` without touching the global generator.
+def resnet(
+    depth: int, num_classes: int, *, seed: int | None = None, width: int | None = None, **options: object
+) -> ResNet:
+    """A ResNet for small images, its weights drawn from `seed` without touching the global generator.
 
     Args:
-        depth: 8, 14, 20, 32, 44, 56, ...; ValueError for any other.
+        depth: layers: 6n + 2 in three stages, or 18 or 34 in four; ValueError for any other.
         num_classes: outputs of the last layer.
         seed: of the initial weights; None uses torch's global generator.
+        width: channels of the first stage, twice as many in each further one; 16, or 64 with four stages.
         options: what `ResNet` takes.
 
     >>> network = resnet(8, 10, in_channels=1, seed=0)
     >>> network(torch.zeros(2, 1, 8, 8)).shape, network.block_names
     (torch.Size([2, 10]), ['layer1.0', 'layer2.0', 'layer3.0'])
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth (={depth}) must be 6n + 2; choose 8, 14, 20, 32, 44 or 56")
-    options = {"blocks": ((depth - 2) // 6,) * 3, **options}
+    if depth not in FOUR_STAGES and (depth < 8 or (depth - 2) % 6):
+        raise ValueError(f"depth (={depth}) must be 6n + 2, 18 or 34; choose 8, 14, 18, 20, 32, 34, 44 or 56")
+    blocks = FOUR_STAGES.get(depth, ((depth - 2) // 6,) * 3)
+    width = width or (64 if depth in FOUR_STAGES else 16)
+    options = {"blocks": blocks, "widths": [width * 2**stage for stage in range(len(blocks))], **options}
     if seed is None:
         return ResNet(num_classes, **options)
     with torch.random.fork_rng(devices=[]):

@@ -32,7 +32,13 @@ class Profile:
 
 
 _FASHION = {"depth": 14, "width": 16, "stem_stride": 4, "teacher_steps": 1200}  # 89 %, 18 s on one core
-_CIFAR = {"depth": 20, "width": 16, "stem_stride": 1, "teacher_steps": 16_000}
+_CIFAR = {  # never run on a GPU yet: a guess
+    "depth": 20,
+    "width": 16,
+    "stem_stride": 1,
+    "teacher_steps": 16_000,
+    "amp": True,
+}
 _IMAGES = {"validation": 5_000, "images": 12_800}  # a pass of 100 steps; boundaries take 0.4 GB on Fashion-MNIST
 _SPEED = {
     "steps": [100, 200, 400, 800],  # at the end both methods have seen every image eight times
@@ -123,6 +129,7 @@ _IMAGENET_TEACHER = {
     "repeats": 50,
 }
 _LARGE_DETECTION = {  # never run yet: a guess
+    "amp": True,
     "data": "bccd-coco",  # a folder in NKD_DATA, in COCO's layout
     "size": 320,
     "width": 0.5,
@@ -136,6 +143,7 @@ _LARGE_DETECTION = {  # never run yet: a guess
     "checkpoints": 5,
 }
 _LARGE_SPACES = {  # never run yet: a guess
+    "amp": True,
     "width": 64,
     "mixed": [32, [[6, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 3, 2]], 256],
     "cells": "nrnrn",
@@ -179,13 +187,13 @@ PROFILES: dict[str, Profile] = {
             judged=True,
             parameters={
                 "00_start_here": {**_CIFAR, "teacher_steps": 2_000, "images": 3_000},
-                "01_local_replacement": {**_CIFAR, **_IMAGES, **_REPLACE, "augment": True},
+                "01_local_replacement": {**_CIFAR, **_IMAGES, **_REPLACE, "depth": 34, "width": 64, "augment": True},
                 "02_distillation_speed": {**_CIFAR, **_IMAGES, **_SPEED, "augment": True},
-                "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "augment": True},
+                "03_student_search": {**_CIFAR, **_IMAGES, **_SEARCH, "depth": 56, "augment": True},
                 "04_synthetic_data": {**_CIFAR, **_NOISE, "steps": 200, "long_steps": 400, "augment": True},
                 "05_figs_classification": {**_FIGS, **_LARGE_SPACES, "augment": True},
                 "06_figs_detection": _LARGE_DETECTION,
-                "08_imagenet_teacher": _IMAGENET_TEACHER,
+                "08_imagenet_teacher": {**_IMAGENET_TEACHER, "amp": True},
             },
         ),
         Profile("paper", data="imagenet", device="cuda", seeds=5, judged=True),

@@ -26,6 +26,7 @@ class Schedule:
     warmup: float = 0.1  # share of the steps in which the rate rises from zero
     weight_decay: float = 0.0  # decoupled (AdamW)
     max_grad_norm: float | None = 5.0  # gradients are scaled down to this norm; None leaves them
+    amp: bool = False  # convolutions and products in bfloat16 (autocast), all else and the weights in float32
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -130,7 +131,7 @@ class Descent:
             if values and before:  # each part finds the same statistics, wherever it is
                 torch._foreach_copy_(self.statistics, before)
             draws = own_random_numbers(device, self.seed + step + (part << 32))
-            with draws, parallel.autocast(device) if parallel else nullcontext():
+            with draws, torch.autocast(device.type, torch.bfloat16) if self.schedule.amp else nullcontext():
                 value = loss()
             value.backward(torch.full_like(value, 1 / len(losses)))
             values.append(value.detach())

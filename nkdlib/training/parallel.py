@@ -61,7 +61,6 @@ class Parallel:
 
     Args:
         parts: of a step's batch, over all processes.
-        amp: convolutions and products in bfloat16 (autocast), all else in float32.
         ema: decay of the averages of weights that replace them at the end; 0 keeps the weights themselves.
         folder: where the first process keeps checkpoints and metrics.jsonl; None keeps nothing.
         every_s: seconds from one checkpoint to the next; 0 keeps every step.
@@ -79,7 +78,6 @@ class Parallel:
         self,
         parts: int = 1,
         *,
-        amp: bool = False,
         ema: float = 0.0,
         folder: str | Path | None = None,
         every_s: float = 600.0,
@@ -93,7 +91,7 @@ class Parallel:
             raise ValueError(f"ema (={ema}) is a decay; choose 0 to below 1")
         share = parts // self.size
         self.parts, self.own = parts, range(self.rank * share, (self.rank + 1) * share)
-        self.amp, self.ema, self.every_s, self.settings = amp, ema, every_s, settings or {}
+        self.ema, self.every_s, self.settings = ema, every_s, settings or {}
         self.folder, self._kept = folder and Path(folder), time.monotonic()
         saved: list[dict] = [{}]
         if self.folder and not self.rank:
@@ -118,10 +116,6 @@ class Parallel:
     def saved(self, stage: str) -> dict | None:
         """What `keep` was given for a stage before this process began."""
         return self._saved[stage]["state"] if stage in self._saved else None
-
-    def autocast(self, device: torch.device) -> torch.autocast:
-        """The context of a forward pass."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.amp)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Give every process the first one's tensors, in place."""

@@ -17,7 +17,7 @@ from nkdlib.training.loop import Schedule
 class Architecture:
     """A ResNet for small images, see `nkdlib.models.resnet`."""
 
-    depth: int = 14  # 6n + 2
+    depth: int = 14  # 6n + 2, or 18 or 34
     width: int = 16  # channels of the first stage; each further stage doubles them
     stem_stride: int = 1  # 2 halves the resolution at once and quarters the MACs
 
@@ -28,7 +28,7 @@ class Architecture:
             images.num_classes,
             seed=seed,
             in_channels=images.shape[0],
-            widths=(self.width, 2 * self.width, 4 * self.width),
+            width=self.width,
             stem_stride=self.stem_stride,
         )
         return network.to(device, memory_format=torch.channels_last)
