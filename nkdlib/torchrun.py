@@ -76,11 +76,11 @@ def main(given: list[str] | None = None) -> dict[str, float]:
     settings = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in HERE}, default=str))
     with joined(args.device) as device:
         keeping = {"folder": args.out, "every_s": args.checkpoint_s, "settings": settings}
-        parallel = Parallel(args.batch_size // args.part, ema=args.ema, **keeping)
+        parallel = Parallel(args.batch_size // args.part, **keeping)
         if parallel.rank:
             os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows how far it is
         schedule = (Search if args.task == "search" else Schedule)(
-            args.steps, args.batch_size, args.lr, args.warmup, args.weight_decay, amp=args.amp
+            args.steps, args.batch_size, args.lr, args.warmup, args.weight_decay, amp=args.amp, ema=args.ema
         )
         network, spent, result, files = TASKS[args.task](args, schedule, parallel, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}

@@ -208,9 +208,10 @@ def test_what_cannot_be_searched_is_named(change, error, match):
 
 
 def test_both_parts_of_a_search_have_its_settings():
-    recipe = Search(steps=50, batch_size=7, lr=0.3, warmup=0.2, weight_decay=0.4, max_grad_norm=2.0, amp=True)
+    recipe = Search(steps=50, batch_size=7, lr=0.3, warmup=0.2, weight_decay=0.4, max_grad_norm=2.0, amp=True, ema=0.5)
     shared = {"batch_size": 7, "lr": 0.3, "warmup": 0.2, "weight_decay": 0.4, "max_grad_norm": 2.0, "amp": True}
-    assert recipe.settling == Schedule(steps=10, **shared) and recipe.searching == Schedule(steps=40, **shared)
+    assert recipe.settling == Schedule(steps=10, **shared, ema=0.5)
+    assert recipe.searching == Schedule(steps=40, **shared)
 
 
 def test_settings_that_make_no_sense_are_refused():

@@ -182,7 +182,7 @@ def test_a_detector_begins_with_the_weights_that_it_is_given(folder, photographs
 
 def test_averages_by_hand():
     model, x = nn.Linear(2, 1), torch.tensor([[1.0, -2.0]])
-    descent, expected = Descent(model, Schedule(steps=3, lr=0.1), ema=0.2), model.weight.detach().clone()
+    descent, expected = Descent(model, Schedule(steps=3, lr=0.1, ema=0.2)), model.weight.detach().clone()
     for decay in (1 / 10, 2 / 11, 0.2):
         descent.step(lambda: (model(x) - 1).square().sum())
         expected = decay * expected + (1 - decay) * model.weight.detach()
@@ -252,7 +252,7 @@ def test_what_cannot_be_shared_is_named(photographs):
     with pytest.raises(ValueError, match=r"parts \(=0\) of a batch must be a multiple of the 1 processes"):
         Parallel(parts=0)
     with pytest.raises(ValueError, match=r"ema \(=1.0\) is a decay; choose 0 to below 1"):
-        Parallel(ema=1.0)
+        Schedule(ema=1.0)
     with pytest.raises(ValueError, match=r"batch_size \(=6\) must be a multiple of the 4 parts, and no more than 8"):
         Order(8, Schedule(batch_size=6), 0, Parallel(parts=4))
     with pytest.raises(DataNotFound, match=r"data \(=nowhere\) must be one of digits.*nowhere/train and nowhere/val"):

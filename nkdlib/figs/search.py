@@ -56,11 +56,11 @@ class Search(Schedule):
 
     @property
     def searching(self) -> Schedule:
-        """The steps before."""
-        return self._part(self.steps - self.settling.steps)
+        """The steps before, whose weights are not averaged: the settled ones are."""
+        return self._part(self.steps - self.settling.steps, ema=0.0)
 
-    def _part(self, steps: int) -> Schedule:
-        return Schedule(**{of.name: getattr(self, of.name) for of in fields(Schedule)} | {"steps": steps})
+    def _part(self, steps: int, **others: float) -> Schedule:
+        return Schedule(**{of.name: getattr(self, of.name) for of in fields(Schedule)} | {"steps": steps, **others})
 
 
 @dataclass

@@ -27,6 +27,7 @@ class Schedule:
     weight_decay: float = 0.0  # decoupled (AdamW)
     max_grad_norm: float | None = 5.0  # gradients are scaled down to this norm; None leaves them
     amp: bool = False  # convolutions and products in bfloat16 (autocast), all else and the weights in float32
+    ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
 
     def __post_init__(self) -> None:
         if self.steps < 0:
@@ -37,6 +38,8 @@ class Schedule:
             raise ValueError(f"lr (={self.lr}) must be positive")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup (={self.warmup}) is a share of the steps; choose 0 to 1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema (={self.ema}) is a decay; choose 0 to below 1")
 
     def rate(self, step: int) -> float:
         """Share of `lr` at a step, 0 <= step < steps."""
@@ -70,7 +73,6 @@ class Descent:
         seed: of what the model draws in a step (dropout, stochastic depth).
         parallel: with whom the steps are shared, None for nobody.
         shared: what else gets gradients from the loss, which processes average and somebody else follows.
-        ema: decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them.
     """
 
     def __init__(
@@ -81,7 +83,6 @@ class Descent:
         seed: int = 0,
         parallel: Parallel | None = None,
         shared: Sequence[Tensor] = (),
-        ema: float = 0.0,
     ):
         self.model, self.schedule, self.name, self.seed = model.train(), schedule, name, seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -91,12 +92,12 @@ class Descent:
             decay = schedule.weight_decay
             self.optimizer = torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=decay, fused=True)
         self.losses: list[Tensor] = []
-        self.parallel, self.shared, self.ema = parallel, shared, ema
+        self.parallel, self.shared = parallel, shared
         norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
         self.statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
         if parallel:
             parallel.broadcast([p.data for p in model.parameters()] + self.statistics)
-        self.averages = [value.detach().clone() for value in self._averaged] if ema else []
+        self.averages = [value.detach().clone() for value in self._averaged] if schedule.ema else []
 
     @property
     def _averaged(self) -> list[Tensor]:
@@ -115,8 +116,8 @@ class Descent:
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
         self.optimizer.step()
-        if self.ema:  # at the start over fewer steps: what the weights begin with is no part of it
-            get_ema_multi_avg_fn(min(self.ema, (1 + step) / (10 + step)))(self.averages, self._averaged, None)
+        if self.averages:  # at the start over fewer steps: what the weights begin with is no part of it
+            get_ema_multi_avg_fn(min(self.schedule.ema, (1 + step) / (10 + step)))(self.averages, self._averaged, None)
         self.losses.append(value)
         if step % 50 == 49 or step + 1 == self.schedule.steps:  # seldom: it waits for the device
             self.check()
@@ -208,7 +209,7 @@ def minimize(
     >>> len(minimize(model, batches, lambda x: model(x).square().mean(), Schedule(steps=3)))
     3
     """
-    descent = Descent(model, schedule, name, seed, parallel, ema=parallel.ema if parallel else 0.0)
+    descent = Descent(model, schedule, name, seed, parallel)
     stage, inputs, parts = name.replace(" ", "_"), iter(batches), len(parallel.own) if parallel else 1
     if parallel and (state := parallel.saved(stage)):
         descent.load_state_dict(state)

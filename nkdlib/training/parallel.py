@@ -61,7 +61,6 @@ class Parallel:
 
     Args:
         parts: of a step's batch, over all processes.
-        ema: decay of the averages of weights that replace them at the end; 0 keeps the weights themselves.
         folder: where the first process keeps checkpoints and metrics.jsonl; None keeps nothing.
         every_s: seconds from one checkpoint to the next; 0 keeps every step.
         settings: plain values that must not change when a training goes on.
@@ -78,7 +77,6 @@ class Parallel:
         self,
         parts: int = 1,
         *,
-        ema: float = 0.0,
         folder: str | Path | None = None,
         every_s: float = 600.0,
         settings: dict[str, object] | None = None,
@@ -87,11 +85,9 @@ class Parallel:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
         if parts < 1 or parts % self.size:
             raise ValueError(f"parts (={parts}) of a batch must be a multiple of the {self.size} processes")
-        if not 0 <= ema < 1:
-            raise ValueError(f"ema (={ema}) is a decay; choose 0 to below 1")
         share = parts // self.size
         self.parts, self.own = parts, range(self.rank * share, (self.rank + 1) * share)
-        self.ema, self.every_s, self.settings = ema, every_s, settings or {}
+        self.every_s, self.settings = every_s, settings or {}
         self.folder, self._kept = folder and Path(folder), time.monotonic()
         saved: list[dict] = [{}]
         if self.folder and not self.rank:
