@@ -246,15 +246,15 @@ class ShiftFlip:
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return a changed copy of `pixels` (B, C, H, W), black being 0; the generator, on the CPU, decides alone."""
-        count, channels, height, width = pixels.shape
-        down, right = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator)  # (B, 1) each
-        rows, columns = torch.arange(height), torch.arange(width)
+        (count, channels, height, width), device = pixels.shape, pixels.device
+        down, right = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator).to(device)  # (B, 1) each
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         if self.flip:
-            mirrored = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool)
+            mirrored = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool).to(device)
             columns = torch.where(mirrored, columns.flip(0), columns)  # (B, W)
         padded = F.pad(pixels, [self.pad] * 4)
         places = (down + rows)[:, :, None] * padded.shape[-1] + (right + columns)[:, None]  # (B, H, W)
-        places = places.view(count, 1, -1).to(pixels.device).expand(-1, channels, -1)
+        places = places.view(count, 1, -1).expand(-1, channels, -1)
         return padded.flatten(2).gather(2, places).view_as(pixels)
 
 
