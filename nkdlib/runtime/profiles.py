@@ -116,7 +116,7 @@ _IMAGENET_TEACHER = {
     "photographs": 1_000,
     "first_block": 6,
     "first_searched": 1,
-    "counts": [32, 125, 500],
+    "counts": [32, 500],
     "views": 6,
     "steps": 120,
     "last_steps": 600,
