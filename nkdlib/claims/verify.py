@@ -84,11 +84,11 @@ def differences(reference: dict, here: dict) -> list[str]:
 def other_parameters(reference: dict, here: dict) -> list[str]:
     """Which notebooks ran with other parameters than the reference's: the first thing to look at."""
     return [
-        f"{notebook} ran with {name}={now.get(name)}, the reference with {then.get(name)}"
+        f"{notebook} ran with {name}={now[name]}, the reference with {then[name]}"
         for notebook in sorted({*reference["provenance"]} & {*here["provenance"]})
         for then, now in [(side["provenance"][notebook].get("parameters", {}) for side in (reference, here))]
-        for name in sorted(({*then} | {*now}) - INDIFFERENT)
-        if then.get(name) != now.get(name)
+        for name in sorted(({*then} & {*now}) - INDIFFERENT)  # the others are newer than the reference, or gone
+        if then[name] != now[name]
     ]
 
 
