@@ -166,7 +166,8 @@ def resnet(
     if depth not in FOUR_STAGES and (depth < 8 or (depth - 2) % 6):
         raise ValueError(f"depth (={depth}) must be 6n + 2, 18 or 34; choose 8, 14, 18, 20, 32, 34, 44 or 56")
     blocks = FOUR_STAGES.get(depth, ((depth - 2) // 6,) * 3)
-    width = width or (64 if depth in FOUR_STAGES else 16)
+    if width is None:
+        width = 64 if depth in FOUR_STAGES else 16
     options = {"blocks": blocks, "widths": [width * 2**stage for stage in range(len(blocks))], **options}
     if seed is None:
         return ResNet(num_classes, **options)
