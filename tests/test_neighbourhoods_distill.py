@@ -14,8 +14,10 @@ from torchvision.ops import StochasticDepth
 
 from nkdlib.models import BasicBlock, Cost, cost, resnet
 from nkdlib.neighbourhoods import Distillation, Distilled, Recipe, distill, recompose, solve
+from nkdlib.neighbourhoods.local import local_error
 from nkdlib.runtime import Cache, make_executor
 from nkdlib.training import reestimate_batchnorm
+from nkdlib.training.store import Store
 
 RECIPE = Recipe(steps=6, batch_size=16, holdout=16, solve_images=64)
 DROPPING = nn.Sequential(nn.Dropout(0.3), BasicBlock(8, 8, stride=2))
@@ -171,6 +173,43 @@ def test_streamed_and_kept_boundaries_give_students_alike(given):
         assert (a.name, a.label, a.cost) == (b.name, b.label, b.cost)
         assert b.local_error == pytest.approx(a.local_error, rel=0.25)
     assert streamed.boundaries in repr(streamed)
+
+
+def scaling(*factors):
+    """A run of layers that multiply by these, each followed by one that works in place and changes nothing."""
+    run = nn.Sequential(*(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(1, 1, 1, bias=False)) for _ in factors))
+    for (_, layer), factor in zip(run, factors, strict=True):
+        nn.init.constant_(layer.weight, factor)
+    return run
+
+
+@pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
+@pytest.mark.parametrize(("inner", "wanted"), [(0.0, 25 / 36), (1.0, 1 / 4 + 25 / 36), (0.5, 1 / 8 + 25 / 36)])
+def test_errors_at_boundaries_within_a_run_by_hand(limit, inner, wanted):
+    """A teacher that gives 2x, then 6x, and a student that gives x: errors of x and 5x, over variances of 2x and 6x."""
+    x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    teacher, run = nn.Sequential(*scaling(2, 3), nn.Flatten()), "0:1"
+    recipe = Recipe(1, 8, start="given", holdout=8, dtype=torch.float32, memory_limit_gb=limit, inner=inner)
+    done = distill(teacher, {run: scaling(1, 1)}, [x, x.clone()], recipe)
+    squares, variance = x.square().mean().item(), (x - x.mean(0)).square().mean().item()
+    assert done[run].losses == [pytest.approx(wanted * squares / variance, rel=1e-5)]
+
+
+def test_errors_within_a_run_bring_its_parts_to_the_teachers_boundaries(given, two_workers):
+    teacher, x = given
+    run, recipe = "layer1:layer2", Recipe(start="random", steps=60, batch_size=32, lr=1e-2, holdout=16)
+    students = {run: nn.Sequential(BasicBlock(8, 8), BasicBlock(8, 8, stride=2))}
+    with_inner = replace(recipe, inner=1.0)
+    results = [
+        distill(teacher, students, [x], recipe),
+        distill(teacher, students, [x], with_inner),
+        distill(teacher, students, [x], with_inner, two_workers, Cache()),
+    ]
+    with torch.no_grad():
+        h = teacher.stem(x)
+        between = Store.of({"x": h, "y": teacher.layer1(h.clone())})
+    without, within, elsewhere = (local_error(found[run].module[0], between) for found in results)
+    assert within == elsewhere and within < 0.5 * without
 
 
 @pytest.mark.parametrize("limit", [4.0, 1e-9], ids=["memory", "streamed"])
@@ -393,6 +432,16 @@ nn.init.constant_(NAN.weight, math.nan)
             r"start \(='copied'\) needs a width for students\['layer1.0'\], not",
         ),
         ({"layer1.0": nn.ReLU()}, {"start": "given"}, r"layer1.0 has no parameters to train; use steps=0"),
+        (
+            {"layer1.0": 0.5},
+            {"inner": 1.0},
+            r"recipe.inner \(=1\) needs boundaries within 'layer1.0', .* shapes \[\], ",
+        ),
+        (
+            {"stem:layer1": nn.Sequential(nn.Conv2d(3, 9, 1), nn.Conv2d(9, 8, 1))},
+            {"inner": 0.5},
+            r"parts give shapes \[\(8, 8, 8\), \(8, 8, 8\)\], the student's \[\(9, 8, 8\), \(8, 8, 8\)\]; give a run",
+        ),
         ({"layer1.0": 0.5}, {"holdout": 95}, r"inputs holds 96 images, recipe.holdout \(=95\) leaves fewer than 2 to"),
     ],
 )
@@ -440,6 +489,7 @@ def test_inputs_in_another_order_in_every_pass_are_refused_where_it_matters(give
     ("options", "message"),
     [
         ({"start": "zero"}, r"start \(='zero'\) must be one of given, random, copied, solved"),
+        ({"inner": -1.0}, r"inner \(=-1.0\) is a weight; choose 0 or more"),
         ({"holdout": 1}, r"holdout \(=1\) must be at least 2 images"),
         ({"solve_images": 0}, r"solve_images \(=0\) must be at least 2 images"),
     ],

@@ -90,7 +90,7 @@ def distill_candidate(
     with Stopwatch(store.device) as watch:
         shared = _ranking(ranking.value, store.device) if ranking else None
         module = begin(piece, copy.deepcopy(student), recipe, pairs_of(store[recipe.solved]), seed, shared)
-    state, info = train_local(name, module, store, recipe, seed)
+    state, info = train_local(name, module, store, recipe, seed, piece)
     ranking_s = ranking.value.info["seconds"] if ranking else 0.0
     return state, {**info, "start_s": watch.device_s, "ranking_s": ranking_s}
 

@@ -225,6 +225,8 @@ def _train_apart(
     for name, label in sorted(started, key=lambda place: -boundaries.neighbourhoods[place[0]].cost.macs):
         kwargs = {"name": name, "student": started[name, label], "store": boundaries.of(name), "recipe": recipe}
         kwargs["seed"] = seed_of(recipe.seed, name, label, "order")
+        if recipe.inner:
+            kwargs["piece"] = boundaries.neighbourhoods[name].module
         tasks[name, label] = Task(train_local, kwargs, f"{name} {label}".strip())
     title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
     if recipe.steps == 0:
@@ -245,7 +247,12 @@ def _train_streaming(boundaries: Boundaries, started: Started, recipe: Recipe) -
     stores = {place: boundaries.of(place[0]) for place in started}
     runs = {
         (name, label): LocalTraining(
-            name, student, stores[name, label][: recipe.holdout], recipe, seed_of(recipe.seed, name, label, "order")
+            name,
+            student,
+            stores[name, label][: recipe.holdout],
+            recipe,
+            seed_of(recipe.seed, name, label, "order"),
+            boundaries.neighbourhoods[name].module,
         )
         for (name, label), student in started.items()
     }
