@@ -49,7 +49,8 @@ def arguments() -> argparse.ArgumentParser:
         add("--pixels", type=int, default=320 if boxes else 224, help="sides of images in a folder")
         add("--lr", type=float, default=2e-3, help="the highest learning rate")
         add("--warmup", type=float, default=0.02, help="share of the steps in which the rate rises")
-        add("--weight-decay", type=float, default=0.02, help="as in AdamW")
+        add("--weight-decay", type=float, default=0.02, help="as in AdamW, or added to the gradient of SGD")
+        add("--momentum", type=float, default=0.0, help="of SGD; 0 is AdamW")
         add("--ema", type=float, default=0.9999, help="decay of the averages of the weights, 0 for none")
         add("--amp", action="store_true", help="bfloat16 where autocast allows it")
         add("--augment", action=argparse.BooleanOptionalAction, default=True)
@@ -80,7 +81,14 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         if parallel.rank:
             os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows how far it is
         schedule = (Search if args.task == "search" else Schedule)(
-            args.steps, args.batch_size, args.lr, args.warmup, args.weight_decay, amp=args.amp, ema=args.ema
+            args.steps,
+            args.batch_size,
+            args.lr,
+            args.warmup,
+            args.weight_decay,
+            args.momentum,
+            amp=args.amp,
+            ema=args.ema,
         )
         network, spent, result, files = TASKS[args.task](args, schedule, parallel, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}

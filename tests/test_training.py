@@ -42,6 +42,7 @@ def test_rates_rise_and_fall():
         ({"batch_size": 1}, r"batch_size \(=1\) must be at least 2"),
         ({"lr": 0.0}, r"lr \(=0.0\) must be positive"),
         ({"lr": math.nan}, r"lr \(=nan\) must be positive"),
+        ({"momentum": 1.0}, r"momentum \(=1.0\) is a decay; choose 0 to below 1"),
         ({"warmup": 1.5}, r"warmup \(=1.5\) is a share of the steps; choose 0 to 1"),
     ],
 )
@@ -67,6 +68,18 @@ def test_the_first_step_of_adam_moves_each_weight_by_the_rate():
     schedule = Schedule(steps=4, lr=0.1, warmup=0.5, max_grad_norm=None)
     Descent(model, schedule).step(lambda: (model.weight * torch.tensor([3.0, -5.0])).sum())
     torch.testing.assert_close(model.weight - before, torch.tensor([[-0.05, 0.05]]))  # rate 1/2 at step 0
+
+
+def test_two_steps_of_sgd_by_hand():
+    """Of a gradient g, with the decay's w / 10: v = v / 2 + g, and w falls by the rate times g + v / 2."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0)
+    schedule = Schedule(steps=2, lr=0.1, warmup=1.0, weight_decay=0.1, momentum=0.5, max_grad_norm=None)
+    descent = Descent(model, schedule)
+    descent.step(lambda: 3 * model.weight.sum())  # rate 0.05: 1 - 0.05 (3.1 + 1.55)
+    assert model.weight.item() == pytest.approx(0.7675)
+    descent.step(lambda: 3 * model.weight.sum())  # v = 1.55 + 3.07675, 0.7675 - 0.1 (3.07675 + 2.313375)
+    assert model.weight.item() == pytest.approx(0.2284875)
 
 
 def test_errors_of_the_loop():

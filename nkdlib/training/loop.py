@@ -18,13 +18,14 @@ from nkdlib.training.parallel import Parallel
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights are optimized: Adam, a linear warm-up, a cosine to zero. Every value is our choice."""
+    """How weights are optimized: Adam or SGD, a linear warm-up, a cosine to zero. Every value is our choice."""
 
     steps: int = 1000  # optimizer steps in all
     batch_size: int = 128  # images a step
     lr: float = 1e-2  # the highest learning rate
     warmup: float = 0.1  # share of the steps in which the rate rises from zero
-    weight_decay: float = 0.0  # decoupled (AdamW)
+    weight_decay: float = 0.0  # of Adam decoupled (AdamW), of SGD added to the gradient
+    momentum: float = 0.0  # of SGD, Nesterov's; 0 is Adam
     max_grad_norm: float | None = 5.0  # gradients are scaled down to this norm; None leaves them
     amp: bool = False  # convolutions and products in bfloat16 (autocast), all else and the weights in float32
     ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
@@ -38,8 +39,9 @@ class Schedule:
             raise ValueError(f"lr (={self.lr}) must be positive")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup (={self.warmup}) is a share of the steps; choose 0 to 1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema (={self.ema}) is a decay; choose 0 to below 1")
+        for name in ("momentum", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} (={getattr(self, name)}) is a decay; choose 0 to below 1")
 
     def rate(self, step: int) -> float:
         """Share of `lr` at a step, 0 <= step < steps."""
@@ -89,8 +91,11 @@ class Descent:
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
         if self.parameters:
-            decay = schedule.weight_decay
-            self.optimizer = torch.optim.AdamW(self.parameters, schedule.lr, weight_decay=decay, fused=True)
+            given = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": True}
+            if momentum := schedule.momentum:
+                self.optimizer = torch.optim.SGD(self.parameters, momentum=momentum, nesterov=True, **given)
+            else:
+                self.optimizer = torch.optim.AdamW(self.parameters, **given)
         self.losses: list[Tensor] = []
         self.parallel, self.shared = parallel, shared
         norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
