@@ -223,3 +223,5 @@ def test_every_fourth_random_crop_is_a_mixture_with_another_image():
     assert torch.equal(torch.stack(again), torch.stack(views))
     with pytest.raises(ValueError, match=r"among \(2, 1, 4, 4\) must be M images of the crops' shape \(1, 5, 5\)"):
         Crops(black, 5, among=among)
+    with pytest.raises(ValueError, match=r"among \(0, 1, 4, 4\) must be M images"):
+        Crops(black, 4, among=among[:0])

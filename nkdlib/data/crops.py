@@ -44,7 +44,7 @@ class Crops:
         if self.scale is not None and not 0 < self.scale <= 1:
             raise ValueError(f"scale (={self.scale}) is a share of an image's area; choose above 0 to 1, or None")
         wanted = (self.images.shape[0], self.size, self.size)
-        if self.among is not None and self.among.shape[1:] != wanted:
+        if self.among is not None and (self.among.shape[1:] != wanted or not len(self.among)):
             raise ValueError(f"among {tuple(self.among.shape)} must be M images of the crops' shape {wanted}")
 
     def __len__(self) -> int:
