@@ -4,7 +4,7 @@ SHELL := /bin/bash
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 LOCK := $(if $(shell command -v flock),flock .setup.lock)
-RUN = $(PYTHON) -m nkdlib.runtime.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
+RUN = $(PYTHON) -m nkdlib.compendium.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
 	$(if $(EXECUTOR),--executor '$(EXECUTOR)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
 .PHONY: help reproduce figures verify report test lab data bench lock clean
@@ -21,10 +21,10 @@ figures: $(READY)  ## draw every figure and table again from the kept artefacts
 	@$(RUN) --force $(NOTEBOOKS)
 
 verify: $(READY)  ## judge every claim and compare with the committed reference
-	@$(PYTHON) -m nkdlib.claims.verify --profile '$(PROFILE)'
+	@$(PYTHON) -m nkdlib.compendium.verify --profile '$(PROFILE)'
 
 report: $(READY)  ## build the site of all results, runs/report/index.html; it needs no network
-	@$(PYTHON) -m nkdlib.claims.report --profile '$(PROFILE)'
+	@$(PYTHON) -m nkdlib.compendium.report --profile '$(PROFILE)'
 
 test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke too
 	@$(PYTHON) -m ruff check .
@@ -38,7 +38,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 data: $(READY)  ## fetch and decode the profile's data, or DATA
 	@data='$(DATA)'; $(PYTHON) -m nkdlib.data.fetch "$${data:-$$($(PYTHON) -c \
-		'from nkdlib.runtime.profiles import PROFILES; print(PROFILES["$(PROFILE)"].data)')}"
+		'from nkdlib.compendium.tiers import PROFILES; print(PROFILES["$(PROFILE)"].data)')}"
 
 bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done

@@ -17,14 +17,14 @@ import time
 import ray
 import torch
 
-from nkdlib.models import resnet
 from nkdlib.neighbourhoods import Recipe, split
 from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.local import train_local
 from nkdlib.neighbourhoods.starts import start_students
-from nkdlib.runtime.executors import gather, make_executor
-from nkdlib.runtime.makespan import makespan
-from nkdlib.runtime.measure import Stopwatch
+from nkdlib.networks import resnet
+from nkdlib.tasks.executors import gather, make_executor
+from nkdlib.tasks.makespan import makespan
+from nkdlib.tasks.measure import Stopwatch
 
 WORKERS, SIMULATED = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 RECIPE, IMAGES = Recipe(start="random", steps=1000), 4096

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 from nkdlib.detection import evaluate, ssdlite
-from nkdlib.runtime.measure import Stopwatch
+from nkdlib.tasks.measure import Stopwatch
 
 TURNS = 10
 CLASSES = 20

@@ -30,11 +30,11 @@ from roofline import Roofline, peaks
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from nkdlib.models import BasicBlock, resnet
 from nkdlib.neighbourhoods import Recipe, distill, split
 from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.local import squared_error
-from nkdlib.runtime.measure import Stopwatch
+from nkdlib.networks import BasicBlock, resnet
+from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.loop import Descent
 from nkdlib.training.store import Store
 

@@ -12,7 +12,7 @@ import torchvision.models as zoo
 from torch import nn
 
 from nkdlib.figs import Gates
-from nkdlib.models import CellNetwork, mixed_space, residual_space, resnet
+from nkdlib.networks import CellNetwork, mixed_space, residual_space, resnet
 
 STEPS = 15
 NETWORKS = {  # and images of a step

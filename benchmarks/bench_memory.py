@@ -10,12 +10,12 @@ import statistics
 import subprocess
 import sys
 
-from nkdlib.runtime.executors import computing
+from nkdlib.tasks.executors import computing
 
 REPEATS = 5
 PASS = """
 import resource, time, torch
-from nkdlib.models import efficientnet_lite
+from nkdlib.networks import efficientnet_lite
 network = efficientnet_lite(0).eval().to(memory_format=torch.channels_last)
 images = torch.zeros(64, 3, 224, 224).contiguous(memory_format=torch.channels_last)
 with torch.no_grad():

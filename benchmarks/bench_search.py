@@ -11,9 +11,9 @@ import time
 import numpy as np
 import torch
 
-from nkdlib.models import resnet
 from nkdlib.neighbourhoods import Library, Menu, Option, Recipe, select
-from nkdlib.runtime.cache import Cache
+from nkdlib.networks import resnet
+from nkdlib.tasks.cache import Cache
 
 REPEATS = 12
 LIMITS = {"params": 6e5, "macs": 6e7, "latency_ms": 6.0}

@@ -1,4 +1,4 @@
-"""How Sphinx builds the site; `nkdlib.claims.report` writes the pages that a run decides, and starts it."""
+"""How Sphinx builds the site; `nkdlib.compendium.report` writes the pages that a run decides, and starts it."""
 
 from docutils.nodes import SkipNode, math_block
 from latex2mathml.converter import convert

@@ -5,8 +5,10 @@ import math
 import pytest
 from scipy import stats
 
-from nkdlib.claims import CLAIMS, Claim, Criterion, Observation, claim_by_id, judge, t_interval
-from nkdlib.runtime.profiles import PROFILES
+from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id
+from nkdlib.compendium.criteria import Criterion, t_interval
+from nkdlib.compendium.judge import Observation, judge
+from nkdlib.compendium.tiers import PROFILES
 
 SPEEDUP = [1.0, 2.0, 3.0, 4.0, 5.0]  # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764: 3 ± 1.9632
 

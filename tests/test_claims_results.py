@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from nkdlib.claims import Results, read_observations
+from nkdlib.compendium.results import Results, read_observations
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_rows_of_any_kind_are_recorded(figures):
 
 def test_a_figure_is_written_described_and_shown(figures, monkeypatch):
     shown = []
-    monkeypatch.setattr("nkdlib.claims.observations.display", lambda item: shown.append(item.data))
+    monkeypatch.setattr("nkdlib.compendium.results.display", lambda item: shown.append(item.data))
     fig, ax = plt.subplots()
     ax.plot([0, 1], [0, 1])
     speed().figure(fig, "line", 'A line that rises from 0 to 1 & is "straight"')

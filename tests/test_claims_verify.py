@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from nkdlib.claims import CLAIMS, Results
-from nkdlib.claims.table import UPDATE, claims_table, updated
-from nkdlib.claims.table import main as table
-from nkdlib.claims.verify import main as verify
-from nkdlib.claims.verify import read_reference
+from nkdlib.compendium.claims import CLAIMS
+from nkdlib.compendium.results import Results
+from nkdlib.compendium.table import UPDATE, claims_table, updated
+from nkdlib.compendium.table import main as table
+from nkdlib.compendium.verify import main as verify
+from nkdlib.compendium.verify import read_reference
 
 ROOT = Path(__file__).parents[1]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nkdlib.data import Crops, GaussianImages, Images, load, random_shift_flip
-from nkdlib.runtime.keys import canonical
+from nkdlib.tasks.keys import canonical
 
 
 def numbered(count: int = 10, channels: int = 1) -> Images:

@@ -20,10 +20,11 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as v2
 
+from nkdlib.compendium.scenes import write_scenes
 from nkdlib.data import DataDamaged, DataNotFound, Images
-from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, coco_root, scenes, write_scenes
+from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, coco_root, scenes
 from nkdlib.detection.batches import GRAY, YIQ, _crop, color_matrix
-from nkdlib.runtime.keys import canonical
+from nkdlib.tasks.keys import canonical
 
 REAL_DATA = Path(os.environ["NKD_DATA"]) if os.environ.get("NKD_DATA") else None
 

@@ -20,7 +20,7 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, 
 from nkdlib.detection import detect, evaluate, feature_maps, ssdlite, train_detector
 from nkdlib.detection.precision import NUMBERS
 from nkdlib.figs import Gates
-from nkdlib.models import CellNetwork, cost, mixed_space, residual_space
+from nkdlib.networks import CellNetwork, cost, mixed_space, residual_space
 from nkdlib.training import Schedule
 
 PUBLISHED = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta

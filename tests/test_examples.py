@@ -16,7 +16,7 @@ def test_examples_in_docstrings_are_true(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.parametrize("package", ["neighbourhoods", "figs", "detection", "training", "models", "data"])
+@pytest.mark.parametrize("package", ["neighbourhoods", "figs", "detection", "training", "networks", "data"])
 def test_every_function_that_users_call_has_an_example(package):
     module = importlib.import_module(f"nkdlib.{package}")
     assert not [name for name in module.__all__ if not hasattr(module, name)]

@@ -13,7 +13,7 @@ from conftest import speaking
 from torch import nn
 
 from nkdlib.figs import Gates, Search, rebuild, score_at_random, score_by_scale, score_evenly, search
-from nkdlib.models import Residual, Sum, cost, mixed_space, resnet
+from nkdlib.networks import Residual, Sum, cost, mixed_space, resnet
 from nkdlib.training import Schedule
 
 

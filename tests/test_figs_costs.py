@@ -12,8 +12,8 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation
 
 from nkdlib.figs import CostModel, Gates
-from nkdlib.models import Cost, Sum, cost
-from nkdlib.models.channels import channel_groups
+from nkdlib.networks import Cost, Sum, cost
+from nkdlib.networks.channels import channel_groups
 
 AREA = 16  # places of every feature map: inputs are 4 x 4, strides 1
 

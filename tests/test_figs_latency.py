@@ -12,8 +12,8 @@ from torch import nn
 
 import nkdlib.figs.latency as timing
 from nkdlib.figs import Gates, measure_latency, score_evenly
-from nkdlib.models.latency import Latency
-from nkdlib.models.spaces import CellNetwork, mixed_space, residual_space
+from nkdlib.networks.latency import Latency
+from nkdlib.networks.spaces import CellNetwork, mixed_space, residual_space
 
 EACH = {nn.ReLU: 0.5, nn.MaxPool2d: 0.25, nn.AdaptiveAvgPool2d: 0.125}  # for each channel and example
 

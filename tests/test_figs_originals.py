@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nkdlib.figs import Gates, mix, score_by_mixture, score_by_scale, shrink
-from nkdlib.figs.originals import Mixture, scale_penalty
-from nkdlib.models import CellNetwork, Sum
+from nkdlib.compendium.rivals.searches import Mixture, mix, scale_penalty, score_by_mixture, shrink
+from nkdlib.figs import Gates, score_by_scale
+from nkdlib.networks import CellNetwork, Sum
 from nkdlib.training import Schedule
 
 

@@ -13,20 +13,20 @@ ROOT = Path(__file__).parents[1]
 CELLS = [
     """
 import time
-from nkdlib.runtime.progress import progress
+from nkdlib.tasks.progress import progress
 for _ in progress(range(20), "counting"):
     time.sleep(0.05)
 """,
     """
 import torch
-from nkdlib.models import resnet
+from nkdlib.networks import resnet
 from nkdlib.neighbourhoods import split
 print(torch.get_num_threads())
 split(resnet(8, 10), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 16, 16))
 """,
     """
 import pandas as pd
-from nkdlib.claims import Results
+from nkdlib.compendium import Results
 results = Results("00_start_here", "smoke", {})
 results.observe("ND-0", "one_drop_points", 0, 0.25)
 display(results.table(pd.DataFrame({"network": ["teacher"], "params": [1184]}), "sizes", "Sizes"))

@@ -7,12 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # from the top; a package may import from itself and from the layers below its own
-    {"claims", "torchrun"},
-    {"plots"},
+    {"compendium"},
     {"detection", "figs", "neighbourhoods"},
     {"training"},
-    {"models", "data"},
-    {"runtime"},
+    {"networks", "data"},
+    {"tasks"},
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 MODULES = sorted((ROOT / "nkdlib").rglob("*.py"))

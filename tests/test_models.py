@@ -6,8 +6,8 @@ import torchvision.models as zoo
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.models import FORMS, BasicBlock, Cost, Residual, cost, count_params, resnet
-from nkdlib.models.channels import channel_groups, cut, trace
+from nkdlib.networks import FORMS, BasicBlock, Cost, Residual, cost, count_params, resnet
+from nkdlib.networks.channels import channel_groups, cut, trace
 
 PUBLISHED = (
     *("alexnet", "vgg11", "resnet18", "resnet50", "squeezenet1_1", "densenet121", "mobilenet_v2", "mobilenet_v3_large"),

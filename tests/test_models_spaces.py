@@ -15,9 +15,9 @@ from torchvision.models.inception import InceptionA, InceptionC
 
 from nkdlib.figs import CostModel, Gates
 from nkdlib.figs.gates import rebuild
-from nkdlib.models import CellNetwork, Cost, cost, mixed_space, residual_space
-from nkdlib.models.channels import channel_groups
-from nkdlib.models.spaces import DARTS_OPERATORS, MixedBlock, RemovableBlock, darts_operator
+from nkdlib.networks import CellNetwork, Cost, cost, mixed_space, residual_space
+from nkdlib.networks.channels import channel_groups
+from nkdlib.networks.spaces import DARTS_OPERATORS, MixedBlock, RemovableBlock, darts_operator
 
 SPACES = {
     "residual": lambda: residual_space(4, blocks=(1, 2), widths=(4, 6)),

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.models import BasicBlock, Cost, cost, resnet
 from nkdlib.neighbourhoods import Distillation, Distilled, Recipe, distill, recompose, solve
 from nkdlib.neighbourhoods.local import local_error
-from nkdlib.runtime import Cache, make_executor
+from nkdlib.networks import BasicBlock, Cost, cost, resnet
+from nkdlib.tasks import Cache, make_executor
 from nkdlib.training import reestimate_batchnorm
 from nkdlib.training.store import Store
 

@@ -14,19 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nkdlib.models import BasicBlock, cost, resnet
-from nkdlib.neighbourhoods import (
-    Library,
-    Recipe,
-    choose_at_random,
-    choose_locally,
-    choose_uniform,
-    local_error,
-    local_search,
-    recompose,
-    solve,
-)
-from nkdlib.runtime import Cache, cache, make_executor
+from nkdlib.compendium.rivals.student_search import choose_at_random, choose_locally, choose_uniform, local_search
+from nkdlib.neighbourhoods import Library, Recipe, local_error, recompose, solve
+from nkdlib.networks import BasicBlock, cost, resnet
+from nkdlib.tasks import Cache, cache, make_executor
 from nkdlib.training import Store, accuracy, predict, reestimate_batchnorm
 from nkdlib.training.end_to_end import soft_targets
 
@@ -393,7 +384,7 @@ def test_workers_make_the_same_candidates(given, library, made):
 
 FILL = """
 import torch
-from nkdlib.models import resnet
+from nkdlib.networks import resnet
 from nkdlib.neighbourhoods import Library, Recipe
 torch.set_num_threads(1)
 torch.manual_seed(0)

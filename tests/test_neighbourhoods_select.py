@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from nkdlib.neighbourhoods.rivals import choose_at_random, choose_locally, choose_uniform, local_search
+from nkdlib.compendium.rivals.student_search import choose_at_random, choose_locally, choose_uniform, local_search
 from nkdlib.neighbourhoods.select import Menu, Option, select, undominated
 
 COSTS = ("params", "macs", "latency_ms")

@@ -12,11 +12,11 @@ import torchvision.models as zoo
 from conftest import speaking
 from torch import nn
 
-from nkdlib.models import BasicBlock, count_params, resnet
-from nkdlib.models.channels import channel_groups
-from nkdlib.neighbourhoods import Recipe, distill, local_error, narrow, recompose, reset, solve, split
+from nkdlib.neighbourhoods import Recipe, distill, local_error, narrow, recompose, solve, split
 from nkdlib.neighbourhoods.closed_form import Normal, elimination_order, normal_equations, solve_neighbourhood
 from nkdlib.neighbourhoods.students import importance, width_of
+from nkdlib.networks import BasicBlock, count_params, reset, resnet
+from nkdlib.networks.channels import channel_groups
 from nkdlib.training import Store, reestimate_batchnorm
 
 EXACT = torch.float32  # boundaries kept as they are, for comparisons

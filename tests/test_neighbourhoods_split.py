@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import nn
 
-from nkdlib.models import Cost, resnet
 from nkdlib.neighbourhoods import capture, local_error, perturb, recompose, split
+from nkdlib.networks import Cost, resnet
 from nkdlib.training import Store
 
 # by name: pixels, and names in the order in which they run

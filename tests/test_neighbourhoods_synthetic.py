@@ -10,18 +10,11 @@ import torch
 from torch import nn
 
 from nkdlib.data import DeadLeaves, GaussianImages, Images
-from nkdlib.models import resnet
 from nkdlib.neighbourhoods import BoundaryNoise, Library, Recipe, capture, distill, solve, split
-from nkdlib.runtime import Cache
-from nkdlib.training import (
-    Inversion,
-    Schedule,
-    distill_end_to_end,
-    invert,
-    mismatch,
-    predict,
-    reestimate_batchnorm,
-)
+from nkdlib.networks import resnet
+from nkdlib.tasks import Cache
+from nkdlib.training import Schedule, distill_end_to_end, mismatch, predict, reestimate_batchnorm
+from nkdlib.training.inversion import Inversion, invert
 
 SHAPE = (3, 12, 12)
 

@@ -7,8 +7,8 @@ import nbformat
 import papermill
 import pytest
 
-from nkdlib.runtime import run
-from nkdlib.runtime.profiles import PROFILES
+from nkdlib.compendium import run
+from nkdlib.compendium.tiers import PROFILES
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 

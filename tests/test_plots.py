@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from nkdlib import plots
-from nkdlib.claims import CLAIMS, Observation, judge
+from nkdlib.compendium import plots
+from nkdlib.compendium.claims import CLAIMS
+from nkdlib.compendium.judge import Observation, judge
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from playwright.sync_api import sync_playwright
 
-from nkdlib.claims import CLAIMS
-from nkdlib.claims.report import write_pages
-from nkdlib.plots import WATERMARK
-from nkdlib.runtime import run
+from nkdlib.compendium import run
+from nkdlib.compendium.claims import CLAIMS
+from nkdlib.compendium.plots import WATERMARK
+from nkdlib.compendium.report import write_pages
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -46,7 +46,7 @@ def site(reproduced):
     if not (reproduced / "runs" / "smoke" / "00_start_here.ipynb").exists():
         assert run.main(["00_start_here", "--profile", "smoke", "--out", str(reproduced)]) == 0
     places = {"NKD_RUNS": str(reproduced / "runs"), "NKD_FIGURES": str(reproduced / "figures")}
-    command = [sys.executable, "-m", "nkdlib.claims.report", "--profile", "smoke"]
+    command = [sys.executable, "-m", "nkdlib.compendium.report", "--profile", "smoke"]
     done = subprocess.run(command, env={**os.environ, **places}, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return reproduced / "runs" / "report"

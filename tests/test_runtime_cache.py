@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nkdlib.runtime import cache
-from nkdlib.runtime.cache import Artefact, ArtefactDamaged, Cache, Task, open_artefact
-from nkdlib.runtime.executors import make_executor
-from nkdlib.runtime.keys import fingerprint
+from nkdlib.tasks import cache
+from nkdlib.tasks.cache import Artefact, ArtefactDamaged, Cache, Task, open_artefact
+from nkdlib.tasks.executors import make_executor
+from nkdlib.tasks.keys import fingerprint
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def test_a_full_disk_names_the_place_and_the_need(runs, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("nkdlib.runtime.cache.os.fsync", full)
+    monkeypatch.setattr("nkdlib.tasks.cache.os.fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         Cache().call(noise, seed=0, size=1_000)
     assert any("bytes are needed" in note and "noise" in note and "NKD_RUNS" in note for note in caught.value.__notes__)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nkdlib.runtime import keys
-from nkdlib.runtime.keys import reached_code
+from nkdlib.tasks import keys
+from nkdlib.tasks.keys import reached_code
 
 LIBRARY = {
     "__init__.py": '"""Top."""\n',

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import torch
 
-from nkdlib.runtime.executors import InProcess, computing, make_executor
+from nkdlib.tasks.executors import InProcess, computing, make_executor
 
 ORPHANS = """
 import os, time
-from nkdlib.runtime.executors import make_executor
+from nkdlib.tasks.executors import make_executor
 def nap():
     time.sleep(60)
 if __name__ == "__main__":

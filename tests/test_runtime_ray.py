@@ -16,20 +16,20 @@ import torch
 from joblib.externals.loky.backend.reduction import get_loky_pickler
 from torch import nn
 
-from nkdlib.models import resnet
 from nkdlib.neighbourhoods import Recipe, distill
 from nkdlib.neighbourhoods.local import train_local
-from nkdlib.runtime import cache
-from nkdlib.runtime.cache import Cache, Task
-from nkdlib.runtime.executors import make_executor, packed
-from nkdlib.runtime.makespan import makespan
+from nkdlib.networks import resnet
+from nkdlib.tasks import cache
+from nkdlib.tasks.cache import Cache, Task
+from nkdlib.tasks.executors import make_executor, packed
+from nkdlib.tasks.makespan import makespan
 from nkdlib.training.store import Store
 
 RECIPE = Recipe(start="given", steps=3, batch_size=8, holdout=8, bn_images=8, solve_images=2)
 DRIVER = """
 from test_runtime_ray import tasks_of
-from nkdlib.runtime.cache import Cache
-from nkdlib.runtime.executors import make_executor
+from nkdlib.tasks.cache import Cache
+from nkdlib.tasks.executors import make_executor
 with make_executor("ray") as executor:
     Cache().run(tasks_of({notes!r})[::-1], executor)  # the one that waits comes last
 """
@@ -208,7 +208,7 @@ def by_loky(value):
 
 def by_ray(value):
     pytest.importorskip("ray")
-    from nkdlib.runtime.ray_cluster import _content, _Pickler, _Unpickler
+    from nkdlib.tasks.ray_cluster import _content, _Pickler, _Unpickler
 
     file, contents = io.BytesIO(), []
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from joblib import cpu_count
 
-from nkdlib.runtime.measure import Stopwatch, peak_memory_mb
-from nkdlib.runtime.profiles import PROFILES, Profile
-from nkdlib.runtime.progress import Progress, progress
-from nkdlib.runtime.provenance import provenance
+from nkdlib.compendium.provenance import provenance
+from nkdlib.compendium.tiers import PROFILES, Profile
+from nkdlib.tasks.measure import Stopwatch, peak_memory_mb
+from nkdlib.tasks.progress import Progress, progress
 
 
 def test_profiles_are_the_four_budgets_and_smoke_judges_nothing():

@@ -15,9 +15,9 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nkdlib.runtime import run
-from nkdlib.runtime.places import locked
-from nkdlib.runtime.profiles import PROFILES
+from nkdlib.compendium import run
+from nkdlib.compendium.tiers import PROFILES
+from nkdlib.tasks.places import locked
 
 PARAMETERS = """
 profile: str = "cpu"  # the budget
@@ -33,7 +33,7 @@ WORK = """
 import os, time
 from pathlib import Path
 import torch
-from nkdlib.runtime import Cache, Task, make_executor
+from nkdlib.tasks import Cache, Task, make_executor
 
 def task(seed, log):
     while seed > 0 and Path(log).with_name("hold").exists():
@@ -156,7 +156,7 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(comma
 def test_the_papers_size_has_no_notebooks(command, capsys):
     with pytest.raises(SystemExit, match="2"):
         run.main(command("--profile", "paper"))
-    assert "nkdlib.torchrun, as docs/clusters.md says" in capsys.readouterr().err
+    assert "nkdlib.compendium.torchrun, as docs/clusters.md says" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
@@ -199,7 +199,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path, number):
     hold = tmp_path / "out" / "runs" / "hold"  # keeps every task but the first from ending
     hold.parent.mkdir(parents=True)
     hold.touch()
-    started = subprocess.Popen([sys.executable, "-m", "nkdlib.runtime.run", *options], stderr=subprocess.DEVNULL)
+    started = subprocess.Popen([sys.executable, "-m", "nkdlib.compendium.run", *options], stderr=subprocess.DEVNULL)
     cache = hold.parent / "cache" / "task"
     _wait(lambda: any(not path.name.startswith(".") for path in cache.glob("*")))
     family = psutil.Process(started.pid).children(recursive=True)
@@ -214,7 +214,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path, number):
 
 
 def test_two_runs_at_once_do_the_work_once(command, tmp_path):
-    line = [sys.executable, "-m", "nkdlib.runtime.run", *command()]
+    line = [sys.executable, "-m", "nkdlib.compendium.run", *command()]
     with locked(tmp_path / "out" / "runs"):
         both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         for process in both:
@@ -228,7 +228,7 @@ def test_two_runs_at_once_do_the_work_once(command, tmp_path):
 def test_a_terminal_shows_the_steps_of_a_kernel(command, tmp_path):
     terminal, inside = os.openpty()
     termios.tcsetwinsize(inside, (24, 100))
-    line = [sys.executable, "-m", "nkdlib.runtime.run", *command()]
+    line = [sys.executable, "-m", "nkdlib.compendium.run", *command()]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=inside)
     os.close(inside)
     shown = b""

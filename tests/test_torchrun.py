@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from nkdlib.compendium.pictures import Order, Pictures, once
+from nkdlib.compendium.scenes import write_scenes
+from nkdlib.compendium.torchrun import main
 from nkdlib.data import DataNotFound, load
-from nkdlib.detection import write_scenes
-from nkdlib.torchrun import main
 from nkdlib.training import Parallel, Schedule, train
 from nkdlib.training.loop import Descent
 from nkdlib.training.parallel import joined
-from nkdlib.training.pictures import Order, Pictures, once
 
 CPU = torch.device("cpu")
 SPACE = {"stem": 8, "stages": [[3, 8, 1, 2], [3, 8, 1, 1]], "head": 16, "kernels": [3, 5]}

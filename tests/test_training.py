@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nkdlib.models import resnet
+from nkdlib.networks import resnet
 from nkdlib.training import (
     Schedule,
     Store,

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from nkdlib.data.images import Images
-from nkdlib.runtime.progress import Progress
+from nkdlib.tasks.progress import Progress
 
 Decoded = tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]  # by split uint8 (N, C, H, W), (N,); classes
 

@@ -6,7 +6,7 @@ import subprocess
 from http.client import HTTPException
 from pathlib import Path
 
-from nkdlib.runtime.progress import Progress
+from nkdlib.tasks.progress import Progress
 
 CONNECT_SECONDS = 20  # and between two pieces of a download
 APT_SECONDS = 300

@@ -259,3 +259,14 @@ class ShiftFlip:
 
 
 random_shift_flip = ShiftFlip  # the usual augmentation of small images, for `Images.batches(augment=...)`
+
+
+def in_order(images: Images, device: str = "cpu", count: int | None = None, batch_size: int = 500):
+    """Batches of the first `count` images (all where omitted), in order, in channels-last layout.
+
+    >>> from nkdlib.data import load
+    >>> [len(labels) for _, labels in in_order(load("digits"), count=700)]
+    [500, 200]
+    """
+    images = images if count is None else images.subset(min(count, len(images)))
+    return images.batches(min(batch_size, len(images)), shuffle=False, device=device, channels_last=True)

@@ -24,9 +24,9 @@ from nkdlib.data.decode import (
 )
 from nkdlib.data.download import fetch
 from nkdlib.data.images import Images
-from nkdlib.runtime.cache import Artefact, Cache, Task
-from nkdlib.runtime.keys import sha256
-from nkdlib.runtime.places import data_root, locked
+from nkdlib.tasks.cache import Artefact, Cache, Task
+from nkdlib.tasks.keys import sha256
+from nkdlib.tasks.places import data_root, locked
 
 NAMES = ("digits", "fashion-mnist", "cifar10")
 DIGITS_TEST, DIGITS_SEED = 360, 0  # a fifth of the 1,797, stratified by class

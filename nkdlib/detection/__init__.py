@@ -4,7 +4,6 @@ from nkdlib.detection.annotations import Problem
 from nkdlib.detection.batches import DetectionBatches, SquareImages, SSDAugmentation
 from nkdlib.detection.coco import CocoImages, coco_root
 from nkdlib.detection.precision import AveragePrecision, evaluate
-from nkdlib.detection.scenes import write_scenes
 from nkdlib.detection.ssdlite import Detector, feature_maps, ssdlite
 from nkdlib.detection.train import detect, train_detector
 
@@ -22,5 +21,4 @@ __all__ = [
     "feature_maps",
     "ssdlite",
     "train_detector",
-    "write_scenes",
 ]

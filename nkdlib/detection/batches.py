@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nkdlib.detection.coco import CocoImages, Target
-from nkdlib.runtime.progress import Progress
+from nkdlib.tasks.progress import Progress
 
 Batch = tuple[Tensor, list[Target]]  # uint8 (B, 3, S, S), targets with boxes in its pixels
 DetectionAugmentation = Callable[[Tensor, list[Target], np.random.Generator], Batch]

@@ -19,11 +19,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead, _extra_block, _normal_init
 from torchvision.ops import StochasticDepth, box_iou
 
-from nkdlib.models.cost import Cost
-from nkdlib.models.cost import cost as cost_of
-from nkdlib.models.modes import evaluating
-from nkdlib.training.evaluate import device_of
-from nkdlib.training.loop import own_random_numbers
+from nkdlib.networks.cost import Cost
+from nkdlib.networks.cost import cost as cost_of
+from nkdlib.networks.module import device_of, evaluating, seeded
 
 Tap = int | str  # a stride, or the name of a submodule or of a node of the traced network
 
@@ -226,7 +224,7 @@ def ssdlite(
     Raises:
         ValueError: see `feature_maps`; a network without a convolution, no taps.
 
-    >>> from nkdlib.models import residual_space
+    >>> from nkdlib.networks import residual_space
     >>> detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16])
     >>> len(detector.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     1
@@ -243,7 +241,7 @@ def ssdlite(
     with evaluating(body), torch.no_grad():
         widths = [features.shape[1] for features in body(example)]
     anchors = DefaultBoxGenerator([list(ratios)] * (len(taps) + len(extra)), *scales)
-    with own_random_numbers(torch.device("cpu"), seed):
+    with seeded(torch.device("cpu"), seed):
         blocks = nn.ModuleList()
         for width in extra:
             blocks.append(_extra_block(widths[-1], width, norm))

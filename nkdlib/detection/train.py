@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nkdlib.detection.ssdlite import Detector
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.module import device_of
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.parallel import Parallel
 
@@ -41,7 +41,7 @@ def train_detector(
 
     >>> import torch
     >>> from nkdlib.detection import ssdlite
-    >>> from nkdlib.models import residual_space
+    >>> from nkdlib.networks import residual_space
     >>> from nkdlib.training import Schedule
     >>> detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16])
     >>> target = {"boxes": torch.tensor([[4.0, 4.0, 20.0, 20.0]]), "labels": torch.tensor([1]), "image_id": 7}
@@ -72,7 +72,7 @@ def detect(detector: Detector, batches: Iterable[Batch]) -> list[dict]:
 
     >>> import torch
     >>> from nkdlib.detection import ssdlite
-    >>> from nkdlib.models import residual_space
+    >>> from nkdlib.networks import residual_space
     >>> detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16])
     >>> batch = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [{"image_id": 7}]
     >>> [sorted(found) for found in detect(detector, [batch])]

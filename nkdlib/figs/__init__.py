@@ -6,7 +6,6 @@ Chaudhuri, Eban, Li, Moroz and Movshovitz-Attias, arXiv 2006.09581.
 from nkdlib.figs.cost import CostModel
 from nkdlib.figs.gates import Gates, rebuild
 from nkdlib.figs.latency import LatencyModel, measure_latency
-from nkdlib.figs.originals import mix, score_by_mixture, shrink
 from nkdlib.figs.rivals import score_at_random, score_by_magnitude, score_by_scale, score_evenly
 from nkdlib.figs.search import Found, Search, search
 
@@ -17,13 +16,10 @@ __all__ = [
     "LatencyModel",
     "Search",
     "measure_latency",
-    "mix",
     "rebuild",
     "score_at_random",
     "score_by_magnitude",
-    "score_by_mixture",
     "score_by_scale",
     "score_evenly",
     "search",
-    "shrink",
 ]

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.channels import ChannelGroup
-from nkdlib.models.cost import Cost, cost
-from nkdlib.models.modes import evaluating
+from nkdlib.networks.channels import ChannelGroup
+from nkdlib.networks.cost import Cost, cost
+from nkdlib.networks.module import evaluating
 
 COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
 FREE = {"params": (0, 0, 0, 0), "macs": (0, 0, 0, 0)}
@@ -43,7 +43,7 @@ class CostModel:
         example: (B, C, H, W), an input of the size that MACs are counted for.
         operators: paths of submodules that can be left out as a whole; each counts 0 or 1.
 
-    >>> from nkdlib.models.channels import channel_groups
+    >>> from nkdlib.networks.channels import channel_groups
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(2), nn.Flatten(1), nn.Linear(8, 2)).eval()
     >>> model = CostModel(net, channel_groups(net, torch.zeros(1, 3, 3, 3)), torch.zeros(1, 3, 3, 3))
     >>> model({"0": 8}), model({"0": 4})

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nkdlib.figs.cost import COUNTED, CostModel
-from nkdlib.models.channels import channel_groups, cut
-from nkdlib.models.modes import evaluating
-from nkdlib.models.spaces import Sum
+from nkdlib.networks.channels import channel_groups, cut
+from nkdlib.networks.module import evaluating
+from nkdlib.networks.spaces import Sum
 
 
 class Gates(nn.Module):

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from nkdlib.figs.cost import Rates
 from nkdlib.figs.gates import Gates
 from nkdlib.figs.rivals import score_at_random, score_evenly
-from nkdlib.models.latency import Latency, latencies
-from nkdlib.runtime.progress import progress
+from nkdlib.networks.latency import Latency, latencies
+from nkdlib.tasks.progress import progress
 
 METRIC = "latency_ms"
 SHARES = (1.0, 0.7, 0.45, 0.2, 0.1)  # of channels that uniformly narrow networks keep; few come to a multiple of 8
@@ -70,7 +70,7 @@ def measure_latency(
 
     >>> import torch
     >>> from nkdlib.figs import Gates
-    >>> from nkdlib.models import residual_space
+    >>> from nkdlib.networks import residual_space
     >>> gates = Gates(residual_space(10), torch.zeros(1, 3, 16, 16))
     >>> measured = measure_latency(gates, networks=5, rounds=2)  # doctest: +ELLIPSIS
     timing layers: ...

@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nkdlib.figs.gates import Gates
-from nkdlib.models.cost import Cost
-from nkdlib.runtime.progress import Progress
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.cost import Cost
+from nkdlib.networks.module import device_of
+from nkdlib.tasks.progress import Progress
 from nkdlib.training.loop import Descent, Schedule, minimize
 from nkdlib.training.parallel import Parallel
 
@@ -107,7 +107,7 @@ def search(
         FloatingPointError: a loss that is not finite.
 
     >>> import torch
-    >>> from nkdlib.models import residual_space
+    >>> from nkdlib.networks import residual_space
     >>> batch = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
     >>> found = search(
     ...     residual_space(2, blocks=(1, 1), widths=(8, 8)), batch[0][:1], [batch] * 10, 1_000, recipe=Search(steps=10)

@@ -9,10 +9,9 @@ from nkdlib.neighbourhoods.distill import Distillation, Distilled, distill, solv
 from nkdlib.neighbourhoods.library import Library
 from nkdlib.neighbourhoods.local import Recipe, local_error
 from nkdlib.neighbourhoods.prediction import Composition, Forecast
-from nkdlib.neighbourhoods.rivals import choose_at_random, choose_locally, choose_uniform, local_search
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, perturb, recompose, split
-from nkdlib.neighbourhoods.students import narrow, reset
+from nkdlib.neighbourhoods.students import narrow
 
 __all__ = [
     "Boundaries",
@@ -29,16 +28,11 @@ __all__ = [
     "Recipe",
     "Selection",
     "capture",
-    "choose_at_random",
-    "choose_locally",
-    "choose_uniform",
     "distill",
     "local_error",
-    "local_search",
     "narrow",
     "perturb",
     "recompose",
-    "reset",
     "select",
     "solve",
     "split",

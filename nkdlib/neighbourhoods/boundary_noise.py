@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from nkdlib.data.noise import NoiseImages, field
-from nkdlib.models.modes import evaluating
 from nkdlib.neighbourhoods.capture import inputs_within
 from nkdlib.neighbourhoods.split import Neighbourhoods
-from nkdlib.runtime.progress import progress
+from nkdlib.networks.module import evaluating
+from nkdlib.tasks.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.inversion import Memory
 

@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import Cost
-from nkdlib.models.latency import Latency, latencies
 from nkdlib.neighbourhoods.capture import first_batch
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.starts import Student, begin, pairs_of
-from nkdlib.runtime.cache import Artefact, Cache, Task
-from nkdlib.runtime.executors import make_executor
-from nkdlib.runtime.keys import digest, fingerprint
-from nkdlib.runtime.measure import Stopwatch
-from nkdlib.runtime.provenance import provenance
+from nkdlib.networks.cost import Cost
+from nkdlib.networks.latency import Latency, latencies
+from nkdlib.tasks.cache import Artefact, Cache, Task
+from nkdlib.tasks.executors import make_executor
+from nkdlib.tasks.keys import digest, fingerprint
+from nkdlib.tasks.measure import Stopwatch, cpu_name
 from nkdlib.training.store import Store, images_of
 
 
@@ -120,7 +119,7 @@ def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], tim
     keys = [(fingerprint(module), shape) for module, shape in blanks]
     different = dict(zip(keys, blanks, strict=True))
     kwargs = {"modules": list(different.values()), "timing": timing, "device": str(modules[0][1].device)}
-    kwargs["hardware"] = provenance({})["hardware"]["cpu"]
+    kwargs["hardware"] = cpu_name()
     task = Task(time_modules, kwargs, f"{len(different)} modules")
     (artefact,) = cache.run([task], make_executor(threads=timing.threads), "measuring latencies")
     found = dict(zip(different, artefact.info["latencies"], strict=True))

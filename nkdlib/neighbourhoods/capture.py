@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.split import Neighbourhoods
+from nkdlib.networks.module import device_of
 from nkdlib.training.batchnorm import reestimate_batchnorm
-from nkdlib.training.evaluate import device_of
 from nkdlib.training.store import Store, first_images, images_of
 
 BATCH = 256  # images of one tensor that go through the teacher at a time
@@ -178,7 +178,7 @@ def capture(
         OverflowError: an activation that is not finite in `dtype`.
 
     >>> import torch
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
     >>> from nkdlib.neighbourhoods import split
     >>> pieces = split(teacher, ["layer1.0", "layer2.0"], images[0])

@@ -12,18 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import Cost, cost
-from nkdlib.models.modes import evaluating
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, repeatable
 from nkdlib.neighbourhoods.local import LocalTraining, Recipe, train_local
 from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
 from nkdlib.neighbourhoods.tables import Tabled
-from nkdlib.runtime.cache import Cache, Task
-from nkdlib.runtime.executors import InProcess, Processes, gather, make_executor
-from nkdlib.runtime.measure import Stopwatch
-from nkdlib.runtime.progress import Progress
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.cost import Cost, cost
+from nkdlib.networks.module import device_of, evaluating
+from nkdlib.tasks.cache import Cache, Task
+from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
+from nkdlib.tasks.measure import Stopwatch
+from nkdlib.tasks.progress import Progress
 
 Executor = InProcess | Processes
 Students = Mapping[str, Student | Mapping[str, Student]]
@@ -147,7 +146,7 @@ def distill(
         FloatingPointError: a loss that is not finite.
 
     >>> import torch
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
     >>> result = distill(teacher, {"layer1.0": 0.5}, images, Recipe(steps=2, batch_size=16, holdout=16))
     ... # doctest: +ELLIPSIS
@@ -207,7 +206,7 @@ def solve(teacher: nn.Module, students: Students, inputs: Iterable, recipe: Reci
     """Students in closed form alone, without a gradient step; arguments and result as for `distill`.
 
     >>> import torch
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
     >>> result = solve(teacher, {"layer1.0": 0.5}, images, Recipe(holdout=16))
     >>> 0 < result["layer1.0"].local_error < 1

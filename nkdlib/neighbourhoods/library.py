@@ -14,8 +14,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nkdlib.models.cost import cost
-from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.candidates import (
     Candidate,
     Known,
@@ -33,11 +31,14 @@ from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
 from nkdlib.neighbourhoods.tables import Tabled
-from nkdlib.runtime.cache import Artefact, Cache, Task
-from nkdlib.runtime.keys import fingerprint, sha256
-from nkdlib.runtime.progress import progress
+from nkdlib.networks.cost import cost
+from nkdlib.networks.latency import Latency
+from nkdlib.networks.module import device_of
+from nkdlib.tasks.cache import Artefact, Cache, Task
+from nkdlib.tasks.keys import fingerprint, sha256
+from nkdlib.tasks.progress import progress
 from nkdlib.training.batchnorm import reestimate_batchnorm
-from nkdlib.training.evaluate import accuracy, device_of
+from nkdlib.training.evaluate import accuracy
 from nkdlib.training.store import first_images
 
 TEACHER, IDENTITY = "teacher", "identity"  # labels that every library has, the second where shapes allow
@@ -58,7 +59,7 @@ class Library(Tabled):
         ValueError: names, widths or shapes that do not fit; images that come in another order in every pass.
 
     >>> import tempfile
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> teacher, images = resnet(8, 10, seed=0).eval(), torch.randn(96, 3, 16, 16)
     >>> library = Library(
     ...     teacher, {"layer1.0": [0.25, 0.5], "layer2.0": [0.5]}, images, Recipe(steps=0, holdout=32),

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nkdlib.runtime.measure import Stopwatch
+from nkdlib.networks.module import device_of
+from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.batchnorm import NORMS, reestimate_batchnorm
-from nkdlib.training.evaluate import device_of
 from nkdlib.training.loop import Descent, Schedule
 from nkdlib.training.store import Store
 

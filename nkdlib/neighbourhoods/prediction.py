@@ -14,11 +14,11 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from nkdlib.models.latency import Latency
 from nkdlib.neighbourhoods.candidates import Known
 from nkdlib.neighbourhoods.select import Selection
 from nkdlib.neighbourhoods.split import recompose
 from nkdlib.neighbourhoods.tables import Tabled
+from nkdlib.networks.latency import Latency
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.end_to_end import soft_targets
 

@@ -15,10 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.models.cost import Cost, cost
-from nkdlib.models.modes import evaluating
 from nkdlib.neighbourhoods.tables import Tabled
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.cost import Cost, cost
+from nkdlib.networks.module import device_of, evaluating
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
         ValueError: a name that does not exist, overlaps another, or is not run exactly once in a forward pass on
             one tensor that gives one tensor.
 
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> split(resnet(8, 10, seed=0), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 32, 32)).names
     ['layer1.0', 'layer2.0']
     """
@@ -218,7 +217,7 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
     Raises:
         ValueError: names that do not exist or overlap.
 
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> teacher = resnet(8, 10, seed=0)
     >>> network = recompose(teacher, {"layer1.0": nn.Identity()})
     >>> network.layer1[0], teacher.layer1[0].conv1.in_channels
@@ -259,7 +258,7 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
         seed: of the noise.
 
     >>> import torch
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> perturb(resnet(8, 10, seed=0), {"layer1.0": 0.2}, seed=0)(torch.zeros(1, 3, 8, 8)).shape
     torch.Size([1, 10])
     """

@@ -11,8 +11,9 @@ from nkdlib.neighbourhoods.capture import BATCH, Boundaries, inputs_within
 from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, recompose
-from nkdlib.neighbourhoods.students import narrow, reset
-from nkdlib.runtime.measure import Stopwatch
+from nkdlib.neighbourhoods.students import narrow
+from nkdlib.networks.module import reset
+from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.store import Store, first_images
 
 Student = nn.Module | float  # a module, or an inner width of the teacher's own layers

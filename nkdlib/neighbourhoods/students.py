@@ -1,12 +1,8 @@
 """Students made from a teacher's own neighbourhood: the same layers with fewer channels inside."""
 
-import copy
-
 from torch import Tensor, nn
 
-from nkdlib.models.channels import ChannelGroup, channel_groups, cut
-from nkdlib.training.evaluate import device_of
-from nkdlib.training.loop import own_random_numbers
+from nkdlib.networks.channels import ChannelGroup, channel_groups, cut
 
 
 def width_of(group: ChannelGroup, width: float) -> int:
@@ -45,7 +41,7 @@ def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
         ValueError: a width that is not positive, or a neighbourhood without inner channels.
 
     >>> import torch
-    >>> from nkdlib.models import BasicBlock
+    >>> from nkdlib.networks import BasicBlock
     >>> narrow(BasicBlock(8, 8), torch.zeros(1, 8, 4, 4), 0.5).conv1.out_channels
     4
     """
@@ -63,19 +59,3 @@ def inner_groups(piece: nn.Module, example: Tensor, joined: bool = True) -> list
             "out; give a student module instead"
         )
     return groups
-
-
-def reset(module: nn.Module, seed: int) -> nn.Module:
-    """A copy with new random weights, by each layer's own `reset_parameters`; others (a class token) stay.
-
-    >>> layer = nn.Linear(2, 2)
-    >>> reset(layer, seed=0).weight.equal(reset(layer, seed=0).weight), reset(layer, seed=0).weight.equal(layer.weight)
-    (True, False)
-    """
-    fresh = copy.deepcopy(module)
-    with own_random_numbers(device_of(fresh), seed):
-        for layer in fresh.modules():
-            again = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-            if again is not None:
-                again()
-    return fresh

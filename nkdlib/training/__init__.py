@@ -7,10 +7,8 @@ from nkdlib.training.inversion import Inversion, invert
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.parallel import Parallel
 from nkdlib.training.store import Store, images_of
-from nkdlib.training.teacher import Architecture, in_order, load_teacher, train_teacher
 
 __all__ = [
-    "Architecture",
     "EndToEnd",
     "Inversion",
     "Parallel",
@@ -19,13 +17,10 @@ __all__ = [
     "accuracy",
     "distill_end_to_end",
     "images_of",
-    "in_order",
     "invert",
-    "load_teacher",
     "minimize",
     "mismatch",
     "predict",
     "reestimate_batchnorm",
     "train",
-    "train_teacher",
 ]

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.module import device_of
 from nkdlib.training.store import first_images
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -85,7 +85,7 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
     Raises:
         ValueError: no BatchNorm2d with statistics, or no image.
 
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> list(mismatch(resnet(8, 10, seed=0), [torch.randn(32, 3, 8, 8)]))[:2]
     ['stem.1', 'layer1.0.bn1']
     """

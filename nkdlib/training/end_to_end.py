@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nkdlib.models.modes import evaluating
-from nkdlib.runtime.measure import Stopwatch
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.module import device_of, evaluating
+from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.parallel import Parallel
 from nkdlib.training.store import Store, images_of
@@ -111,7 +110,7 @@ def distill_end_to_end(
         ValueError: `label_weight` outside 0 to 1, or positive where `inputs` has no labels.
         FloatingPointError: a loss that is not finite.
 
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> teacher, student, images = resnet(8, 10, seed=0), resnet(8, 10, seed=1), torch.randn(32, 3, 8, 8)
     >>> result = distill_end_to_end(teacher, student, [images], Schedule(steps=2, batch_size=16))
     >>> len(result.losses)

@@ -6,14 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from nkdlib.networks.module import device_of
 from nkdlib.training.store import images_of
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a module's first parameter or buffer lies; the CPU where it has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nkdlib.runtime.progress import progress
-from nkdlib.training.evaluate import device_of
+from nkdlib.networks.module import device_of
+from nkdlib.tasks.progress import progress
 from nkdlib.training.store import images_of
 
 
@@ -46,7 +46,7 @@ def invert(
     Raises:
         ValueError: a teacher without BatchNorm2d.
 
-    >>> from nkdlib.models import resnet
+    >>> from nkdlib.networks import resnet
     >>> images = invert(resnet(8, 10, seed=0), [torch.randn(8, 3, 8, 8)], Inversion(steps=2))  # doctest: +ELLIPSIS
     making images: ...
     >>> images[0].shape

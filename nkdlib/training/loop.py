@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from nkdlib.runtime.progress import Progress
+from nkdlib.networks.module import seeded
+from nkdlib.tasks.progress import Progress
 from nkdlib.training.batchnorm import NORMS
 from nkdlib.training.parallel import Parallel
 
@@ -49,20 +50,6 @@ class Schedule:
         if step + 1 < rise:
             return (step + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (step + 1 - rise) / max(self.steps + 1 - rise, 1)))
-
-
-@contextmanager
-def own_random_numbers(device: torch.device, seed: int) -> Iterator[None]:
-    """Within it, what torch draws on a device comes from `seed`; afterwards its generator is as it was."""
-    generator = torch.default_generator
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    state = generator.get_state()
-    generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        generator.set_state(state)
 
 
 class Descent:
@@ -136,7 +123,7 @@ class Descent:
         for part, loss in enumerate(losses, place):
             if values and before:  # each part finds the same statistics, wherever it is
                 torch._foreach_copy_(self.statistics, before)
-            draws = own_random_numbers(device, self.seed + step + (part << 32))
+            draws = seeded(device, self.seed + step + (part << 32))
             with draws, torch.autocast(device.type, torch.bfloat16) if self.schedule.amp else nullcontext():
                 value = loss()
             value.backward(torch.full_like(value, 1 / len(losses)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nkdlib.data.images import random_rows
-from nkdlib.runtime.keys import digest
+from nkdlib.tasks.keys import digest
 
 Batch = Tensor | tuple | list
 

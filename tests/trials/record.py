@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from nkdlib.runtime.provenance import provenance
+from nkdlib.compendium.provenance import provenance
 
 ROOT = Path(__file__).parents[2]
 TRIALS = ROOT / "runs" / "trials"

@@ -42,7 +42,7 @@ def reproduce(checkout: Path, target: str = "reproduce", **more: object) -> tupl
 
 def observed(figures: Path) -> dict[tuple, float]:
     """Every observation of a folder of figures but those that are seconds."""
-    from nkdlib.claims.catalogue import claim_by_id
+    from nkdlib.compendium.claims import claim_by_id
 
     rows = [row for path in figures.glob("smoke/*/observations.json") for row in read(path)["observations"]]
     timed = {row["metric"] for row in rows if claim_by_id(row["claim"]).criterion(row["metric"]).unit in SECONDS}
@@ -111,7 +111,7 @@ def killed(record: Record, expected: dict) -> None:
 def kill(process: subprocess.Popen, way: str) -> None:
     """End a run: everything at once, the runner alone, the runner politely, or its kernel."""
     family = psutil.Process(process.pid).children(recursive=True)
-    runner = [member for member in family if "nkdlib.runtime.run" in member.cmdline()]
+    runner = [member for member in family if "nkdlib.compendium.run" in member.cmdline()]
     kernels = [member for member in family if "ipykernel_launcher" in " ".join(member.cmdline())]
     with suppress(psutil.Error, ProcessLookupError):
         if way == "everything":
@@ -275,7 +275,7 @@ def places(record: Record, expected: dict) -> None:
             row.end(process.returncode and "To bring it yourself" in said and "Traceback" not in said, last(said))
     with clone("elsewhere") as checkout, tempfile.TemporaryDirectory() as folder:
         with record("another working directory, the runner by hand", "the same; nothing left there") as row:
-            command = [sys.executable, "-m", "nkdlib.runtime.run", NOTEBOOK, "--profile", "smoke"]
+            command = [sys.executable, "-m", "nkdlib.compendium.run", NOTEBOOK, "--profile", "smoke"]
             done = subprocess.run(
                 command, cwd=folder, env=os.environ | {"PYTHONPATH": str(checkout)}, capture_output=True, text=True
             )

@@ -1,0 +1,60 @@
+"""Where a number comes from: code, parameters, data, packages, hardware and time. Never who or which host."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+from joblib import cpu_count
+
+from nkdlib.tasks.measure import cpu_name
+from nkdlib.tasks.places import checkout
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "safetensors")
+
+
+def _git(*command: str) -> str | None:
+    try:
+        command = ["git", "-C", str(checkout() or os.devnull), *command]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return None
+
+
+def provenance(
+    parameters: Mapping[str, object], data_digest: str = "", seconds: Mapping[str, float] | None = None
+) -> dict[str, object]:
+    """Return the provenance of a notebook's results, ready for JSON.
+
+    parameters: what the notebook ran with; of an absolute path only the last part is kept.
+    data_digest: fingerprint of the data. seconds: wall and CPU seconds by name.
+    """
+    status = _git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(status) if status is not None else None,
+        "parameters": {
+            name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+            for name, value in parameters.items()
+        },
+        "seeds": parameters.get("seeds"),
+        "data": data_digest,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()} {platform.libc_ver()[0]}".strip(),
+        "cuda": torch.version.cuda if gpu else None,
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": cpu_count(),
+            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "gpu": gpu,
+        },
+        "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,192 @@
+"""The algorithms that the search spaces came with, which FiGS is compared with.
+
+MorphNet (Gordon et al. 2017, arXiv 1711.06798) and AtomNAS (Mei et al. 2019, arXiv 1912.09640) shrink BatchNorm's
+scales under a penalty that weighs every channel by its cost, and keep the largest; DARTS (Liu et al. 2018, arXiv
+1806.09055) mixes operators by a softmax and keeps the strongest.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nkdlib.figs.gates import Gates
+from nkdlib.figs.rivals import scales, score_evenly
+from nkdlib.networks.module import device_of
+from nkdlib.networks.spaces import Sum
+from nkdlib.training.loop import Descent, Schedule, minimize
+
+# DEVIATION D12: short versions; what is kept is decided by rank within the budget, without a width multiplier.
+ALIVE = 0.01  # a scale from which on a channel counts as alive (MorphNet's threshold for "gamma")
+
+
+def shrink(
+    network: nn.Module,
+    example: Tensor,
+    batches: Iterable,
+    metric: str,
+    strength: float,
+    schedule: Schedule,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> list[float]:
+    """Train with a penalty on BatchNorm's scales, weighed by what their channels cost.
+
+    The penalty is `strength` times the sum over channels of `|gamma|` and the cost that one more channel of its group
+    has beside those that live, as a share of the whole network's cost (MorphNet, equation 5). `score_by_scale` then
+    ranks what is left, for any target.
+
+    Args:
+        network: trained in place.
+        example: (B, C, H, W), an input of the size that MACs are counted for.
+        batches: of (images, labels).
+        metric: the cost.
+        strength: of the penalty.
+        schedule: of the weights.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ValueError: a group that no BatchNorm carries.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from nkdlib.training import Schedule
+    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
+    >>> batch = torch.randn(8, 1, 4, 4), torch.zeros(8, 4, 4).long()
+    >>> len(shrink(net, batch[0][:1], [batch] * 3, "params", 0.1, Schedule(steps=3)))
+    3
+    """
+    gates, device = Gates(network, example), device_of(network)
+    gates.remove()  # only what it knows of groups and costs is used
+    scale_penalty(gates, metric)  # before the first step: can every group be paid for?
+
+    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
+        value = loss(network(batch[0].to(device)), batch[1].to(device))
+        return value + strength * scale_penalty(gates, metric)
+
+    return minimize(network, batches, objective, schedule, "a network with shrinking scales")
+
+
+def scale_penalty(gates: Gates, metric: str) -> Tensor:
+    """The sum over channels of |gamma| times the cost of one more channel of the group, over the whole cost."""
+    sizes = [scales(gates, name) for name in gates.groups]
+    living = torch.stack([(size.detach() > ALIVE).sum() for size in sizes]).double()
+    counts = torch.cat([living, living.new_ones(len(gates.operators))]).requires_grad_()
+    (each,) = torch.autograd.grad(gates.model.expected(counts, metric), counts)
+    paid = torch.stack([size.sum() for size in sizes]) @ each[: len(sizes)].float()
+    return paid / gates.model.total(gates.model.sizes, metric)
+
+
+class Mixture(nn.Module):
+    """Weights on the operators of every edge, a softmax with one place for no operator at all (DARTS, equation 2).
+
+    An edge holds the operators of a sum that read the same input.
+
+    Args:
+        network: with `Sum` modules; mixed in place until `remove`.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.edges = {
+            (path, edge): [f"{path}.operators.{name}" for name in names]
+            for path, part in network.named_modules()
+            if isinstance(part, Sum)
+            for edge, names in part.edges().items()
+        }
+        self.logits = nn.ParameterList(nn.Parameter(torch.zeros(len(names) + 1)) for names in self.edges.values())
+        self.to(device_of(network))
+        self._hooks = [
+            network.get_submodule(path).register_forward_hook(
+                lambda _, __, y, logits=logits, place=place: y * logits.softmax(0)[place]
+            )
+            for logits, names in zip(self.logits, self.edges.values(), strict=True)
+            for place, path in enumerate(names)
+        ]
+
+    @property
+    def weights(self) -> dict[tuple[str, str], dict[str, float]]:
+        """The weight of every operator, by edge and path."""
+        return {
+            edge: dict(zip(names, logits.softmax(0).tolist(), strict=False))
+            for (edge, names), logits in zip(self.edges.items(), self.logits, strict=True)
+        }
+
+    def remove(self) -> None:
+        """Take the mixture off again."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def mix(
+    network: nn.Module,
+    batches: Iterable,
+    held_out: Iterable,
+    schedule: Schedule,
+    rate: float,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> dict[tuple[str, str], dict[str, float]]:
+    """DARTS of first order: in turns a step of the weights on `batches` and one of the mixture on `held_out`.
+
+    Args:
+        network: trained in place.
+        batches, held_out: of (images, labels), of different images.
+        schedule: of the weights.
+        rate: of the mixture's Adam; betas and weight decay are DARTS' own (0.5 and 0.999, 1e-3).
+
+    Returns:
+        The weight of every operator, by edge and path.
+
+    >>> import torch
+    >>> from nkdlib.networks import CellNetwork
+    >>> from nkdlib.training import Schedule
+    >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
+    >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
+    >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
+    >>> list(weights)
+    [('cells.0.nodes.0', '0'), ('cells.0.nodes.0', '1')]
+    """
+    mixture, device = Mixture(network), device_of(network)
+    chooser = torch.optim.Adam(mixture.parameters(), rate, (0.5, 0.999), weight_decay=1e-3)
+    descent = Descent(network, schedule, "a mixture of operators")
+
+    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss(network(batch[0].to(device)), batch[1].to(device))
+
+    try:
+        for _, batch, other in zip(range(schedule.steps), batches, held_out, strict=False):
+            chooser.zero_grad()
+            objective(other).backward()
+            chooser.step()
+            descent.step(lambda batch=batch: objective(batch))
+        descent.finish()
+    finally:
+        mixture.remove()
+    return mixture.weights
+
+
+@torch.no_grad()
+def score_by_mixture(gates: Gates, weights: dict[tuple[str, str], dict[str, float]], edges: int = 2) -> Gates:
+    """Of each sum the strongest operator of its strongest `edges` (DARTS, section 2.4), channels evenly.
+
+    >>> import torch
+    >>> from nkdlib.figs import Gates
+    >>> from nkdlib.networks import CellNetwork
+    >>> from nkdlib.training import Schedule
+    >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
+    >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
+    >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
+    >>> gates = score_by_mixture(Gates(network, batch[0][:1]), weights, edges=1).fit("params", 1_300)
+    >>> sum(gates.counts[name] for name in gates.operators)
+    1
+    """
+    score_evenly(gates)
+    for path in gates.sums:
+        strongest = [max(ops.items(), key=lambda item: item[1]) for (owner, _), ops in weights.items() if owner == path]
+        kept = {name for name, _ in sorted(strongest, key=lambda item: -item[1])[:edges]}
+        for name in gates.sums[path].operators:
+            slot = gates.slots[f"{path}.operators.{name}"]
+            gates.log_odds[slot] = torch.inf if f"{path}.operators.{name}" in kept else -torch.inf
+    return gates

@@ -1,0 +1,235 @@
+"""Run notebooks under a profile: `python -m nkdlib.compendium.run notebooks/01_*.ipynb --profile cpu`.
+
+A notebook runs when it, its parameters, nkdlib, the pinned packages or the outputs it left have changed since
+its last run. What it computes is kept in the artefact cache, so a run that was killed goes on from there.
+"""
+
+import argparse
+import difflib
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from unittest.mock import patch
+
+import nbformat
+import papermill
+import torch
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
+from tqdm import tqdm
+
+from nkdlib.compendium.tiers import PROFILES
+from nkdlib.tasks.executors import EXECUTORS, computing
+from nkdlib.tasks.keys import SOURCES
+from nkdlib.tasks.measure import ChildrenMemory
+from nkdlib.tasks.places import checkout, figures_root, locked, runs_root
+
+ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class OwnKernel(AsyncKernelManager):
+    """This interpreter's kernel, whatever kernels the user has installed under its name; its sockets are private."""
+
+    def __init__(self, **settings: object):
+        own, sockets = KernelSpecManager(kernel_dirs=[]), f"{os.environ['IPYTHONDIR']}/kernel"
+        super().__init__(kernel_spec_manager=own, transport="ipc", ip=sockets, **settings)
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: object) -> None:
+        # What compiled code prints, as HiGHS does, is in nobody's way; a notebook's own words are its outputs.
+        await super()._async_launch_kernel(kernel_cmd, **settings, stdout=subprocess.DEVNULL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with its parameters."""
+
+    notebook: Path
+    profile: str
+    parameters: dict[str, object]
+
+    def output(self, ending: str) -> Path:
+        """Return the file `<stem>.<ending>` in the profile's folder of runs."""
+        return runs_root() / self.profile / f"{self.notebook.stem}.{ending}"
+
+
+def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list[Job]:
+    """Return the jobs that the command line asks for; calls `refuse` with what no run could satisfy."""
+    profile = PROFILES[options.profile]
+    named = {key: getattr(options, key) for key in ("data", "seeds", "jobs", "device", "executor")}
+    if not profile.parameters and profile.judged:
+        refuse(
+            f"profile {profile.name} is trained by nkdlib.compendium.torchrun (docs/clusters.md) and has no notebooks; "
+            "choose gpu, with EXECUTOR=ray for many machines"
+        )
+    if str(named["device"] or profile.device).startswith("cuda") and not torch.cuda.is_available():
+        refuse(f"profile {profile.name} runs on a GPU and none is usable here; choose profile cpu")
+    folder, jobs = (checkout() or Path.cwd()) / "notebooks", []
+    for notebook in options.notebooks or sorted(folder.glob("*.ipynb")):
+        notebook = notebook if notebook.suffix else folder / f"{notebook}.ipynb"
+        if not notebook.is_file():
+            refuse(f"there is no notebook {notebook}")
+        try:
+            declared = papermill.inspect_notebook(str(notebook))
+        except ValueError as error:  # not a notebook, or one that names no kernel
+            refuse(f"{notebook} cannot be read: {error}")
+        parameters = profile.for_notebook(notebook.stem, **named)
+        for name in parameters.keys() - declared.keys():
+            near = ", ".join(difflib.get_close_matches(name, declared, n=3, cutoff=0) or ["none"])
+            refuse(f"{notebook.name} declares no parameter `{name}`; the nearest it has: {near}")
+        jobs.append(Job(notebook.resolve(), profile.name, parameters))
+    return jobs
+
+
+def state(job: Job) -> dict[str, object]:
+    """Return what a run depends on and what it left, files as digests; equal states need no new run.
+
+    A notebook that reads other notebooks' results names them in its metadata, as patterns below the profile's
+    figures: `{"nkdlib": {"reads": ["*/observations.json"]}}`.
+    """
+    notebook = nbformat.read(job.notebook, as_version=4)
+    figures = figures_root() / job.profile
+    files = [*SOURCES.glob("nkdlib/**/*.py"), *SOURCES.glob("requirements.txt")]
+    for pattern in (f"{job.notebook.stem}/**/*", *notebook.metadata.get("nkdlib", {}).get("reads", [])):
+        files += filter(Path.is_file, figures.glob(pattern))
+    return {
+        "cells": [[cell.cell_type, cell.source] for cell in notebook.cells],
+        "parameters": json.loads(json.dumps(job.parameters)),
+        "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+
+
+def up_to_date(job: Job) -> bool:
+    """Tell whether the job's last run ended well and nothing that it depends on or left has changed since."""
+    try:
+        stamp = json.loads(job.output("stamp.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return job.output("ipynb").is_file() and stamp == state(job)
+
+
+def execute(job: Job) -> str | None:
+    """Run one notebook; return None, or the error of the cell that failed.
+
+    The executed notebook is `runs/<profile>/<stem>.ipynb`; one that failed is kept as `<stem>.failed.ipynb`.
+    """
+    stem, running, failed = job.notebook.stem, job.output("running.ipynb"), job.output("failed.ipynb")
+    running.parent.mkdir(parents=True, exist_ok=True)
+    job.output("stamp.json").unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
+    print(f"{stem}: started", flush=True)
+    started, begun, error = time.monotonic(), [], None
+    with ChildrenMemory() as memory:
+        try:
+            papermill.execute_notebook(
+                job.notebook,
+                running,
+                parameters=job.parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar={"desc": stem, "unit": "cell", "leave": False, "disable": None},  # in a terminal only
+                cwd=job.notebook.parent,
+                kernel_manager_class=OwnKernel,
+                on_cell_execute=lambda **cell: begun.append(cell),
+                shutdown_kernel="immediate",
+            )
+        except papermill.PapermillExecutionError as failure:
+            error = "\n".join(failure.traceback) or f"{failure.ename}: {failure.evalue}"
+        except DeadKernelError:
+            error = f"the kernel died in cell {len(begun)}: most often memory ran out"
+    took = f"{tqdm.format_interval(time.monotonic() - started)}, memory up to {memory.peak_mb:,.0f} MB"
+    if error:
+        running.replace(failed)
+        print(f"{stem}: FAILED after {took}; as far as it came: {failed}", flush=True)
+        return error
+    running.replace(job.output("ipynb"))
+    job.output("stamp.json").write_text(json.dumps(state(job), indent=1))
+    print(f"{stem}: done in {took}", flush=True)
+    return None
+
+
+def environment(out: Path | None, private: str) -> dict[str, str]:
+    """Return the variables that kernels get; out: a folder for runs/ and figures/; private: one to be removed."""
+    try:
+        terminal = os.ttyname(sys.__stderr__.fileno())
+    except OSError:  # none, or one without a name
+        terminal = os.devnull
+    return {
+        "NKD_RUNS": str((out / "runs" if out else runs_root()).resolve()),
+        "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve()),
+        "NKD_PROGRESS": terminal,  # where a kernel draws its bars
+        "IPYTHONDIR": private,  # the user's start-up files stay out
+        **computing(threads=1),
+        "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
+    }
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser("python -m nkdlib.compendium.run", description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
+    parser.add_argument("--profile", choices=list(PROFILES), default="cpu", help="the budget")
+    parser.add_argument("--data", help="another data set than the profile's: a name or a folder of images")
+    parser.add_argument("--seeds", type=int, help="number of repeats")
+    parser.add_argument("--jobs", type=int, help="number of workers")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N")
+    parser.add_argument("--executor", choices=list(EXECUTORS), help="where tasks run")
+    parser.add_argument("--out", type=Path, help="a folder for runs/ and figures/ in place of the checkout's")
+    parser.add_argument("--force", action="store_true", help="run what is up to date too")
+    return parser
+
+
+def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
+    """Run the notebooks that changed; returns 1 when one failed, else 0."""
+    errors: dict[str, str] = {}
+    started, ran, kept = time.monotonic(), 0, 0
+    for job in jobs:
+        with locked(runs_root(), "another run is at work here; waiting for it"):
+            if not options.force and up_to_date(job):
+                print(f"{job.notebook.stem}: up to date", flush=True)
+                kept += 1
+                continue
+            ran += 1
+            if error := execute(job):
+                errors[job.notebook.stem] = error
+    took = tqdm.format_interval(time.monotonic() - started)
+    print(f"profile {options.profile}: {ran} run, {kept} up to date, {len(errors)} failed, {took}", flush=True)
+    for stem, error in errors.items():
+        shown = error if sys.stderr.isatty() else ANSI_COLORS.sub("", error)
+        print(f"\n{stem} failed:\n{shown}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the notebooks; returns 0, 1 when one failed, 130 when interrupted; exits with 2 for a usage error."""
+    command = parser()
+    options = command.parse_args(arguments)
+    jobs = plan(options, command.error)
+    private = tempfile.TemporaryDirectory(prefix="nkdlib-", dir="/tmp")  # a socket's path ends at 103 characters
+    with private as folder, patch.dict(os.environ, environment(options.out, folder)):
+        try:
+            return reproduce(options, jobs)
+        except KeyboardInterrupt:
+            print("\ninterrupted; what was done is kept, and the next run goes on from there", file=sys.stderr)
+            return 130
+        except OSError as error:  # a full or read-only disk
+            remedy = "what was done is kept; --out, or NKD_RUNS and NKD_FIGURES, can name another place"
+            print(f"error: {error}; {remedy}", file=sys.stderr)
+            return 1
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # end the kernel and its workers, as Ctrl-C does
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""Tasks: the artefact cache, executors, progress and measurements."""
+
+from nkdlib.tasks.cache import Artefact, ArtefactDamaged, Cache, Task
+from nkdlib.tasks.executors import make_executor
+from nkdlib.tasks.progress import progress
+
+__all__ = ["Artefact", "ArtefactDamaged", "Cache", "Task", "make_executor", "progress"]

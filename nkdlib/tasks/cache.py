@@ -1,0 +1,269 @@
+"""Artefacts: expensive results, kept under the SHA-256 of what determines them.
+
+An artefact is a directory with `tensors.safetensors` and a readable `info.json`. It is written beside its
+place and renamed into it, so it is there whole or not at all; its digests are checked when a process first
+opens it.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from importlib import metadata
+from math import inf
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
+from nkdlib.tasks.keys import canonical, qualified_name, reached_code, sha256
+from nkdlib.tasks.measure import Stopwatch
+from nkdlib.tasks.places import runs_root
+
+TENSORS, INFO, PART = "tensors.safetensors", "info.json", ".part-"
+_VERIFIED: set[tuple[Path, int]] = set()
+
+
+class ArtefactDamaged(UserWarning):
+    """An artefact on disk is not what was written."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call whose result is an artefact.
+
+    fn: called as `fn(**kwargs)`, returns a dict of tensors and a JSON-able dict. Torch, NumPy and `random`
+    are seeded from the task's key before the call. label: what progress and errors call it.
+    """
+
+    fn: Callable[..., tuple[dict[str, torch.Tensor], dict[str, object]]]
+    kwargs: Mapping[str, object]
+    label: str
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A result on disk; pickled as its path."""
+
+    key: str
+    path: Path = field(compare=False)
+    info: dict[str, object] = field(compare=False, repr=False)
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, on the CPU, read when first asked for; clone before changing one in place."""
+        return safetensors.torch.load_file(self.path / TENSORS)  # mapped: processes share the memory
+
+    @property
+    def fingerprint(self) -> str:
+        """The key, which stands for the artefact in the keys of what is made from it."""
+        return self.key
+
+    def state(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Return the tensors whose names begin with `prefix`, without it."""
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+    def __reduce__(self) -> tuple:
+        return open_artefact, (self.path,)
+
+
+def open_artefact(path: Path) -> Artefact:
+    """Open the artefact at `path`; raises FileNotFoundError, or ArtefactDamaged naming path and reason."""
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"there is no artefact {path}")
+    try:
+        content = json.loads((path / INFO).read_bytes())
+        if not isinstance(content, dict) or content.pop("sha256", None) != sha256(content):
+            raise ValueError(f"the digest of {INFO} differs")
+        if not content["key"].startswith(path.name):
+            raise ValueError("it is another task's")
+        stamp = (path, (path / INFO).stat().st_ino)
+        if stamp not in _VERIFIED:
+            with (path / TENSORS).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != content["tensors_sha256"]:
+                    raise ValueError(f"the digest of {TENSORS} differs")
+            _VERIFIED.add(stamp)
+    except (OSError, ValueError) as error:
+        raise ArtefactDamaged(f"{path} is damaged: {error}") from error
+    return Artefact(content["key"], path, content["info"])
+
+
+class Cache:
+    """Artefacts by key.
+
+    root: the directory that holds `cache/`; NKD_RUNS, else the checkout's `runs/`, else the user's cache.
+    """
+
+    def __init__(self, root: str | Path | None = None):
+        self.root = Path(root if root is not None else runs_root()).resolve() / "cache"
+
+    def key(self, task: Task) -> str:
+        """Return the SHA-256 of what determines the result; TypeError for an argument without a key."""
+        return sha256(_ingredients(task))
+
+    def find(self, task: Task) -> Artefact | None:
+        """Return the task's artefact where it is there, None where it would have to be made."""
+        return _open_or_discard(self._place(task, self.key(task)))
+
+    def call(self, fn: Callable, **kwargs: object) -> Artefact:
+        """Return the artefact of `fn(**kwargs)`, made in this process where it is not there."""
+        return self.run([Task(fn, kwargs, fn.__name__)])[0]
+
+    def run(
+        self, tasks: Iterable[Task], executor: InProcess | Processes | None = None, title: str = ""
+    ) -> list[Artefact]:
+        """Return the tasks' artefacts in their order, making the missing ones.
+
+        executor: where to make them; None is this process with one BLAS thread. title: what progress shows.
+        The first task that fails cancels those not yet begun; its error is raised with the task's label in a
+        note. What is done by then is kept.
+        """
+        wanted = [(task, _ingredients(task)) for task in tasks]
+        keys = [sha256(ingredients) for _, ingredients in wanted]
+        by_key = dict(zip(keys, wanted, strict=True))
+        artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
+        missing = self._longest_first({key: by_key[key] for key, artefact in artefacts.items() if artefact is None})
+        calls = [
+            (task.label, partial(_make, task, key, ingredients, self._place(task, key)))
+            for key, (task, ingredients) in missing.items()
+        ]
+        title = title or (wanted[0][0].label if wanted else "")
+        made = gather(calls, executor or make_executor(), title, len(by_key) - len(missing), keep=_keep)
+        artefacts |= zip(missing, made, strict=True)
+        return [artefacts[key] for key in keys]
+
+    def _longest_first(self, missing: dict[str, tuple]) -> dict[str, tuple]:
+        """Order tasks by what those of the same label took with other code or arguments; unknown ones go first."""
+        seconds = {}
+        for folder in {self._place(task, key).parent for key, (task, _) in missing.items()}:
+            with suppress(FileNotFoundError):  # one that another process takes for damaged
+                for info in sorted(folder.glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime):
+                    with suppress(ValueError, KeyError):
+                        content = json.loads(info.read_bytes())
+                        seconds[folder.name, content["label"]] = content["seconds"]["wall"]
+        known = {key: seconds.get((task.fn.__name__, task.label), inf) for key, (task, _) in missing.items()}
+        return dict(sorted(missing.items(), key=lambda item: -known[item[0]]))
+
+    def _place(self, task: Task, key: str) -> Path:
+        return self.root / task.fn.__name__ / key[:16]
+
+
+def _ingredients(task: Task) -> dict[str, object]:
+    """Return everything that determines a task's result."""
+    code = [task.fn]
+    ingredients = {
+        "function": qualified_name(task.fn),
+        "arguments": {
+            name: canonical(value, f"argument {name} of {task.fn.__name__}", code)
+            for name, value in task.kwargs.items()
+        },
+        "code": reached_code(*code),
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "machine": platform.machine(),
+    }
+    if "device" in task.kwargs:
+        device = torch.device(task.kwargs["device"])
+        ingredients["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return ingredients
+
+
+def _open_or_discard(place: Path) -> Artefact | None:
+    try:
+        return open_artefact(place)
+    except FileNotFoundError:
+        return None
+    except ArtefactDamaged as damage:
+        warnings.warn(ArtefactDamaged(f"{damage}; it is made anew"), stacklevel=4)
+        shutil.rmtree(place, ignore_errors=True)
+        if os.path.lexists(place):  # no folder
+            place.unlink()
+        return None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from freshly seeded global generators, and leave them as they were found."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> tuple[Path, dict[str, bytes]]:
+    """Make one artefact's files; runs in a worker, whose disk may be another one, or in the caller's process."""
+    with _seeded(int(key[:8], 16)), Stopwatch() as watch:
+        made = task.fn(**task.kwargs)
+    match made:
+        case dict() as tensors, dict() as info if all(isinstance(value, torch.Tensor) for value in tensors.values()):
+            pass
+        case _:
+            raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and a dict of plain values")
+    data = safetensors.torch.save(
+        {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    )
+    content = {
+        "key": key,
+        "kind": task.fn.__name__,
+        "label": task.label,
+        "info": info,
+        "seconds": {"wall": watch.wall_s, "cpu": watch.cpu_s},
+        "ingredients": ingredients,
+        "tensors_sha256": hashlib.sha256(data).hexdigest(),
+    }
+    try:
+        content = json.loads(json.dumps(content))
+    except TypeError as error:
+        error.add_note(f"the second value that {qualified_name(task.fn)} returns must be plain JSON")
+        raise
+    content["sha256"] = sha256(content)
+    return place, {TENSORS: data, INFO: json.dumps(content, indent=1).encode()}
+
+
+def _keep(made: tuple[Path, dict[str, bytes]]) -> Artefact:
+    _write(*made)
+    return open_artefact(made[0])
+
+
+def _write(place: Path, files: dict[str, bytes]) -> None:
+    """Write a directory of files so that it appears whole; where another writer was first, theirs stands."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    for left in place.parent.glob(f"{PART}*"):  # by writers that were killed, unless one is still at it
+        with suppress(FileNotFoundError):  # one that has just been renamed into its place
+            if time.time() - left.stat().st_mtime > 3_600:
+                shutil.rmtree(left, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=PART, dir=place.parent) as temporary:
+            whole = Path(temporary) / place.name
+            whole.mkdir()
+            for name, data in files.items():
+                with (whole / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            whole.rename(place)
+    except OSError as error:
+        if not place.is_dir():
+            error.add_note(
+                f"{sum(map(len, files.values())):,} bytes are needed for {place}; make room, or set NKD_RUNS to a "
+                "larger disk, and run again"
+            )
+            raise

@@ -1,0 +1,78 @@
+"""Seconds and bytes, measured the same way everywhere.
+
+Device-seconds are what a method occupies its device for: on a CPU the process' own CPU seconds, which a
+busy neighbour on the machine does not lengthen, on a GPU the wall seconds between two synchronizations.
+"""
+
+import platform
+import re
+import resource
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import torch
+
+
+class Stopwatch:
+    """Time a `with` block on a device; after it, `wall_s`, `cpu_s` (this process, all threads) and `device_s`."""
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        self._device = torch.device(device)
+
+    def _read(self) -> tuple[float, float]:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter(), time.process_time()
+
+    def __enter__(self) -> "Stopwatch":
+        self._started = self._read()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.wall_s, self.cpu_s = (end - start for end, start in zip(self._read(), self._started, strict=True))
+        self.device_s = self.wall_s if self._device.type == "cuda" else self.cpu_s
+
+
+def cpu_name() -> str:
+    """Return the name of this machine's processor."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only, and without a model on ARM
+    named = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    return named[1] if named else platform.processor() or platform.machine()
+
+
+def peak_memory_mb(device: str | torch.device = "cpu") -> float:
+    """Return the largest memory so far in MiB: resident memory of this process, or allocated on the GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")  # getrusage would count what the parent held before this program began
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
+
+
+class ChildrenMemory:
+    """Watch the memory of this process' children during a `with` block; `peak_mb` is their largest sum in MiB."""
+
+    def __init__(self):
+        self.peak_mb = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            resident = 0
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    resident += process.memory_info().rss
+            self.peak_mb = max(self.peak_mb, resident / 2**20)
+
+    def __enter__(self) -> "ChildrenMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ended.set()
+        self._thread.join()
