@@ -35,7 +35,7 @@ from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.local import squared_error
 from nkdlib.networks import BasicBlock, resnet
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.training.loop import Descent
+from nkdlib.training.loop import Trainer
 from nkdlib.training.store import Store
 
 WIDTHS = (1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the teacher's inner channels
@@ -73,12 +73,12 @@ def plain(teacher: nn.Module, students: Students, batches: list[Tensor]) -> None
     for place, (name, candidates) in enumerate(students.items(), start=1):
         before = nn.Sequential(*parts[:place]).eval()
         for student in copy.deepcopy(candidates).values():
-            descent = Descent(student, RECIPE, name)
+            trainer = Trainer(student, RECIPE, name)
             for images in batches:
                 with torch.no_grad():
                     x = before(images)
                     y = parts[place](x)
-                descent.step(lambda x=x, y=y, student=student: mse_loss(student(x), y))
+                trainer.step(lambda x=x, y=y, student=student: mse_loss(student(x), y))
 
 
 def forward_backward(students: Students, ready: dict[str, list[tuple[Tensor, Tensor]]]) -> None:
@@ -117,7 +117,7 @@ def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float
 
     for name, candidates in students.items():
         for student in copy.deepcopy(candidates).values():
-            descent, now = Descent(student, RECIPE, name), clock()
+            trainer, now = Trainer(student, RECIPE, name), clock()
             for rows in stores[name].batches(BATCH_SIZE, steps=STEPS, seed=0):
                 lap("drawing")
                 with torch.autocast(DEVICE, torch.bfloat16, enabled=AMP):
@@ -125,12 +125,12 @@ def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float
                 lap("forward")
                 loss = squared_error(output, rows["y"])
                 lap("loss")
-                for parameter in descent.parameters:
+                for parameter in trainer.parameters:
                     parameter.grad = None
                 loss.backward()
                 lap("backward")
-                nn.utils.clip_grad_norm_(descent.parameters, RECIPE.max_grad_norm)
-                descent.optimizer.step()
+                nn.utils.clip_grad_norm_(trainer.parameters, RECIPE.max_grad_norm)
+                trainer.optimizer.step()
                 lap("optimizer")
     return parts
 

@@ -93,11 +93,11 @@ def test_subset_refuses_what_is_not_there(indices):
 
 
 def test_split_divides():
-    rest, held_out = numbered().split(3, seed=0)
+    rest, held_out = numbered().hold_out(3, seed=0)
     assert (len(rest), len(held_out)) == (7, 3)
     assert sorted(rest.labels.tolist() + held_out.labels.tolist()) == list(range(10))
     with pytest.raises(ValueError, match="count"):
-        numbered().split(10, seed=0)
+        numbered().hold_out(10, seed=0)
 
 
 def test_fingerprint_follows_the_content():

@@ -272,7 +272,7 @@ def test_images_without_splits_are_divided_by_the_caller(tmp_path):
     for name in ("animals", "packed.tar"):
         images = load(name, "all", root=tmp_path)
         assert images.classes == ("cat", "dog") and images.labels.tolist() == [0, 0, 1, 1]
-        rest, held_out = images.split(1, seed=0)
+        rest, held_out = images.hold_out(1, seed=0)
         assert (len(rest), len(held_out)) == (3, 1)
     assert images.mean == pytest.approx((0, 50 / 255, 50 / 255))  # of all images
     with pytest.raises(ValueError, match=r"split \(='train'\) is not in .*, which has all; load split='all'"):

@@ -385,7 +385,7 @@ def articles():
 
 
 def test_a_split_is_found_by_path_and_by_name(articles, tmp_path, monkeypatch):
-    train, test = articles.split(10, seed=0)
+    train, test = articles.hold_out(10, seed=0)
     written = write_scenes(train, tmp_path / "scenes", 3), write_scenes(test, tmp_path / "scenes", 2, split="val")
     monkeypatch.delenv("NKD_DATA", raising=False)
     assert coco_root(tmp_path / "scenes") == tmp_path / "scenes" and coco_root("scenes") is None
@@ -455,7 +455,7 @@ def test_articles_of_a_scene_leave_each_other_room(articles, tmp_path):
 
 
 def test_splits_of_scenes_share_no_article(articles, tmp_path):
-    train, test = articles.split(10, seed=0)
+    train, test = articles.hold_out(10, seed=0)
     write_scenes(train, tmp_path, 20)
     with pytest.raises(ValueError, match=r"articles are in .*instances_train\.json as well"):
         write_scenes(train, tmp_path, 20, split="test")

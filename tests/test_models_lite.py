@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from nkdlib.data import load
-from nkdlib.data.images import in_order
 from nkdlib.neighbourhoods import Recipe, solve, split
 from nkdlib.networks import cost, count_params, efficientnet_lite, load_efficientnet_lite
 from nkdlib.networks.channels import channel_groups, cut
@@ -95,7 +94,7 @@ def test_photos_are_recognized(loaded):
     assert images.num_classes == len(images) == 1000
     pixels = images.pixels[:1].float()
     torch.testing.assert_close(images.normalize(images.pixels[:1]), (pixels - 127) / 128)
-    assert accuracy(loaded[1], in_order(images.subset(80, seed=0), batch_size=40)) > 75  # training images: above 75.1
+    assert accuracy(loaded[1], images.subset(80, seed=0).in_order(batch_size=40)) > 75  # training images: above 75.1
 
 
 def test_other_weights_are_refused(tmp_path, monkeypatch):

@@ -21,8 +21,8 @@ from nkdlib.compendium.pictures import Order, Pictures, once
 from nkdlib.compendium.scenes import write_scenes
 from nkdlib.compendium.torchrun import main
 from nkdlib.data import DataNotFound, load
-from nkdlib.training import Parallel, Schedule, train
-from nkdlib.training.loop import Descent
+from nkdlib.training import Parallel, Schedule, fit
+from nkdlib.training.loop import Trainer
 from nkdlib.training.parallel import joined
 
 CPU = torch.device("cpu")
@@ -67,7 +67,7 @@ def learned(parallel):
     """It and its losses, trained on digits; the whole batch at once where nothing is shared."""
     network, schedule = plain(), Schedule(steps=6, batch_size=32)
     batches = Pictures.open("digits").batches(schedule, parallel or Parallel(), 3, CPU)
-    losses = train(network, batches, schedule, label_smoothing=0.1, parallel=parallel)
+    losses = fit(network, batches, schedule, label_smoothing=0.1, parallel=parallel)
     return {"losses": torch.tensor(losses), **network.state_dict()}
 
 
@@ -182,19 +182,19 @@ def test_a_detector_begins_with_the_weights_that_it_is_given(folder, photographs
 
 def test_averages_by_hand():
     model, x = nn.Linear(2, 1), torch.tensor([[1.0, -2.0]])
-    descent, expected = Descent(model, Schedule(steps=3, lr=0.1, ema=0.2)), model.weight.detach().clone()
+    trainer, expected = Trainer(model, Schedule(steps=3, lr=0.1, ema=0.2)), model.weight.detach().clone()
     for decay in (1 / 10, 2 / 11, 0.2):
-        descent.step(lambda: (model(x) - 1).square().sum())
+        trainer.step(lambda: (model(x) - 1).square().sum())
         expected = decay * expected + (1 - decay) * model.weight.detach()
     assert not torch.allclose(model.weight, expected)
-    descent.finish()
+    trainer.finish()
     torch.testing.assert_close(model.weight.detach(), expected)
 
 
 def test_parts_count_alike_in_loss_gradient_and_statistics():
     norm, parts = nn.BatchNorm1d(1, momentum=0.5), [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [10.0]])]
-    descent = Descent(norm, Schedule(steps=1, max_grad_norm=None))
-    descent.step(*(lambda x=x: (norm(x) * x).mean() for x in parts))
+    trainer = Trainer(norm, Schedule(steps=1, max_grad_norm=None))
+    trainer.step(*(lambda x=x: (norm(x) * x).mean() for x in parts))
     slopes = [(x * (x - x.mean()) / (x.var(unbiased=False) + norm.eps).sqrt()).mean() for x in parts]
     assert norm.weight.grad.item() == pytest.approx(sum(slopes).item() / 2, rel=1e-5)
     assert norm.bias.grad.item() == 4.0  # the mean of 1 and 7
@@ -207,9 +207,9 @@ def test_labels_are_smoothed_and_products_are_in_bfloat16():
     with torch.no_grad():
         logs = model(x).log_softmax(1)
         wanted = -(0.9 * logs[torch.arange(5), labels] + 0.1 * logs.mean(1)).mean()
-    assert train(model, [(x, labels)], Schedule(steps=1), label_smoothing=0.1) == pytest.approx([wanted.item()])
-    types, descent = [], Descent(model, Schedule(steps=1, amp=True))
-    descent.step(lambda: F.cross_entropy(types.append(y := model(x)) or y, labels))
+    assert fit(model, [(x, labels)], Schedule(steps=1), label_smoothing=0.1) == pytest.approx([wanted.item()])
+    types, trainer = [], Trainer(model, Schedule(steps=1, amp=True))
+    trainer.step(lambda: F.cross_entropy(types.append(y := model(x)) or y, labels))
     assert types[0].dtype == torch.bfloat16 and model.weight.dtype == torch.float32
 
 

@@ -16,14 +16,14 @@ from nkdlib.training import (
     Store,
     accuracy,
     distill_end_to_end,
+    fit,
     images_of,
     minimize,
     predict,
     reestimate_batchnorm,
-    train,
 )
 from nkdlib.training.end_to_end import capture_logits, soft_targets
-from nkdlib.training.loop import Descent
+from nkdlib.training.loop import Trainer
 
 
 def test_rates_rise_and_fall():
@@ -66,7 +66,7 @@ def test_the_first_step_of_adam_moves_each_weight_by_the_rate():
     model = nn.Linear(2, 1, bias=False)
     before = model.weight.detach().clone()
     schedule = Schedule(steps=4, lr=0.1, warmup=0.5, max_grad_norm=None)
-    Descent(model, schedule).step(lambda: (model.weight * torch.tensor([3.0, -5.0])).sum())
+    Trainer(model, schedule).step(lambda: (model.weight * torch.tensor([3.0, -5.0])).sum())
     torch.testing.assert_close(model.weight - before, torch.tensor([[-0.05, 0.05]]))  # rate 1/2 at step 0
 
 
@@ -75,10 +75,10 @@ def test_two_steps_of_sgd_by_hand():
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)
     schedule = Schedule(steps=2, lr=0.1, warmup=1.0, weight_decay=0.1, momentum=0.5, max_grad_norm=None)
-    descent = Descent(model, schedule)
-    descent.step(lambda: 3 * model.weight.sum())  # rate 0.05: 1 - 0.05 (3.1 + 1.55)
+    trainer = Trainer(model, schedule)
+    trainer.step(lambda: 3 * model.weight.sum())  # rate 0.05: 1 - 0.05 (3.1 + 1.55)
     assert model.weight.item() == pytest.approx(0.7675)
-    descent.step(lambda: 3 * model.weight.sum())  # v = 1.55 + 3.07675, 0.7675 - 0.1 (3.07675 + 2.313375)
+    trainer.step(lambda: 3 * model.weight.sum())  # v = 1.55 + 3.07675, 0.7675 - 0.1 (3.07675 + 2.313375)
     assert model.weight.item() == pytest.approx(0.2284875)
 
 
@@ -90,8 +90,8 @@ def test_errors_of_the_loop():
     with pytest.raises(FloatingPointError, match=r"loss of net is not finite at step 4 of 6 with lr \(=0.01\); choose"):
         minimize(model, bad, quadratic(model), Schedule(steps=6), "net")
     with pytest.raises(ValueError, match=r"net has no parameters to train; use steps=0"):
-        Descent(nn.ReLU(), Schedule(steps=1), "net")
-    done = Descent(nn.Linear(3, 1), Schedule(steps=0), "net")
+        Trainer(nn.ReLU(), Schedule(steps=1), "net")
+    done = Trainer(nn.Linear(3, 1), Schedule(steps=0), "net")
     with pytest.raises(ValueError, match=r"net has had its 0 steps; raise schedule.steps"):
         done.step(lambda: done.model(x).mean())
 
@@ -145,13 +145,13 @@ def small(seed=0, classes=4):
 
 def test_training_from_labels_learns():
     model, batches = small(), pictures()
-    losses = train(model, batches * 10, Schedule(steps=30, lr=0.02))
+    losses = fit(model, batches * 10, Schedule(steps=30, lr=0.02))
     assert losses[-1] < 0.5 * losses[0] and accuracy(model, batches) > 80
 
 
 def test_end_to_end_distillation_imitates_the_teacher_and_leaves_it_alone():
     teacher, student, batches = small(seed=1), small(seed=2), pictures()
-    train(teacher, batches * 10, Schedule(steps=30, lr=0.02))
+    fit(teacher, batches * 10, Schedule(steps=30, lr=0.02))
     teacher.train()
     teacher.layer1.eval()
     before = {name: value.clone() for name, value in teacher.state_dict().items()}

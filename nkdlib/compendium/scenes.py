@@ -45,7 +45,7 @@ def write_scenes(
     detections are told apart by the same measure.
 
     Articles of several splits must come from different images: give `images` of their own, such as the parts of
-    `images.split(...)`. Equal arguments give equal bytes, and scenes that are there already are not drawn again.
+    `images.hold_out(...)`. Equal arguments give equal bytes, and scenes that are there already are not drawn again.
 
     Args:
         images: uint8 (N, 1, h, w), of which articles are drawn with replacement.
@@ -53,7 +53,7 @@ def write_scenes(
         count: pictures.
         size: pixels of their sides.
         seed: of everything drawn; another split gets other draws.
-        split: what it is called; `images.part` where it is left out.
+        split: what it is called; `images.split` where it is left out.
         articles: fewest and most in a picture; there are fewer where there is no room, but never none.
         sides: shortest and longest, of the picture's side.
 
@@ -68,7 +68,7 @@ def write_scenes(
     >>> len(scenes), tuple(pixels.shape), sorted(target)
     (2, (3, 64, 64), ['area', 'boxes', 'image_id', 'iscrowd', 'labels'])
     """
-    split = split or images.part
+    split = split or images.split
     if images.shape[0] != 1 or not split.isidentifier():
         raise ValueError(f"images (={images!r}) must be gray, and split (={split!r}) a plain word")
     if count < 1 or size < 16 or not 1 <= articles[0] <= articles[1] or not 4 / size <= sides[0] <= sides[1] <= 1:
@@ -138,7 +138,7 @@ def _check_apart(content: dict, path: Path) -> None:
         if shared and other != path:
             raise ValueError(
                 f"{len(shared):,} articles are in {other} as well; give each split images of its own, such as the "
-                "parts of images.split(...)"
+                "parts of images.hold_out(...)"
             )
 
 

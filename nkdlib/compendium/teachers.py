@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nkdlib.data.images import Images, in_order, random_shift_flip
+from nkdlib.data.images import Images, random_shift_flip
 from nkdlib.networks.resnet import ResNet, resnet
 from nkdlib.tasks.cache import Artefact
-from nkdlib.training.end_to_end import train
+from nkdlib.training.end_to_end import fit
 from nkdlib.training.evaluate import accuracy
 from nkdlib.training.loop import Schedule
 
@@ -53,7 +53,7 @@ def train_teacher(
         Its state; accuracy in percent on `held_out`.
 
     >>> from nkdlib.data import load
-    >>> images, held_out = load("digits").split(200, seed=0)
+    >>> images, held_out = load("digits").hold_out(200, seed=0)
     >>> recipe = Architecture(8, 4), Schedule(steps=2, batch_size=16)
     >>> state, info = train_teacher(images, held_out, *recipe, augment=False, seed=0, device="cpu")
     >>> 0 <= info["accuracy"] <= 100
@@ -64,8 +64,8 @@ def train_teacher(
     batches = images.batches(
         schedule.batch_size, steps=schedule.steps, seed=seed, augment=change, device=device, channels_last=True
     )
-    train(network, batches, schedule)
-    return network.state_dict(), {"accuracy": accuracy(network, in_order(held_out, device))}
+    fit(network, batches, schedule)
+    return network.state_dict(), {"accuracy": accuracy(network, held_out.in_order(device))}
 
 
 def load_teacher(artefact: Artefact, images: Images, architecture: Architecture, device: str = "cpu") -> nn.Module:
@@ -74,7 +74,7 @@ def load_teacher(artefact: Artefact, images: Images, architecture: Architecture,
     >>> import tempfile
     >>> from nkdlib.data import load
     >>> from nkdlib.tasks import Cache, Task
-    >>> images, held_out = load("digits").split(200, seed=0)
+    >>> images, held_out = load("digits").hold_out(200, seed=0)
     >>> given = {"images": images, "held_out": held_out, "augment": False, "seed": 0, "device": "cpu"}
     >>> given |= {"architecture": Architecture(8, 4), "schedule": Schedule(steps=2)}
     >>> [made] = Cache(tempfile.mkdtemp()).run([Task(train_teacher, given, "teacher")])  # doctest: +ELLIPSIS

@@ -24,7 +24,7 @@ from nkdlib.compendium.pictures import Order, Pictures, loader, once
 from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, detect, evaluate, ssdlite, train_detector
 from nkdlib.figs import Search, rebuild, search
 from nkdlib.networks import Cost, cost, mixed_space, reset
-from nkdlib.training import Schedule, accuracy, train
+from nkdlib.training import Schedule, accuracy, fit
 from nkdlib.training.parallel import Parallel, joined
 
 HERE = ("out", "device", "workers", "checkpoint_s")  # what may change when a training goes on
@@ -133,7 +133,7 @@ def classify(args: argparse.Namespace, schedule: Schedule, parallel: Parallel, d
     network, about = built(args, pictures.num_classes, pictures.shape[0])
     network = network.to(device, memory_format=torch.channels_last)
     batches = pictures.batches(schedule, parallel, args.seed, device, args.workers)
-    train(network, batches, schedule, label_smoothing=args.label_smoothing, seed=args.seed, parallel=parallel)
+    fit(network, batches, schedule, label_smoothing=args.label_smoothing, seed=args.seed, parallel=parallel)
     scores = {"accuracy": validated(network, pictures, parallel, device, args.workers), **size_of(pictures)}
     return network, cost(network, torch.zeros(1, *pictures.shape, device=device)), scores, {"counts": about}
 

@@ -2,7 +2,7 @@
 
 from nkdlib.data.crops import Crops
 from nkdlib.data.decode import DataDamaged
-from nkdlib.data.images import Batches, Images, in_order, random_shift_flip
+from nkdlib.data.images import Batches, Images, random_shift_flip
 from nkdlib.data.load import DataNotFound, load
 from nkdlib.data.noise import DeadLeaves, GaussianImages, Mixture, NoiseImages, SmoothImages, SpectrumImages
 
@@ -18,7 +18,6 @@ __all__ = [
     "NoiseImages",
     "SmoothImages",
     "SpectrumImages",
-    "in_order",
     "load",
     "random_shift_flip",
 ]

@@ -46,14 +46,14 @@ class Images:
             raise ValueError(f"labels ({labels.dtype}, {tuple(labels.shape)}) must be int64 ({len(pixels)},)")
         if len(mean) != pixels.shape[1] or len(std) != pixels.shape[1]:
             raise ValueError(f"mean and std must have one value for each of the {pixels.shape[1]} channels")
-        self.name, self.part, self.classes = name, split, tuple(classes)
+        self.name, self.split, self.classes = name, split, tuple(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self._stored, self._stored_labels, self._rows, self._opener = pixels, labels, rows, opener
         self._copies: dict[torch.device, Tensor] = {}  # the stored pixels on other devices, shared by subsets
         self.fingerprint = fingerprint or self._digest()
 
     def _digest(self) -> str:
-        head = (self.name, self.part, tuple(self._stored.shape), self.classes, self.mean, self.std)
+        head = (self.name, self.split, tuple(self._stored.shape), self.classes, self.mean, self.std)
         digest = hashlib.sha256(repr(head).encode())
         for part in (self._stored, self._stored_labels):
             digest.update(memoryview(part.contiguous().numpy()).cast("B"))
@@ -83,12 +83,12 @@ class Images:
 
     def __repr__(self) -> str:
         what = f"{len(self):,} of {'x'.join(map(str, self.shape))}, {self.num_classes} classes"
-        return f"Images({self.name} {self.part}: {what}, {self.fingerprint[:8]})"
+        return f"Images({self.name} {self.split}: {what}, {self.fingerprint[:8]})"
 
     def __reduce__(self):
         if self._opener is not None:
             return _reopen, (self._opener, self._rows, self.fingerprint, self.mean, self.std)
-        whole = (self.name, self.part, self.pixels, self.labels, self.classes, self.mean, self.std)
+        whole = (self.name, self.split, self.pixels, self.labels, self.classes, self.mean, self.std)
         return Images, (*whole, self.fingerprint)
 
     def subset(self, indices: int | Tensor | list[int], seed: int | None = None) -> "Images":
@@ -111,16 +111,28 @@ class Images:
 
     def _select(self, rows: Tensor | None, fingerprint: str) -> "Images":
         stored = (self._stored, self._stored_labels, self.classes, self.mean, self.std, fingerprint)
-        selected = Images(self.name, self.part, *stored, rows=rows, opener=self._opener)
+        selected = Images(self.name, self.split, *stored, rows=rows, opener=self._opener)
         selected._copies = self._copies
         return selected
 
-    def split(self, count: int, seed: int) -> tuple["Images", "Images"]:
+    def hold_out(self, count: int, seed: int) -> tuple["Images", "Images"]:
         """Divide at random into (the rest, `count` held-out images)."""
         if not 0 < count < len(self):
             raise ValueError(f"count (={count}) must be 1 to {len(self) - 1:,}, to leave images on both sides")
         order = _permutation(len(self), seed)
         return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
+
+    def in_order(
+        self, device: str | torch.device = "cpu", count: int | None = None, batch_size: int = 500
+    ) -> "Batches":
+        """Batches of the first `count` images (all by default), in order, in channels-last layout.
+
+        >>> from nkdlib.data import load
+        >>> [len(labels) for _, labels in load("digits").in_order(count=700)]
+        [500, 200]
+        """
+        images = self if count is None else self.subset(min(count, len(self)))
+        return images.batches(min(batch_size, len(images)), shuffle=False, device=device, channels_last=True)
 
     def renormalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Images":
         """The same images, normalized as a network from elsewhere expects: per channel, white being 1."""
@@ -259,14 +271,3 @@ class ShiftFlip:
 
 
 random_shift_flip = ShiftFlip  # the usual augmentation of small images, for `Images.batches(augment=...)`
-
-
-def in_order(images: Images, device: str = "cpu", count: int | None = None, batch_size: int = 500):
-    """Batches of the first `count` images (all where omitted), in order, in channels-last layout.
-
-    >>> from nkdlib.data import load
-    >>> [len(labels) for _, labels in in_order(load("digits"), count=700)]
-    [500, 200]
-    """
-    images = images if count is None else images.subset(min(count, len(images)))
-    return images.batches(min(batch_size, len(images)), shuffle=False, device=device, channels_last=True)

@@ -7,14 +7,14 @@ from nkdlib.figs.cost import CostModel
 from nkdlib.figs.gates import Gates, rebuild
 from nkdlib.figs.latency import LatencyModel, measure_latency
 from nkdlib.figs.rivals import score_at_random, score_by_magnitude, score_by_scale, score_evenly
-from nkdlib.figs.search import Found, Search, search
+from nkdlib.figs.search import Search, SearchResult, search
 
 __all__ = [
     "CostModel",
-    "Found",
     "Gates",
     "LatencyModel",
     "Search",
+    "SearchResult",
     "measure_latency",
     "rebuild",
     "score_at_random",

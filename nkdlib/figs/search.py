@@ -19,7 +19,7 @@ from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.module import device_of
 from nkdlib.tasks.progress import Progress
-from nkdlib.training.loop import Descent, Schedule, minimize
+from nkdlib.training.loop import Schedule, Trainer, minimize
 from nkdlib.training.parallel import Parallel
 
 MOMENTS = 21  # of a search in which the gates are kept
@@ -64,7 +64,7 @@ class Search(Schedule):
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The slim network that a search ends with, and how it came about."""
 
     network: nn.Module = field(repr=False)
@@ -86,7 +86,7 @@ def search(
     seed: int = 0,
     prepare: Callable[[Gates], object] | None = None,
     parallel: Parallel | None = None,
-) -> Found:
+) -> SearchResult:
     """Train a network with gates until it costs `target`, and cut out what lives.
 
     Args:
@@ -134,7 +134,7 @@ def search(
         return loss(slim(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
 
     minimize(slim, inputs, objective, recipe.settling, "the slim network", seed, parallel)
-    return Found(slim, gates.model(counts), counts, history, alive, log_odds)
+    return SearchResult(slim, gates.model(counts), counts, history, alive, log_odds)
 
 
 def _train(
@@ -149,7 +149,7 @@ def _train(
 ) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
     network, generator = gates.network, torch.Generator().manual_seed(seed)
     device, shared = device_of(network), [gates.log_odds]
-    weights = Descent(network, recipe.searching, f"a search for {target:,.6g} {metric}", seed, parallel, shared)
+    weights = Trainer(network, recipe.searching, f"a search for {target:,.6g} {metric}", seed, parallel, shared)
     chooser = torch.optim.Adam(shared, recipe.gate_lr, recipe.gate_betas)
     opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
     arrive = max(round(recipe.arrive_share * (steps - opened)), 1)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from nkdlib.networks.module import device_of
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.batchnorm import NORMS, reestimate_batchnorm
-from nkdlib.training.loop import Descent, Schedule
+from nkdlib.training.loop import Schedule, Trainer
 from nkdlib.training.store import Store
 
 STARTS = ("given", "random", "copied", "solved")
@@ -159,7 +159,7 @@ class LocalTraining:
             for place, part in enumerate(piece[:-1], 1):
                 within = partial(self._within, piece[:place])
                 self.inner.append((part, recipe.inner / _variance(within, len(held_out))))
-        self.descent = Descent(student, recipe, name, seed)
+        self.trainer = Trainer(student, recipe, name, seed)
         if recipe.batchnorm == "frozen":
             for norm in (m for m in student.modules() if isinstance(m, NORMS)):
                 norm.eval()
@@ -171,7 +171,7 @@ class LocalTraining:
 
     def step(self, x: Tensor, y: Tensor) -> None:
         """One gradient step on a batch, (B, ...) each."""
-        self.descent.step(lambda: self._loss(x, y))
+        self.trainer.step(lambda: self._loss(x, y))
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         if not self.inner:
@@ -187,7 +187,7 @@ class LocalTraining:
 
     def finish(self, examples: Store) -> dict[str, object]:
         """Re-estimate BatchNorm on examples' x, and measure the local error."""
-        losses = self.descent.finish()
+        losses = self.trainer.finish()
         if self.recipe.bn_images and self.recipe.batchnorm == "batch":
             inputs = (rows["x"] for rows in examples.select(["x"]).chunks(256))
             reestimate_batchnorm(self.student, inputs, self.recipe.bn_images)

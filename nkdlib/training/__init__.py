@@ -1,7 +1,7 @@
 """End-to-end training, and the end-to-end distillation that Neighbourhood Distillation is compared with."""
 
 from nkdlib.training.batchnorm import mismatch, reestimate_batchnorm
-from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, train
+from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, fit
 from nkdlib.training.evaluate import accuracy, predict
 from nkdlib.training.inversion import Inversion, invert
 from nkdlib.training.loop import Schedule, minimize
@@ -16,11 +16,11 @@ __all__ = [
     "Store",
     "accuracy",
     "distill_end_to_end",
+    "fit",
     "images_of",
     "invert",
     "minimize",
     "mismatch",
     "predict",
     "reestimate_batchnorm",
-    "train",
 ]

@@ -33,7 +33,7 @@ class EndToEnd:
         return self.teacher_s + self.train_s
 
 
-def train(
+def fit(
     model: nn.Module,
     batches: Iterable,
     schedule: Schedule,
@@ -49,7 +49,7 @@ def train(
         schedule, seed, parallel: see `minimize`.
 
     >>> batch = torch.randn(8, 3), torch.arange(8) % 2
-    >>> len(train(nn.Linear(3, 2), [batch] * 3, Schedule(steps=3)))
+    >>> len(fit(nn.Linear(3, 2), [batch] * 3, Schedule(steps=3)))
     3
     """
     device = device_of(model)

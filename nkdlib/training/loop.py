@@ -52,7 +52,7 @@ class Schedule:
         return 0.5 * (1 + math.cos(math.pi * (step + 1 - rise) / max(self.steps + 1 - rise, 1)))
 
 
-class Descent:
+class Trainer:
     """Gradient descent on one module, a step at a time, so that many can share one stream of batches.
 
     Args:
@@ -188,7 +188,7 @@ def minimize(
         model: trained in place, left in evaluation mode.
         batches: of anything that `loss` takes; with `parallel` this process' parts, from step `parallel.start` on.
         loss: batch -> scalar tensor.
-        schedule, name, seed, parallel: see `Descent`.
+        schedule, name, seed, parallel: see `Trainer`.
 
     Returns:
         The loss of every step.
@@ -201,23 +201,23 @@ def minimize(
     >>> len(minimize(model, batches, lambda x: model(x).square().mean(), Schedule(steps=3)))
     3
     """
-    descent = Descent(model, schedule, name, seed, parallel)
+    trainer = Trainer(model, schedule, name, seed, parallel)
     stage, inputs, parts = name.replace(" ", "_"), iter(batches), len(parallel.own) if parallel else 1
     if parallel and (state := parallel.saved(stage)):
-        descent.load_state_dict(state)
+        trainer.load_state_dict(state)
     with Progress(f"training {name}", schedule.steps, "steps") if parallel else nullcontext() as bar:
         if bar:
-            bar.advance(len(descent.losses))
-        while (done := len(descent.losses)) < schedule.steps:
+            bar.advance(len(trainer.losses))
+        while (done := len(trainer.losses)) < schedule.steps:
             batch = list(itertools.islice(inputs, parts))
             if len(batch) < parts:
                 raise ValueError(
                     f"inputs ended after {done} batches, schedule.steps is {schedule.steps}; give more batches or "
                     "fewer steps"
                 )
-            descent.step(*(partial(loss, part) for part in batch))
+            trainer.step(*(partial(loss, part) for part in batch))
             if parallel:
-                numbers = {"loss": descent.losses[-1], "lr": schedule.lr * schedule.rate(done)}
-                parallel.keep(stage, done + 1, schedule.steps, descent.state_dict, numbers)
+                numbers = {"loss": trainer.losses[-1], "lr": schedule.lr * schedule.rate(done)}
+                parallel.keep(stage, done + 1, schedule.steps, trainer.state_dict, numbers)
                 bar.advance()
-    return descent.finish()
+    return trainer.finish()

@@ -15,7 +15,7 @@ from nkdlib.figs.gates import Gates
 from nkdlib.figs.rivals import scales, score_evenly
 from nkdlib.networks.module import device_of
 from nkdlib.networks.spaces import Sum
-from nkdlib.training.loop import Descent, Schedule, minimize
+from nkdlib.training.loop import Schedule, Trainer, minimize
 
 # DEVIATION D12: short versions; what is kept is decided by rank within the budget, without a width multiplier.
 ALIVE = 0.01  # a scale from which on a channel counts as alive (MorphNet's threshold for "gamma")
@@ -150,7 +150,7 @@ def mix(
     """
     mixture, device = Mixture(network), device_of(network)
     chooser = torch.optim.Adam(mixture.parameters(), rate, (0.5, 0.999), weight_decay=1e-3)
-    descent = Descent(network, schedule, "a mixture of operators")
+    trainer = Trainer(network, schedule, "a mixture of operators")
 
     def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss(network(batch[0].to(device)), batch[1].to(device))
@@ -160,8 +160,8 @@ def mix(
             chooser.zero_grad()
             objective(other).backward()
             chooser.step()
-            descent.step(lambda batch=batch: objective(batch))
-        descent.finish()
+            trainer.step(lambda batch=batch: objective(batch))
+        trainer.finish()
     finally:
         mixture.remove()
     return mixture.weights
