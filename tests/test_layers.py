@@ -1,9 +1,14 @@
-"""The house: who may import whom, and no room without a name."""
+"""The house: a library that never imports the compendium, layers below one another, and no module without a name."""
 
 import ast
+import sys
+import tomllib
+from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [  # from the top; a package may import from itself and from the layers below its own
@@ -14,6 +19,12 @@ LAYERS = [  # from the top; a package may import from itself and from the layers
     {"tasks"},
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
+FLOORS = 5  # modules in the longest chain of imports inside a folder, its __init__ included
+FLOORS_TODAY = {"compendium": 7, "neighbourhoods": 8}  # numbers may only shrink, and a line goes when it reaches FLOORS
+CIRCLES_TODAY = {("nkdlib.tasks.executors", "nkdlib.tasks.ray_cluster")}  # an import that closes a circle
+OPTIONAL = {"ray", "faster_coco_eval"}  # imported when something asks for them; they may be missing
+OPTIONAL_TODAY = {"IPython", "cloudpickle", "psutil"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # modules named unlike their packages
 MODULES = sorted((ROOT / "nkdlib").rglob("*.py"))
 SOURCES = sorted(path for folder in ("nkdlib", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
@@ -23,35 +34,95 @@ def name(path):
     return path.relative_to(ROOT).as_posix()
 
 
+def module_name(path):
+    """Return the name under which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULE_NAMES = {module_name(path) for path in MODULES}
+
+
+@cache
 def imported(path):
-    """Return the modules that a file imports."""
+    """Return the modules that a file imports, at the top and in functions."""
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name(path)}:{node.lineno} imports relatively; name the module in full"
-            inside = node.module == "nkdlib"
-            yield from (f"nkdlib.{alias.name}" for alias in node.names) if inside else (node.module,)
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (submodules & MODULE_NAMES) | ({node.module} if submodules - MODULE_NAMES else set())
+    return found
+
+
+@cache
+def import_graph():
+    """Return, for every module of nkdlib, the modules of nkdlib that it imports."""
+    return {
+        module_name(path): {
+            other for other in imported(path) & MODULE_NAMES if (module_name(path), other) not in CIRCLES_TODAY
+        }
+        for path in MODULES
+    }
+
+
+def folder_of(module):
+    """Return the folder of nkdlib that holds a module, or None for nkdlib itself."""
+    return module.split(".")[1] if "." in module else None
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_imports_go_straight_down(path):
-    parts = path.relative_to(ROOT / "nkdlib").with_suffix("").parts
-    if parts == ("__init__",):
-        assert not list(imported(path))
-        return
-    here = parts[0]
+    here = folder_of(module_name(path))
     for module in imported(path):
-        if module.split(".")[0] != "nkdlib":
-            continue
-        there = module.split(".")[1]
-        below = there == here or RANK[there] > RANK[here]
-        assert below, f"{name(path)} imports {module}, which is not below {here}"
+        if module.split(".")[0] == "nkdlib":
+            there = folder_of(module)
+            assert here and there, f"{name(path)} imports {module}; nkdlib itself imports nothing and holds nothing"
+            below = there == here or RANK[there] > RANK[here]
+            assert below, f"{name(path)} imports {module}, which is not below {here}"
+
+
+def test_the_library_never_imports_the_compendium():
+    library = [path for path in MODULES if folder_of(module_name(path)) != "compendium"]
+    assert len(library) > 30
+    for path in library:
+        assert not [module for module in imported(path) if module.startswith("nkdlib.compendium")], name(path)
+
+
+def test_no_import_circle():
+    list(TopologicalSorter(import_graph()).static_order())
+    for module, other in CIRCLES_TODAY:
+        assert other in imported(ROOT / f"{module.replace('.', '/')}.py"), f"take {module} out of CIRCLES_TODAY"
+
+
+@pytest.mark.parametrize("folder", RANK)
+def test_a_folder_stands_on_few_floors(folder):
+    chains = {}
+    for module in TopologicalSorter(import_graph()).static_order():
+        if folder_of(module) == folder:
+            below = [chains[other] for other in import_graph()[module] if other in chains]
+            chains[module] = [module.removeprefix(f"nkdlib.{folder}."), *max(below, key=len, default=[])]
+    longest = max(chains.values(), key=len)
+    allowed = FLOORS_TODAY.get(folder, FLOORS)
+    assert len(longest) <= allowed, f"{' imports '.join(longest)}: {len(longest)} floors, {allowed} are allowed"
 
 
 def test_every_package_has_its_layer():
-    packages = {path.relative_to(ROOT / "nkdlib").with_suffix("").parts[0] for path in MODULES}
-    assert packages - {"__init__"} <= set(RANK)
+    assert {folder_of(module) for module in MODULE_NAMES} - {None} == set(RANK)
+
+
+def test_the_library_needs_what_it_declares_and_nothing_else():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {Requirement(line).name for line in project["dependencies"]}
+    used = {
+        module.split(".")[0]
+        for path in MODULES
+        if folder_of(module_name(path)) != "compendium"
+        for module in imported(path)
+    }
+    needed = used - set(sys.stdlib_module_names) - {"nkdlib"} - OPTIONAL - OPTIONAL_TODAY
+    assert {DISTRIBUTIONS.get(module, module) for module in needed} <= declared
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
