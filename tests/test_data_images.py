@@ -5,7 +5,8 @@ import pickle
 import pytest
 import torch
 
-from nkdlib.data import Crops, GaussianImages, Images, load, random_shift_flip
+from nkdlib.compendium.crops import Crops
+from nkdlib.data import GaussianImages, Images, load, random_shift_flip
 from nkdlib.tasks.keys import canonical
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nkdlib.data import DeadLeaves, GaussianImages, Mixture, SmoothImages, SpectrumImages
+from nkdlib.data import DeadLeaves, GaussianImages, SmoothImages, SpectrumImages
 from nkdlib.data.noise import NoiseImages, field
 
 SOURCES = (GaussianImages, SmoothImages, SpectrumImages, DeadLeaves)
@@ -77,16 +77,6 @@ def test_channels_of_leaves_have_most_in_common():
 def test_a_source_like_a_data_set_does_not_look_at_its_images():
     said = SimpleNamespace(shape=(1, 6, 6), mean=(0.5,), std=(0.2,))  # all that it may ask for
     assert DeadLeaves.like(said, 3, seed=5) == DeadLeaves((1, 6, 6), 3, 5, (0.5,), (0.2,))
-
-
-def test_a_mixture_takes_from_its_parts_in_turn():
-    a, b = (GaussianImages((1, 2, 2), 6, seed, batch_size=3) for seed in (0, 1))
-    first, second = list(Mixture((a, [(x, None) for x in b])))[:2]  # with or without labels
-    xs, ys = next(iter(a)), next(iter(b))
-    assert torch.equal(torch.cat([first, second]), torch.stack([xs, ys], 1).flatten(0, 1))
-    assert len(Mixture((a, b))) == 4
-    with pytest.raises(ValueError, match=r"batches of shapes \(3, 1, 2, 2\), \(2, 1, 2, 2\)"):
-        list(Mixture((a, GaussianImages((1, 2, 2), 4, 0, batch_size=2))))
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,22 @@
-"""Where images come from, how they reach the device, and noise in their place."""
+"""Images: data sets by name or folder, batches on the device, synthetic images, published weights."""
 
-from nkdlib.data.crops import Crops
-from nkdlib.data.decode import DataDamaged
 from nkdlib.data.images import Batches, Images, random_shift_flip
 from nkdlib.data.load import DataNotFound, load
-from nkdlib.data.noise import DeadLeaves, GaussianImages, Mixture, NoiseImages, SmoothImages, SpectrumImages
+from nkdlib.data.noise import DeadLeaves, GaussianImages, NoiseImages, SmoothImages, SpectrumImages
+from nkdlib.data.readers import DataDamaged
+from nkdlib.data.weights import mobilenet_v2
 
 __all__ = [
     "Batches",
-    "Crops",
     "DataDamaged",
     "DataNotFound",
     "DeadLeaves",
     "GaussianImages",
     "Images",
-    "Mixture",
     "NoiseImages",
     "SmoothImages",
     "SpectrumImages",
     "load",
+    "mobilenet_v2",
     "random_shift_flip",
 ]

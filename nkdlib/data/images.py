@@ -1,7 +1,7 @@
 """Images as one uint8 tensor, and batches drawn from it as whole tensors.
 
-No worker process and no per-image Python stands between the data and a small network: a batch is one gather,
-one normalization and, if asked for, one augmentation, on the device. The order depends on the seed alone.
+A batch is one gather, one normalization and at most one augmentation, on the device, without worker processes or
+Python code per image. The order depends on the seed alone.
 """
 
 import hashlib
@@ -20,10 +20,18 @@ Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 class Images:
     """Labeled images of one size; cheap to subset, and cheap to send to another process.
 
-    name, split: what they are, e.g. "cifar10", "train" (kept as `part`); pixels: uint8 (M, C, H, W); labels:
-    int64 (M,); classes: names by label; mean, std: per channel, of the training split, white being 1;
-    fingerprint: SHA-256 of it all, computed when left out; rows: which of the M images these are, all when left
-    out; opener: opens the M images again in another process, which spares sending them there.
+    Args:
+        name, split: for messages and the fingerprint, e.g. "cifar10", "train".
+        pixels: uint8 (M, C, H, W).
+        labels: int64 (M,).
+        classes: names by label.
+        mean, std: per channel, of the training split, white being 1.
+        fingerprint: SHA-256 of everything above; computed by default.
+        rows: positions of these images among the M; all by default.
+        opener: opens the M images in another process, so that they need not be sent there.
+
+    Raises:
+        ValueError: tensors whose shapes or types do not fit.
     """
 
     def __init__(
@@ -94,8 +102,12 @@ class Images:
     def subset(self, indices: int | Tensor | list[int], seed: int | None = None) -> "Images":
         """Some of the images, sharing memory with these.
 
-        indices: positions, or a mask, or a number: the first so many, or with a seed so many drawn at random
-        without replacement (in their old order). Raises ValueError for a position or number out of range.
+        Args:
+            indices: positions, or a mask, or a number: the first so many, or with `seed` so many drawn at random
+                without replacement, in their old order.
+
+        Raises:
+            ValueError: a position or number out of range.
         """
         if isinstance(indices, int):
             if not 0 < indices <= len(self):
@@ -116,7 +128,7 @@ class Images:
         return selected
 
     def hold_out(self, count: int, seed: int) -> tuple["Images", "Images"]:
-        """Divide at random into (the rest, `count` held-out images)."""
+        """Divide at random into the rest and `count` held-out images."""
         if not 0 < count < len(self):
             raise ValueError(f"count (={count}) must be 1 to {len(self) - 1:,}, to leave images on both sides")
         order = _permutation(len(self), seed)
@@ -135,7 +147,7 @@ class Images:
         return images.batches(min(batch_size, len(images)), shuffle=False, device=device, channels_last=True)
 
     def renormalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Images":
-        """The same images, normalized as a network from elsewhere expects: per channel, white being 1."""
+        """The same images with another normalization, as a published network expects it; white is 1."""
         if len(mean) != self.shape[0] or len(std) != self.shape[0] or min(std) <= 0:
             raise ValueError(f"mean (={mean}) and std (={std}) must have {self.shape[0]} values, std positive")
         digest = hashlib.sha256(f"{self.fingerprint} {tuple(mean)} {tuple(std)}".encode()).hexdigest()
@@ -160,15 +172,20 @@ class Images:
         device: str | torch.device = "cpu",
         channels_last: bool = False,
     ) -> "Batches":
-        """Batches of normalized images and labels; iterating again gives the same sequence again.
+        """Batches of normalized images and labels; iterating again gives the same sequence.
 
-        steps: this many batches, over as many epochs as it takes, one epoch when not given; seed: decides the
-        order, anew for each epoch, and the augmentation; shuffle: an incomplete last batch is left out where it is
-        on; augment: changes uint8 batches, see random_shift_flip; channels_last: memory format of x.
-        Raises ValueError for a combination that gives no batches or an undetermined order.
+        Args:
+            steps: number of batches, over as many epochs as it takes; one epoch by default.
+            seed: of the order, new in each epoch, and of the augmentation.
+            shuffle: if on, an incomplete last batch is left out.
+            augment: changes uint8 batches, see `random_shift_flip`.
+            channels_last: memory format of x.
+
+        Raises:
+            ValueError: a combination that gives no batches or leaves the order undetermined.
         """
         if seed is None and (shuffle or augment):
-            raise ValueError("seed (=None) must be a number where shuffle or augment is on")
+            raise ValueError("seed (=None) must be a number if shuffle or augment is on")
         if batch_size < 1 or (shuffle and batch_size > len(self)):
             raise ValueError(f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}")
         if steps is None:
@@ -189,7 +206,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """What `Images.batches` returns: (x, y) again and again, float32 (B, C, H, W) and int64 (B,)."""
+    """The batches of `Images.batches`: pairs of float32 (B, C, H, W) and int64 (B,)."""
 
     images: Images
     batch_size: int
@@ -206,7 +223,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         count, generator = len(self.images), torch.Generator()
         if self.seed is not None:
-            generator.manual_seed(self.seed + 1_000_003)  # so that augmenting leaves the order alone
+            generator.manual_seed(self.seed + 1_000_003)  # augmenting does not change the order
         if self.shuffle:
             order = random_rows(count, self.batch_size, self.steps, self.seed)
         else:
@@ -247,7 +264,7 @@ def _reopen(
 
 @dataclass(frozen=True)
 class ShiftFlip:
-    """Shift every image by up to `pad` pixels each way, filled with black, and mirror half of them."""
+    """Shift every image by up to `pad` pixels each way, filled with black, and mirror half of the images."""
 
     pad: int = 4  # pixels; 4 is usual for 32x32 images
     flip: bool = True  # left to right, with probability 1/2
@@ -265,9 +282,9 @@ class ShiftFlip:
             mirrored = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool).to(device)
             columns = torch.where(mirrored, columns.flip(0), columns)  # (B, W)
         padded = F.pad(pixels, [self.pad] * 4)
-        places = (down + rows)[:, :, None] * padded.shape[-1] + (right + columns)[:, None]  # (B, H, W)
-        places = places.view(count, 1, -1).expand(-1, channels, -1)
-        return padded.flatten(2).gather(2, places).view_as(pixels)
+        source = (down + rows)[:, :, None] * padded.shape[-1] + (right + columns)[:, None]  # (B, H, W)
+        source = source.view(count, 1, -1).expand(-1, channels, -1)
+        return padded.flatten(2).gather(2, source).view_as(pixels)
 
 
 random_shift_flip = ShiftFlip  # the usual augmentation of small images, for `Images.batches(augment=...)`

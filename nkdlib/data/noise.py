@@ -1,11 +1,11 @@
-"""Images that nobody took: what a student can learn from when no data are at hand.
+"""Synthetic images for students when no data are at hand.
 
-Every source is reproducible from its seed and touches no real image. What it may know of the data is the teacher's own
-input normalization, the mean and deviation of its pixels; each class says what else it assumes.
+Every source is reproducible from its seed and uses no real image. It may use the teacher's input normalization, the
+mean and deviation of the pixels; each class says what else it assumes.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Self
@@ -17,16 +17,16 @@ from torch import Generator, Tensor
 
 from nkdlib.data.images import Images
 
-BLOCK = 64  # images drawn at once, so that the images do not depend on the batch size
+BLOCK = 64  # images drawn at once; makes the images independent of the batch size
 
 
 @dataclass(frozen=True)
 class NoiseImages:
-    """Batches of drawn images, float32 (B, C, H, W), in normalized units; the base of all sources.
+    """Batches of synthetic images, float32 (B, C, H, W), in normalized units; the base class of all sources.
 
-    Iterating again gives the same images again, whatever the batch size and the device. With the pixels' `mean` and
-    `std`, values get the marginal of real pixels: the Beta distribution on 0 to 1 with this mean and deviation, by its
-    quantiles (our choice). Without them they stay Gaussian, and lie outside of what a pixel can be.
+    Iterating again gives the same images, whatever the batch size and the device. With the pixels' `mean` and `std`,
+    values get the marginal distribution of real pixels: the Beta distribution on 0 to 1 with this mean and deviation,
+    by its quantiles (our choice). Without them values stay Gaussian, so some lie outside the range of a pixel.
     """
 
     shape: tuple[int, int, int]  # of one image: (C, H, W)
@@ -53,14 +53,11 @@ class NoiseImages:
 
     @classmethod
     def like(cls, images: Images, count: int, seed: int, **options: object) -> Self:
-        """A source with the shape and the normalization of a data set; its images are not looked at."""
+        """A source with the shape and the normalization of a data set; the images themselves are not used."""
         return cls(images.shape, count, seed, images.mean, images.std, **options)
 
     def batches(self, batch_size: int, *, steps: int | None = None, **where: object) -> Self:
-        """The same noise in other batches; steps: this many batches, all of them new images.
-
-        where: device, channels_last, as in `Images.batches`.
-        """
+        """The same noise in other batches, or `steps` batches of new images; `where` is device and channels_last."""
         count = self.count if steps is None else steps * batch_size
         return replace(self, batch_size=batch_size, count=count, **where)
 
@@ -83,7 +80,7 @@ class NoiseImages:
         raise NotImplementedError(f"{type(self).__name__} draws nothing; use one of its subclasses")
 
     def _pixels(self, z: Tensor) -> Tensor:
-        """Values with a Gaussian marginal as normalized pixels with that of `mean` and `std`."""
+        """Map Gaussian values to normalized pixels whose marginal distribution has `mean` and `std`."""
         if self.mean is None:
             return z
         position = (z.clamp(-5, 5) + 5) * (_CELLS / 10)
@@ -196,26 +193,3 @@ def field(exponents: Tensor, shape: tuple[int, int, int], generator: Generator) 
     amplitude = amplitude / amplitude.square().mean((2, 3), keepdim=True).sqrt()
     noise = torch.randn(len(exponents), channels, 2 * height, 2 * width, generator=generator)
     return torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real[:, :, :height, :width].contiguous()
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Images of several sources in turn, such as noise and a few photographs; a source like the others.
-
-    >>> parts = GaussianImages((1, 4, 4), 6, seed=0, batch_size=3), SmoothImages((1, 4, 4), 6, seed=0, batch_size=3)
-    >>> [len(batch) for batch in Mixture(parts)]
-    [3, 3, 3, 3]
-    """
-
-    parts: tuple[Iterable, ...]  # of batches of equal size, with or without labels
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for batches in zip(*self.parts, strict=True):
-            images = [batch[0] if isinstance(batch, tuple | list) else batch for batch in batches]
-            if len({x.shape for x in images}) > 1:
-                shapes = ", ".join(str(tuple(x.shape)) for x in images)
-                raise ValueError(f"the parts give batches of shapes {shapes}; give parts of equal shape and batch_size")
-            yield from torch.stack(images, 1).flatten(0, 1).split(len(images[0]))
-
-    def __len__(self) -> int:
-        return sum(map(len, self.parts))

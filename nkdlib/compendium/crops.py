@@ -1,4 +1,4 @@
-"""Crops of larger images, several of each: what few photographs have to give."""
+"""Several crops of each photograph, so that few photographs go further."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
