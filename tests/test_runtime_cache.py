@@ -276,3 +276,25 @@ def test_another_writer_may_end_while_what_it_left_is_looked_at(tmp_path):
         return {}, {"made": True}
 
     assert Cache(tmp_path).call(vanishing).info == {"made": True}
+
+
+def test_an_input_is_made_when_its_task_is_missing_and_is_no_part_of_the_key(runs):
+    made = []
+
+    def half(x, boundary):
+        return {"half": boundary / 2, "x": x}
+
+    def draw(x):
+        made.append(x)
+        return torch.tensor(float(x))
+
+    plan = [Task(half, {"x": x}, f"half of {x}", inputs={"boundary": lambda x=x: draw(x)}) for x in (1, 2)]
+    first = Cache().run(plan)
+    assert made == [1, 2] and [run.tensors["half"] for run in first] == [0.5, 1]
+    assert Cache().run([*plan, Task(half, {"x": 3}, "half of 3", inputs={"boundary": lambda: draw(3)})])[:2] == first
+    assert made == [1, 2, 3]
+    with make_executor(jobs=2) as workers:
+        assert torch.equal(Cache(runs / "b").run(plan, workers)[1].tensors["half"], torch.tensor(1.0))
+    with pytest.raises(ZeroDivisionError) as caught:
+        Cache().run([Task(half, {"x": 4}, "half of 4", inputs={"boundary": lambda: 1 / 0})])
+    assert "in an input of task 'half of 4'" in caught.value.__notes__

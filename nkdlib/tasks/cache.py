@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import metadata
 from math import inf
@@ -41,15 +41,18 @@ class ArtefactDamaged(UserWarning):
 
 @dataclass(frozen=True)
 class Task:
-    """One call whose result is an artefact.
+    """One call, `fn(**kwargs, **inputs)`, whose result is an artefact.
 
-    fn: called as `fn(**kwargs)`, returns a dict of tensors and a JSON-able dict. Torch, NumPy and `random`
-    are seeded from the task's key before the call. label: what progress and errors call it.
+    fn: returns one dict of tensors and plain JSON values, or a dict of tensors and one of values. Torch, NumPy and
+    `random` are seeded from the task's key before the call. kwargs: part of the key. label: what progress and errors
+    call it. inputs: further arguments that follow from kwargs and are no part of the key, each a function without
+    arguments, called in this process when the task has to be run.
     """
 
-    fn: Callable[..., tuple[dict[str, torch.Tensor], dict[str, object]]]
+    fn: Callable[..., dict | tuple[dict[str, torch.Tensor], dict[str, object]]]
     kwargs: Mapping[str, object]
     label: str
+    inputs: Mapping[str, Callable[[], object]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,12 @@ class Cache:
         by_key = dict(zip(keys, wanted, strict=True))
         artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
         missing = self._longest_first({key: by_key[key] for key, artefact in artefacts.items() if artefact is None})
-        calls = [
-            (task.label, partial(_make, task, key, ingredients, self._place(task, key)))
+        calls = (
+            (task.label, partial(_make, _called(task), key, ingredients, self._place(task, key)))
             for key, (task, ingredients) in missing.items()
-        ]
+        )
         title = title or (wanted[0][0].label if wanted else "")
-        made = gather(calls, executor or make_executor(), title, len(by_key) - len(missing), keep=_keep)
+        made = gather(calls, executor or make_executor(), title, len(missing), len(by_key) - len(missing), _keep)
         artefacts |= zip(missing, made, strict=True)
         return [artefacts[key] for key in keys]
 
@@ -208,15 +211,28 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
+def _called(task: Task) -> Task:
+    """Return the task with its inputs among its arguments, ready to travel to a worker."""
+    try:
+        inputs = {name: make() for name, make in task.inputs.items()}
+    except Exception as error:
+        error.add_note(f"in an input of task {task.label!r}")
+        raise
+    return replace(task, kwargs={**task.kwargs, **inputs}, inputs={})
+
+
 def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> tuple[Path, dict[str, bytes]]:
     """Make one artefact's files; runs in a worker, whose disk may be another one, or in the caller's process."""
     with _seeded(int(key[:8], 16)), Stopwatch() as watch:
         made = task.fn(**task.kwargs)
     match made:
+        case dict():
+            tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
+            info = {name: value for name, value in made.items() if name not in tensors}
         case dict() as tensors, dict() as info if all(isinstance(value, torch.Tensor) for value in tensors.values()):
             pass
         case _:
-            raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and a dict of plain values")
+            raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and plain values")
     data = safetensors.torch.save(
         {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     )
@@ -232,7 +248,7 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
     try:
         content = json.loads(json.dumps(content))
     except TypeError as error:
-        error.add_note(f"the second value that {qualified_name(task.fn)} returns must be plain JSON")
+        error.add_note(f"what {qualified_name(task.fn)} returns must be tensors and plain JSON values")
         raise
     content["sha256"] = sha256(content)
     return place, {TENSORS: data, INFO: json.dumps(content, indent=1).encode()}

@@ -9,7 +9,7 @@ import pickle
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from importlib.util import find_spec
 
@@ -139,50 +139,52 @@ def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InPro
 
 
 def gather(
-    calls: Sequence[tuple[str, Callable[[], object]]],
+    calls: Iterable[tuple[str, Callable[[], object]]],
     executor: InProcess | Processes,
     title: str,
+    total: int | None = None,
     done: int = 0,
     keep: Callable[[object], object] = lambda result: result,
 ) -> list:
     """Return what calls return, in their order.
 
-    calls: each with a label. title: what progress shows; done: how many more were made before. keep: called here
-    with each result as soon as there is one; what it returns takes the result's place.
+    calls: each with a label; an iterator is advanced when the next call is submitted. title: what progress shows.
+    total: number of calls, needed for an iterator. done: how many more were made before. keep: called here with each
+    result as soon as there is one; what it returns takes the result's place.
     The first call that fails cancels those not yet begun; its error is raised with its label in a note.
     """
-    places: dict[Future, int] = {}  # of those that are not done
+    waiting: dict[Future, tuple[int, str]] = {}  # place and label of what is not done
     results: dict[int, object] = {}
-    label = ""
-    with Progress(title, done + len(calls), "task") as progress:
+    total = len(calls) if total is None else total
+    with Progress(title, done + total, "task") as progress:
         progress.advance(done)
 
         def take(future: Future) -> None:
-            nonlocal label
-            place = places.pop(future)
-            label = calls[place][0]
-            results[place] = keep(future.result())
+            place, label = waiting.pop(future)
+            try:
+                results[place] = keep(future.result())
+            except Exception as error:
+                error.add_note(f"in task {label!r}")
+                raise
             progress.advance()
 
         try:
-            for place, (label, call) in enumerate(calls):  # noqa: B007
+            for place, (label, call) in enumerate(calls):
                 future = executor.submit(call)
-                places[future] = place
+                waiting[future] = place, label
                 if future.done():
                     take(future)  # at once what was made in this process, its error too
-            for future in as_completed(list(places)):
+            for future in as_completed(list(waiting)):
                 take(future)
         except BaseException as error:
-            for future in places:
+            for future in waiting:
                 future.cancel()
             if isinstance(error, BrokenExecutor):
                 raise RuntimeError(
                     "a worker process was killed, most often because memory ran out; use fewer jobs. What a cache "
                     "has kept is not lost: the next run goes on from there"
                 ) from error
-            if isinstance(error, Exception):
-                error.add_note(f"in task {label!r}")
-            else:  # Ctrl-C
+            if not isinstance(error, Exception):  # Ctrl-C
                 executor.shutdown(wait=True, kill=True)
             raise
-    return [results[place] for place in range(len(calls))]
+    return [results[place] for place in range(total)]

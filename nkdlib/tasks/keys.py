@@ -128,7 +128,7 @@ def _reach(value: object, name: str, found: dict[str, str]) -> None:
     if isinstance(value, ModuleType):
         _reach_module(value.__name__, found)
     elif isinstance(value, type | FunctionType):
-        if value.__module__ == "__main__" or "<locals>" in value.__qualname__:
+        if _in_notebook(value):
             _reach_definition(value, found)
         else:
             _reach_module(value.__module__, found)
@@ -165,6 +165,36 @@ def _reach_definition(value: type | FunctionType, found: dict[str, str]) -> None
     for used in sorted(_outer_names(symtable.symtable(ast.unparse(tree), name, "exec"))):
         if used in scope and scope[used] is not value and not used.startswith("__"):
             _reach(scope[used], f"{value.__module__}.{used}", found)
+
+
+def refuse_globals(function: FunctionType) -> None:
+    """Raise TypeError if a function of a notebook or script, or one that it names there, reads a variable from outside.
+
+    Modules, functions and classes are no variables.
+    """
+    seen, left = [], [function]
+    while left:
+        value = inspect.unwrap(left.pop())
+        if value in seen or not _in_notebook(value):
+            continue
+        seen.append(value)
+        scope = _scope(value)
+        for name in sorted(_outer_names(symtable.symtable(ast.unparse(_definition(value)), "", "exec"))):
+            found = scope.get(name, ast)  # builtins and names that are nowhere are not looked at
+            if isinstance(found, type | FunctionType):
+                left.append(found)
+            elif not (hasattr(found, "__name__") or name.startswith("__")):
+                raise TypeError(
+                    f"{value.__name__} reads `{name}`, a variable of {value.__module__} that its key would not "
+                    "contain; make it an argument"
+                )
+
+
+def _in_notebook(value: object) -> bool:
+    """Tell whether a function or class is defined in a notebook, a script or another function."""
+    return isinstance(value, type | FunctionType) and (
+        value.__module__ == "__main__" or "<locals>" in value.__qualname__
+    )
 
 
 def _scope(value: type | FunctionType) -> dict[str, object]:
