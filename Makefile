@@ -1,9 +1,7 @@
 # Everything runs in a private environment, .venv, made on first use from the pins in requirements.txt.
 PROFILE ?= cpu
-SHELL := /bin/bash
 PYTHON := .venv/bin/python
 READY := .venv/.ready
-LOCK := $(if $(shell command -v flock),flock .setup.lock)
 RUN = $(PYTHON) -m nkdlib.compendium.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
 	$(if $(EXECUTOR),--executor '$(EXECUTOR)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
@@ -29,7 +27,7 @@ report: $(READY)  ## build the site of all results, runs/report/index.html; it n
 test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke too
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --durations=10 $(ARGS)
 
 # One thread, and memory that is kept, as under the runner: the same numbers, several times as fast.
 lab: $(READY)  ## open JupyterLab on the notebooks
@@ -43,39 +41,12 @@ data: $(READY)  ## fetch and decode the profile's data, or DATA
 bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done
 
-trials: $(READY)  ## disturb runs on purpose, use JupyterLab in a browser; writes docs/robustness.md (TRIALS=... for one)
-	@cd tests && for trial in $(or $(TRIALS),lab robustness); do ../$(PYTHON) -m trials.$$trial || failed=1; done; \
-		exit $${failed:-0}
-
 lock:  ## write requirements.txt anew from pyproject.toml (needs uv; UPGRADE=--upgrade for the newest)
-	@uv pip compile --quiet --universal --python-version 3.11 --extra dev --extra ray --extra report --no-annotate $(UPGRADE) \
+	@uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-annotate $(UPGRADE) \
 		--custom-compile-command 'make lock' pyproject.toml --output-file requirements.txt
 
 clean:  ## remove the environment and all that runs left, except figures/
 	@rm -rf .venv .setup.lock runs .pytest_cache .ruff_cache *.egg-info
 
-# Made under a lock and stamped last, so a set-up that was cut off is finished by the next call. A package whose
-# installation was cut off has no RECORD yet; without its metadata it is installed again.
 $(READY): requirements.txt pyproject.toml
-	@$(LOCK) $(SHELL) -euo pipefail -c '\
-		if [ $@ -nt requirements.txt ] && [ $@ -nt pyproject.toml ]; then exit; fi; \
-		echo "setting up .venv (about 6 GB; once)"; \
-		quiet=--quiet; if [ -t 1 ]; then quiet=; fi; \
-		for info in .venv/lib/python*/site-packages/*.dist-info; do \
-			[ -f "$$info/RECORD" ] || rm -rf "$$info"; done; \
-		fits="import sys; sys.exit(sys.version_info < (3, 11))"; \
-		if command -v uv >/dev/null; then \
-			$(PYTHON) -c "$$fits" 2>/dev/null || uv venv $$quiet --clear --python ">=3.11" .venv; \
-			install() { uv pip install $$quiet --python $(PYTHON) "$$@"; }; \
-		else \
-			found=; for python in python3 python3.13 python3.12 python3.11; do \
-				if [ -z "$$found" ] && $$python -c "$$fits" 2>/dev/null; then found=$$python; fi; done; \
-			if [ -z "$$found" ]; then \
-				echo "error: Python 3.11 or newer is needed and none was found; install it, or uv" >&2; exit 1; fi; \
-			$(PYTHON) -c "import pip; $$fits" 2>/dev/null || $$found -m venv --clear .venv; \
-			install() { $(PYTHON) -m pip install $$quiet --disable-pip-version-check "$$@"; }; \
-		fi; \
-		install -r requirements.txt; \
-		install --no-deps --no-build-isolation --editable .; \
-		$(PYTHON) -c "import torch, torchvision, papermill, nkdlib"; \
-		touch $@'
+	@./setup.sh

@@ -14,7 +14,9 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-DECLARED = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS["ray"] + EXTRAS["report"]]
+DECLARED = [
+    Requirement(line) for line in [*PROJECT["dependencies"], *(line for extra in EXTRAS.values() for line in extra)]
+]
 LINES = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
 PINS = [Requirement(line) for line in LINES]
 HERE = {pin.name: pin for pin in PINS if pin.marker is None or pin.marker.evaluate()}
