@@ -34,7 +34,7 @@ def compare(name: str, network: nn.Module, x: torch.Tensor) -> None:
     """Steps with and without gates in turns, then a choice and a cut."""
     network = network.to(memory_format=torch.channels_last).train()
     gates, labels = Gates(network, x[:1]), torch.randint(10, (len(x),))
-    optimizer = torch.optim.AdamW([*network.parameters(), gates.log_odds], 1e-3, fused=True)
+    optimizer = torch.optim.AdamW(gates.parameters(), 1e-3, fused=True)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(STEPS):
         for gates.opened in (True, False):

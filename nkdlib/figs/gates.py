@@ -7,7 +7,7 @@ multiplied into the weights that read the channel instead of the activations, wh
 an operator of a `Sum` has a gate of its own, so that it can vanish where its output channels are shared with others.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 
@@ -76,7 +76,7 @@ class Gates(nn.Module):
         self.groups, self.operators = {group.name: group for group in groups}, operators
         self.model = CostModel(network, groups, example, operators)
         self.temperature, self.hard, self.opened = temperature, hard, False
-        self._network = [network]  # in a list, so that its parameters are not taken for ours
+        self.network = network
         self.slots: dict[str, slice] = {}  # by name of group or operator, its part of the log-odds
         for name, size in self.model.sizes.items():
             start = next(reversed(self.slots.values())).stop if self.slots else 0
@@ -104,7 +104,7 @@ class Gates(nn.Module):
                 reads.setdefault(path, []).extend((name, place) for place in group.places(path))
         for path, parts in reads.items():
             layer = self.network.get_submodule(path)
-            whole = _Masked(self, sorted(parts, key=lambda part: part[1].start), layer.weight.shape[1])
+            whole = _Masked(self.mask, sorted(parts, key=lambda part: part[1].start), layer.weight.shape[1])
             parametrize.register_parametrization(layer, "weight", whole)
         self._hooks = [
             self.network.get_submodule(path).register_forward_hook(
@@ -113,10 +113,9 @@ class Gates(nn.Module):
             for path in self.operators
         ]
 
-    @property
-    def network(self) -> nn.Module:
-        """The gated network."""
-        return self._network[0]
+    def forward(self, x: Tensor) -> Tensor:
+        """The gated network's output: network and gates are one module, which DistributedDataParallel can wrap."""
+        return self.network(x)
 
     @property
     def ungated(self) -> list[str]:
@@ -331,18 +330,18 @@ def _check_operator(path: str, operator: nn.Module) -> None:
 class _Masked(nn.Module):
     """A weight whose input channels, dimension 1, are multiplied with the masks of the groups that it reads."""
 
-    def __init__(self, gates: Gates, parts: list[tuple[str, slice]], size: int):
+    def __init__(self, mask: Callable[[str], Tensor | None], parts: list[tuple[str, slice]], size: int):
         super().__init__()
-        self._gates, self.parts, self.size = [gates], parts, size
+        self.mask, self.parts, self.size = mask, parts, size
 
     def forward(self, weight: Tensor) -> Tensor:
-        if self._gates[0].opened:
+        if self.mask(self.parts[0][0]) is None:
             return weight
         pieces, start = [], 0
         for name, place in self.parts:
             if place.start > start:  # channels of no group
                 pieces.append(weight.new_ones(place.start - start))
-            pieces.append(self._gates[0].mask(name))
+            pieces.append(self.mask(name))
             start = place.stop
         if start < self.size:
             pieces.append(weight.new_ones(self.size - start))

@@ -148,9 +148,9 @@ def _train(
     parallel: Parallel | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
     network, generator = gates.network, torch.Generator().manual_seed(seed)
-    device, shared = device_of(network), [gates.log_odds]
-    weights = Trainer(network, recipe.searching, f"a search for {target:,.6g} {metric}", seed, parallel, shared)
-    chooser = torch.optim.Adam(shared, recipe.gate_lr, recipe.gate_betas)
+    device, name = device_of(network), f"a search for {target:,.6g} {metric}"
+    weights = Trainer(gates, recipe.searching, name, seed, parallel, network.parameters())
+    chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
     opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
     arrive = max(round(recipe.arrive_share * (steps - opened)), 1)
     whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
@@ -162,24 +162,21 @@ def _train(
     def objective(noise: Tensor, path: float, seen: list[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
         gates.draw(generator.set_state(noise))  # again for every part of a step
         x, labels = batch[0].to(device), batch[1].to(device)
-        output, expected = network(x), gates.expected_cost(metric)
+        output, expected = weights.model(x), gates.expected_cost(metric)
         value = loss(output, labels)
         right = 100 * (output.argmax(1) == labels).float().mean()
         seen.append(torch.stack([number.detach().double() for number in (value, expected, right)]))
-        if gates.opened:
-            return value
-        return value + 0.5 * recipe.stiffness * (expected / path).log().clamp_min(0.0).square()
+        stiffness = 0.0 if gates.opened else recipe.stiffness  # the log-odds always get a gradient, if of zeros
+        return value + 0.5 * stiffness * (expected / path).log().clamp_min(0.0).square()
 
     def state() -> dict[str, object]:
         rows[:] = [{name: float(value) for name, value in row.items()} for row in rows]
         kept = {"rows": rows, "alive": alive, "moments": log_odds, "noise": generator.get_state()}
-        kept |= {"weights": weights.state_dict(), "chooser": chooser.state_dict()}
-        return kept | {"log_odds": gates.log_odds.detach()}
+        return kept | {"weights": weights.state_dict(), "chooser": chooser.state_dict()}
 
     if parallel and (saved := parallel.saved("search")):
         weights.load_state_dict(saved["weights"])
         chooser.load_state_dict(saved["chooser"])
-        gates.log_odds.data.copy_(saved["log_odds"])
         generator.set_state(saved["noise"])
         rows, alive, log_odds = saved["rows"], saved["alive"], saved["moments"]
     begin, parts = len(weights.losses), len(parallel.own) if parallel else 1
@@ -200,7 +197,6 @@ def _train(
                 chooser.step()
                 with torch.no_grad():  # what has fallen too low is raised, so that the path is kept from both sides
                     gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
-            chooser.zero_grad()
             if step % -(-steps // ROWS) == 0:
                 numbers, counts = torch.stack(seen).mean(0), gates.counts
                 if parallel:

@@ -61,7 +61,7 @@ class Trainer:
         name: what errors call the model.
         seed: of what the model draws in a step (dropout, stochastic depth).
         parallel: with whom the steps are shared, None for nobody.
-        shared: what else gets gradients from the loss, which processes average and somebody else follows.
+        parameters: of the model, those that this trainer steps; all by default. Others get gradients only.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Trainer:
         name: str = "model",
         seed: int = 0,
         parallel: Parallel | None = None,
-        shared: Sequence[Tensor] = (),
+        parameters: Iterable[Tensor] | None = None,
     ):
         self.model, self.schedule, self.name, self.seed = model.train(), schedule, name, seed
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
         if self.parameters:
@@ -84,7 +84,7 @@ class Trainer:
             else:
                 self.optimizer = torch.optim.AdamW(self.parameters, **given)
         self.losses: list[Tensor] = []
-        self.parallel, self.shared = parallel, shared
+        self.parallel = parallel
         norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
         self.statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
         if parallel:
@@ -102,8 +102,7 @@ class Trainer:
             raise ValueError(f"{self.name} has had its {self.schedule.steps} steps; raise schedule.steps")
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.rate(step)
-        for parameter in (*self.parameters, *self.shared):
-            parameter.grad = None
+        self.model.zero_grad()
         value = self._descend(losses, step)
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
@@ -134,7 +133,7 @@ class Trainer:
             torch._foreach_copy_(self.statistics, after)
         value = torch.stack(values).mean() if several else values[0]
         if parallel:
-            gradients = [p.grad for p in (*self.parameters, *self.shared) if p.grad is not None]
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             value = value.float()  # a penalty may have made it float64, and then all would travel so
             parallel.average([value, *gradients, *self.statistics])
         return value
