@@ -5,10 +5,9 @@ import math
 import pytest
 from scipy import stats
 
-from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id
+from nkdlib.compendium.claims import CLAIMS, claim_by_id
 from nkdlib.compendium.criteria import Criterion, t_interval
 from nkdlib.compendium.judge import Observation, judge
-from nkdlib.compendium.tiers import PROFILES
 
 SPEEDUP = [1.0, 2.0, 3.0, 4.0, 5.0]  # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764: 3 ± 1.9632
 
@@ -62,7 +61,7 @@ def test_values_must_be_finite(value):
     ],
 )
 def test_outcome(sense, bound, reaches, outcome):
-    criterion = Criterion("m", sense, bound, reaches, tolerance=0.1, words="", unit="")
+    criterion = Criterion("m", sense, bound, tolerance=0.1, words="", unit="", reaches=reaches)
     assert criterion.outcome(t_interval(dict(enumerate(SPEEDUP))))[0] == outcome
 
 
@@ -111,7 +110,7 @@ def test_smoke_judges_nothing_wherever_its_numbers_turn_up():
 def test_a_small_data_set_cannot_decide_a_claim_about_imagenet():
     scaled = judge("FG-1", observe("FG-1", "figs_minus_uniform_points", [3.0, 3.1, 2.9, 3.0, 3.2]), "cpu")
     assert scaled.verdict == "not attempted" and "paper" in scaled.reason
-    assert [a.outcome for a in scaled.assessments] == ["full"]  # shown beside
+    assert [a.outcome for a in scaled.metrics.values()] == ["full"]  # shown beside
     real = judge("FG-1", observe("FG-1", "imagenet_top1", [75.4, 75.3, 75.5, 75.4, 75.3], "paper"), "paper")
     assert (real.verdict, real.evidence) == ("reproduced", "paper-scale")
 
@@ -136,37 +135,15 @@ def test_errors_name_what_is_wrong_and_what_is_right():
     with pytest.raises(ValueError, match="observed twice under seed 0"):
         judge("ND-1", twice, "cpu")
     with pytest.raises(ValueError, match="at least 2"):
-        Criterion("m", "above", 0.0, None, 0.1, "", "", seeds=1)
+        Criterion("m", "above", 0.0, 0.1, "", "", seeds=1)
 
 
 def test_tolerances():
-    absolute = Criterion("m", "above", 0.0, None, tolerance=0.5, words="", unit="")
+    absolute = Criterion("m", "above", 0.0, tolerance=0.5, words="", unit="")
     assert absolute.within(1.5, 1.0) and not absolute.within(1.51, 1.0)
-    relative = Criterion("m", "above", 0.0, None, tolerance=0.5, words="", unit="", relative=True)
+    relative = Criterion("m", "above", 0.0, tolerance=0.5, words="", unit="", relative=True)
     assert relative.within(140.0, 100.0) and not relative.within(151.0, 100.0)
     assert absolute.within(None, None) and not absolute.within(None, 1.0) and not absolute.within(1.0, None)
-
-
-def test_the_catalogue_is_whole():
-    ids = [claim.id for claim in CLAIMS]
-    assert ids == ["ND-0", "ND-1", "ND-2", "ND-3", "FG-1", "FG-2", "FG-3", "ND-1c", "ND-1e", "ND-1p"]
-    for claim in CLAIMS:
-        metrics = [criterion.metric for criterion in claim.criteria]
-        assert len(set(metrics)) == len(metrics) > 0
-        assert all([claim.wording, claim.published, claim.source, claim.metric, claim.notebook])
-        assert set(claim.evidence) == {name for name, profile in PROFILES.items() if profile.judged}
-        for criterion in claim.criteria:
-            assert criterion.words and criterion.unit and criterion.tolerance > 0
-            if criterion.reaches is not None:  # the published value lies beyond the bound
-                assert (criterion.reaches > criterion.bound) == (criterion.sense == "above")
-
-
-def test_published_values():
-    published = {claim.id: claim.published for claim in CLAIMS}
-    assert "4.6x" in published["ND-1"]
-    assert "75.4 %" in published["FG-1"] and "2.6M" in published["FG-1"]
-    assert "25.8" in published["FG-2"] and "3.0M" in published["FG-2"]
-    assert claim_by_id("ND-1").criteria[0].reaches == 4.6
 
 
 def test_extensions_never_fill_a_claims_row():
@@ -177,4 +154,3 @@ def test_extensions_never_fill_a_claims_row():
     observed = observe("ND-1c", "closed_form_ratio", [12.0, 13.0, 12.5, 11.9, 12.2])
     assert judge("ND-1c", observed, "cpu").verdict == "reproduced"
     assert judge("ND-1", observed, "cpu").verdict == "not attempted"
-    assert isinstance(CLAIMS[0], Claim)

@@ -6,7 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from nkdlib.compendium.results import Results, read_observations
+from nkdlib.compendium.results import Results
+from nkdlib.compendium.verify import read_observations
 
 
 @pytest.fixture

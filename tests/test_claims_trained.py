@@ -5,8 +5,8 @@ import json
 import pytest
 
 from nkdlib.compendium.judge import judge
-from nkdlib.compendium.results import read_observations
 from nkdlib.compendium.trained import main, observe
+from nkdlib.compendium.verify import read_observations
 
 IMAGENET = {"found": True, "task": "classify", "classes": 1_000, "images": 50_000, "params": 2_599_988, "macs": 3.5e8}
 COCO = {"found": True, "task": "detect", "classes": 80, "images": 5_000, "params": 3_000_000, "macs": 5e8}

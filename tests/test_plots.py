@@ -7,12 +7,12 @@ from scipy import stats
 
 from nkdlib.compendium import plots
 from nkdlib.compendium.claims import CLAIMS
-from nkdlib.compendium.judge import Observation, judge
+from nkdlib.compendium.judge import Observation, Verdicts, judge
 
 
 @pytest.fixture(autouse=True)
 def closed():
-    plots.theme()
+    plt.style.use("nkdlib.compendium.figures")
     yield
     plt.close("all")
 
@@ -72,12 +72,12 @@ def test_one_seed_has_no_band_and_unequal_seeds_are_refused():
 def test_forest_draws_what_was_observed_and_says_when_nothing_was():
     observed = [Observation("ND-1", "speedup_critical_path", s, v, "cpu") for s, v in enumerate([2, 3, 4, 3, 2])]
     missed = [Observation("ND-1e", "speedup_solved", s, None, "cpu") for s in range(5)]
-    fig = plots.forest([judge(claim, observed + missed, "cpu") for claim in CLAIMS])
+    fig = plots.forest(Verdicts({claim.id: judge(claim, observed + missed, "cpu") for claim in CLAIMS}))
     (ax,) = fig.axes
     assert ax.get_title(loc="left").startswith("ND-1  speedup")
     left, right = ax.get_xlim()
     assert left < 1.0 and right > 4.6  # bound and published value are on the axis
-    assert plots.forest([judge(claim, [], "cpu") for claim in CLAIMS]).axes[0].texts
+    assert plots.forest(Verdicts()).axes[0].texts
 
 
 def test_colors_of_rivals_differ():
@@ -98,11 +98,3 @@ def test_colors_of_rivals_differ():
     for family in families:
         colors = [plots.method_colors[name] for name in family]
         assert len(set(colors)) == len(colors)
-
-
-def test_writing_leaves_whole_files_only(tmp_path, monkeypatch):
-    path = plots.write_atomically(tmp_path / "new" / "a.txt", b"old")
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
-    with pytest.raises(OSError, match="disk"):
-        plots.write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]

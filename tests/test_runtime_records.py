@@ -11,6 +11,7 @@ from joblib import cpu_count
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.tiers import PROFILES, Profile
 from nkdlib.tasks.measure import Stopwatch, peak_memory_mb
+from nkdlib.tasks.places import write_atomically
 from nkdlib.tasks.progress import Progress, progress
 
 
@@ -81,3 +82,11 @@ def test_provenance_names_code_data_packages_and_hardware_and_no_one():
     assert len(record["commit"]) == 40 and isinstance(record["dirty"], bool)
     for private in (os.uname().nodename, os.path.expanduser("~") + os.sep, "someone"):
         assert private not in text
+
+
+def test_writing_leaves_whole_files_only(tmp_path, monkeypatch):
+    path = write_atomically(tmp_path / "new" / "a.txt", b"old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk")))
+    with pytest.raises(OSError, match="disk"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["a.txt"]

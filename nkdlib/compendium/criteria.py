@@ -17,8 +17,8 @@ Outcome = Literal["full", "partly", "does not hold", "not judged"]
 class Interval:
     """Mean and two-sided 95 % t-interval of one metric over seeds.
 
-    `values` holds every seed's value, None where the seed did not reach what was asked. `mean`, `low` and
-    `high` are None where they are undefined: a seed that did not reach, or (for the bounds) a single seed.
+    `values` holds every seed's value, None for a seed that did not reach its goal. Then `mean`, `low` and `high` are
+    None; for a single seed `low` and `high` are.
     """
 
     mean: float | None
@@ -33,7 +33,7 @@ class Interval:
 
     @property
     def missed(self) -> str:
-        """The seeds that did not reach what was asked."""
+        """The seeds that did not reach their goal."""
         return ", ".join(str(seed) for seed, value in self.values.items() if value is None)
 
     def __str__(self) -> str:
@@ -43,18 +43,33 @@ class Interval:
         return f"{short(self.mean)}{bounds}, n={self.n}"
 
 
+@dataclass(frozen=True)
+class Assessment(Interval):
+    """The interval that was observed for a criterion, and what it says about it."""
+
+    outcome: Outcome
+
+    __str__ = Interval.__str__
+
+
 def short(value: float | None) -> str:
-    """A number with three significant digits, for reading; None is "not reached"."""
+    """Write a number with three significant digits; None is "not reached"."""
     if value is None:
         return "not reached"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def t_interval(values: Mapping[int, float | None]) -> Interval:
-    """Student's t-interval over seeds: mean ± t(0.975, n - 1) * s / sqrt(n).
+    """Return Student's t-interval over seeds: mean ± t(0.975, n - 1) * s / sqrt(n).
 
-    values: the metric by seed; for two methods that is already their difference or ratio under the same seed.
-    Raises `ValueError` for no seed at all and for values that are not finite.
+    Args:
+        values: the metric by seed; for two methods their difference or ratio under the same seed.
+
+    Raises:
+        ValueError: no seed at all, or a value that is not finite.
+
+    >>> print(t_interval({0: 1.0, 1: 2.0, 2: 3.0}))
+    2 [-0.484, 4.48], n=3
     """
     if not values:
         raise ValueError("values is empty; a t-interval needs at least one seed")
@@ -74,22 +89,22 @@ def t_interval(values: Mapping[int, float | None]) -> Interval:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One bound that a claim's metric must lie beyond, with its whole interval.
+    """A bound that the whole interval of a metric must lie beyond.
 
-    `sense` "above": the direction holds when the interval's lower end is above `bound`; where the paper gives
-    a value, `reaches`, it holds in full only when the interval's upper end gets there. "below" mirrors this.
+    With sense "above" the direction holds if the interval's lower end is above `bound`; if the paper gives a value,
+    `reaches`, the criterion holds in full only if the interval's upper end gets there. "below" mirrors this.
     """
 
     metric: str
     sense: Literal["above", "below"]
     bound: float
-    reaches: float | None
-    tolerance: float  # how far the mean may lie from the committed reference before `make verify` fails
+    tolerance: float  # distance from the committed reference's mean at which `make verify` fails
     words: str
     unit: str
+    reaches: float | None = None
     seeds: int = 5
     relative: bool = False  # the tolerance is a fraction of the reference's mean: right for ratios of seconds
-    profiles: tuple[str, ...] | None = None  # the profiles at which it can be measured; None: at all
+    profiles: tuple[str, ...] | None = None  # the profiles that can measure it; None: all
     decides: bool = True  # False: evidence shown beside a claim that only another scale can decide
 
     def __post_init__(self) -> None:
@@ -99,11 +114,11 @@ class Criterion:
             raise ValueError(f"seeds (={self.seeds}) must be at least 2; one seed has no interval")
 
     def applies(self, profile: str) -> bool:
-        """Whether this criterion is measured at `profile`."""
+        """Tell whether this criterion is measured at `profile`."""
         return self.profiles is None or profile in self.profiles
 
     def outcome(self, interval: Interval) -> tuple[Outcome, str]:
-        """What the interval says about this criterion, and why in a few words."""
+        """Return what the interval says about this criterion, and why in a few words."""
         if interval.n < self.seeds:
             return "not judged", f"{self.metric} has {interval.n} of {self.seeds} seeds"
         if interval.mean is None:
@@ -117,13 +132,13 @@ class Criterion:
         return "full", f"{self.metric} holds"
 
     def within(self, here: float | None, reference: float | None) -> bool:
-        """Whether two means agree within the tolerance; "not reached" agrees with itself only."""
+        """Tell whether two means agree within the tolerance; "not reached" agrees with itself only."""
         if here is None or reference is None:
             return here is reference
         return abs(here - reference) <= self.allowance(reference)
 
     def allowance(self, reference: float) -> float:
-        """The tolerance in the metric's own unit."""
+        """Return the tolerance in the metric's own unit."""
         return self.tolerance * abs(reference) if self.relative else self.tolerance
 
     def __str__(self) -> str:

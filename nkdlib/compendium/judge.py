@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nkdlib.compendium.claims import Claim, claim_by_id
-from nkdlib.compendium.criteria import Criterion, Interval, Outcome, t_interval
+from nkdlib.compendium.criteria import Assessment, short, t_interval
 from nkdlib.compendium.tiers import PROFILES
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted"]
@@ -13,7 +13,7 @@ Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted"]
 
 @dataclass(frozen=True)
 class Observation:
-    """One metric of one claim under one seed; `value` None: the seed did not reach what was asked."""
+    """One metric of one claim under one seed; `value` is None if the seed did not reach its goal."""
 
     claim: str
     metric: str
@@ -26,79 +26,89 @@ class Observation:
         claim_by_id(self.claim).criterion(self.metric)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"seed (={self.seed!r}) of {self.claim} {self.metric} must be an int")
-        t_interval({self.seed: self.value})  # refuses what is not finite
-        if self.profile not in PROFILES:
-            raise ValueError(f"profile (={self.profile!r}) must be one of {', '.join(PROFILES)}")
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """One criterion, the interval observed for it (None: nothing observed) and what follows."""
-
-    criterion: Criterion
-    interval: Interval | None
-    outcome: Outcome
-    why: str
+        t_interval({self.seed: self.value})  # refuses a value that is not finite
+        _check(self.profile)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one claim at one profile, with what it rests on."""
+    """The verdict on one claim at one profile, with the assessment of every observed metric."""
 
-    claim: Claim
-    profile: str
     verdict: Verdict
     reason: str
-    assessments: tuple[Assessment, ...]
+    evidence: str  # its level, empty for a claim that was not attempted
+    metrics: Mapping[str, Assessment]
 
-    @property
-    def evidence(self) -> str:
-        """The evidence level, empty where nothing was judged."""
-        return "" if self.verdict == "not attempted" else self.claim.evidence.get(self.profile, "")
+
+class Verdicts(dict[str, Judgement]):
+    """Judgements by claim id that print themselves: the verdict, then two lines for each criterion with every seed."""
+
+    def __repr__(self) -> str:
+        text = []
+        for name, judgement in self.items():
+            claim, level = claim_by_id(name), f", {judgement.evidence}" if judgement.evidence else ""
+            text.append(f"{name:6}{claim.title}: {judgement.verdict.upper()}{level}")
+            text.append(f"      published: {claim.published}; here: {judgement.reason}")
+            for metric, assessment in judgement.metrics.items():
+                criterion, seeds = claim.criterion(metric), ", ".join(map(short, assessment.values.values()))
+                text.append(f"      {metric} = {assessment} {criterion.unit}; seeds {seeds}")
+                text.append(f"          asked: {criterion}; {assessment.outcome}")
+        return "\n".join(text)
 
 
 def judge(claim: Claim | str, observations: Iterable[Observation], profile: str) -> Judgement:
     """Judge one claim on the observations of one profile.
 
-    All deciding criteria in full: reproduced; none holds: not reproduced; otherwise partly. Without enough
-    seeds for every deciding criterion, or at a profile that judges nothing, the claim is not attempted and
-    the reason says why. `observations` may hold other claims' as well. Raises `ValueError` for a profile that
-    does not exist, for two values of one metric and seed, and for observations of another judged profile.
+    If all deciding criteria hold in full, the claim is reproduced; if none holds, it is not reproduced; otherwise it
+    is partly reproduced. Without enough seeds for every deciding criterion, or at a profile that judges nothing, it is
+    not attempted and the reason says why.
+
+    Args:
+        claim: the claim, or its id.
+        observations: those of this claim; others are passed over.
+        profile: the profile they come from.
+
+    Raises:
+        ValueError: an unknown profile, two values of one metric and seed, or observations of another judged profile.
     """
     claim = claim_by_id(claim) if isinstance(claim, str) else claim
-    if profile not in PROFILES:
-        raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")
+    _check(profile)
     own = [observation for observation in observations if observation.claim == claim.id]
-    values = by_metric(own)
-    assessments = tuple(_assess(c, values.get(c.metric)) for c in claim.criteria if c.applies(profile))
-    foreign = sorted({observation.profile for observation in own} - {profile})
+    criteria = [criterion for criterion in claim.criteria if criterion.applies(profile)]
+    found, whys, values = {}, {}, by_metric(own)
+    for criterion in criteria:
+        whys[criterion.metric] = f"{criterion.metric} was not observed"
+        if criterion.metric in values:
+            span = t_interval(values[criterion.metric])
+            outcome, whys[criterion.metric] = criterion.outcome(span)
+            found[criterion.metric] = Assessment(span.mean, span.low, span.high, span.values, outcome)
 
     def judgement(verdict: Verdict, reason: str) -> Judgement:
-        return Judgement(claim, profile, verdict, reason, assessments)
+        level = "paper-scale" if profile == "paper" else "scaled"
+        return Judgement(verdict, reason, "" if verdict == "not attempted" else level, found)
 
+    foreign = sorted({observation.profile for observation in own} - {profile})
     if unjudged := [name for name in (profile, *foreign) if not PROFILES[name].judged]:
         return judgement("not attempted", f"the profile {unjudged[0]} is a first look and judges nothing")
     if foreign:
         raise ValueError(f"observations of {claim.id} come from profile {', '.join(foreign)}, not {profile}")
-    deciding = [assessment for assessment in assessments if assessment.criterion.decides]
+    deciding = [criterion.metric for criterion in criteria if criterion.decides]
     if not deciding:
         scales = sorted({name for c in claim.criteria if c.decides for name in c.profiles or ()})
         return judgement("not attempted", f"only the profile {', '.join(scales)} can decide it")
     if not own:
         return judgement("not attempted", f"no observations at {profile}")
-    if lacking := [assessment.why for assessment in deciding if assessment.outcome == "not judged"]:
+    outcomes = {metric: found[metric].outcome if metric in found else "not judged" for metric in deciding}
+    if lacking := [whys[metric] for metric, outcome in outcomes.items() if outcome == "not judged"]:
         return judgement("not attempted", "; ".join(lacking))
-    outcomes = [assessment.outcome for assessment in deciding]
-    short_of = "; ".join(assessment.why for assessment in deciding if assessment.outcome != "full")
-    if all(outcome == "full" for outcome in outcomes):
+    if set(outcomes.values()) == {"full"}:
         return judgement("reproduced", "every criterion holds")
-    if all(outcome == "does not hold" for outcome in outcomes):
-        return judgement("not reproduced", short_of)
-    return judgement("partly", short_of)
+    reason = "; ".join(whys[metric] for metric, outcome in outcomes.items() if outcome != "full")
+    return judgement("not reproduced" if set(outcomes.values()) == {"does not hold"} else "partly", reason)
 
 
 def by_metric(observations: Iterable[Observation]) -> dict[str, dict[int, float | None]]:
-    """The values of one claim's metrics by seed. Raises `ValueError` for two values of one metric and seed."""
+    """Return the values of one claim's metrics by seed. Raises `ValueError` for two values of one metric and seed."""
     values: dict[str, dict[int, float | None]] = {}
     for observation in observations:
         seeds = values.setdefault(observation.metric, {})
@@ -111,8 +121,6 @@ def by_metric(observations: Iterable[Observation]) -> dict[str, dict[int, float 
     return values
 
 
-def _assess(criterion: Criterion, values: Mapping[int, float | None] | None) -> Assessment:
-    if not values:
-        return Assessment(criterion, None, "not judged", f"{criterion.metric} was not observed")
-    interval = t_interval(values)
-    return Assessment(criterion, interval, *criterion.outcome(interval))
+def _check(profile: str) -> None:
+    if profile not in PROFILES:
+        raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")

@@ -1,4 +1,7 @@
-"""Every figure's look, in one place: theme, colors per method, intervals, saving with alternative text."""
+"""Drawing: colors of the methods, intervals over seeds, figures that several notebooks share, saving.
+
+The look is the style sheet beside this file: `plt.style.use("nkdlib.compendium.figures")`.
+"""
 
 import io
 import re
@@ -8,19 +11,23 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from scipy import stats
+from matplotlib.lines import Line2D
 
+from nkdlib.compendium.claims import claim_by_id
+from nkdlib.compendium.criteria import Assessment, Criterion, Interval, t_interval
+from nkdlib.compendium.judge import Judgement
 from nkdlib.tasks.places import write_atomically
 
 PAGE_WIDTH = 7.0  # inches
 PNG_DPI = 160
 WATERMARK = "smoke: not a result"
 
-_PALETTE = sns.color_palette("colorblind").as_hex()
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = _PALETTE
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
+_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = PALETTE
 
 # One color per method, the same in every figure. Rivals never met in one figure may share one.
 method_colors: dict[str, str] = {
@@ -47,7 +54,7 @@ method_colors: dict[str, str] = {
     "MnasNet": _GREEN,
 }
 
-_STATES = {  # outcome of a criterion -> color and marker, so that color is never the only sign
+_OUTCOMES = {  # outcome of a criterion -> color, marker and words, so that color is never the only sign
     "full": (_GREEN, "o", "holds"),
     "partly": (_ORANGE, "D", "holds in part"),
     "does not hold": ("#a8123e", "X", "does not hold"),
@@ -55,56 +62,29 @@ _STATES = {  # outcome of a criterion -> color and marker, so that color is neve
 }
 
 
-def theme() -> None:
-    """Set the look of all figures: seaborn's white grid, color-blind palette, sizes for a 7 inch page."""
-    sns.set_theme(
-        context="paper",
-        style="whitegrid",
-        palette="colorblind",
-        rc={
-            "figure.figsize": (PAGE_WIDTH, 3.2),
-            "figure.dpi": 100,
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.titlesize": 10,
-            "axes.titlelocation": "left",
-            "axes.labelsize": 9,
-            "xtick.labelsize": 8,
-            "ytick.labelsize": 8,
-            "legend.fontsize": 8,
-            "legend.frameon": False,
-            "legend.handlelength": 3,  # tells dashed from solid
-            "axes.edgecolor": "0.4",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "grid.color": "0.9",
-            "lines.linewidth": 1.6,
-            "lines.markersize": 5,
-            "svg.hashsalt": "nkdlib",  # the same figure gives the same bytes
-        },
-    )
-
-
 def save(fig: Figure, path_stem: str | Path, alt: str, watermark: bool = False) -> list[Path]:
-    """Write `fig` as SVG and PNG with its alternative text, and return the three paths.
+    """Write a figure as SVG and PNG with its alternative text; the same figure gives the same bytes.
 
-    Arguments: `path_stem`, the path without a suffix; `alt`, what the figure shows, for those who do not see
-    it (kept in the files' metadata and in `<stem>.alt.txt`); `watermark`, whether to draw that the numbers
-    are no result. The same figure gives the same bytes. Raises `ValueError` for an empty `alt`.
+    Args:
+        fig: the figure.
+        path_stem: the files' path without a suffix.
+        alt: the figure in words, kept in the files' metadata and in `<stem>.alt.txt`.
+        watermark: whether to draw that the numbers are no result.
+
+    Returns:
+        The three paths: SVG, PNG, text.
+
+    Raises:
+        ValueError: an empty `alt`.
     """
-    alt = " ".join(alt.split())
+    alt, title = " ".join(alt.split()), Path(path_stem).name
     if not alt:
-        raise ValueError(f"alt is empty; say in words what {Path(path_stem).name} shows")
+        raise ValueError(f"alt is empty; say in words what {title} shows")
     if watermark:
         style = {"color": "0.5", "alpha": 0.3, "fontsize": 26, "rotation": 20, "ha": "center", "va": "center"}
         fig.text(0.5, 0.5, WATERMARK, zorder=9, **style)
-    title = Path(path_stem).name
-    described = {
-        "svg": {"Title": title, "Description": alt, "Date": None},
-        "png": {"Title": title, "Description": alt},
-    }
-    paths = []
-    for kind, metadata in described.items():
+    described, paths = {"Title": title, "Description": alt}, []
+    for kind, metadata in {"svg": {**described, "Date": None}, "png": described}.items():
         buffer = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "nkdlib"}):
             fig.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata, bbox_inches="tight")
@@ -123,39 +103,97 @@ def line_with_interval(
 ) -> None:
     """Draw the mean over seeds as a line, its 95 % t-interval as a band and every seed as a faint line.
 
-    Arguments: `x`, (n,); `values_by_seed`, seed -> (n,); `label`, the method, which also chooses the color
-    unless `color` is given. Raises `ValueError` when a seed has another number of values than `x`.
+    Args:
+        ax: the axes.
+        x: n positions.
+        values_by_seed: n values for each seed.
+        label: the method; it chooses the color unless `color` is given.
+        color, marker, linestyle: as matplotlib's.
+
+    Raises:
+        ValueError: a seed with another number of values than `x`.
     """
     for seed, values in values_by_seed.items():
         if len(values) != len(x):
             raise ValueError(f"values_by_seed[{seed}] has {len(values)} values for {len(x)} points of x")
-    rows = np.asarray([list(values) for values in values_by_seed.values()], dtype=float)  # (seeds, n)
+    spans = [t_interval({seed: values[k] for seed, values in values_by_seed.items()}) for k in range(len(x))]
     color = color or method_colors.get(label)
-    mean = rows.mean(axis=0)
-    (line,) = ax.plot(x, mean, label=label, color=color, marker=marker, linestyle=linestyle, zorder=3)
-    for row in rows:
-        ax.plot(x, row, color=line.get_color(), alpha=0.25, linewidth=0.6, zorder=2)
-    if len(rows) > 1:
-        half = stats.t.ppf(0.975, len(rows) - 1) * rows.std(axis=0, ddof=1) / np.sqrt(len(rows))
-        ax.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.18, linewidth=0, zorder=1)
+    (line,) = ax.plot(
+        x, [span.mean for span in spans], label=label, color=color, marker=marker, linestyle=linestyle, zorder=3
+    )
+    for values in values_by_seed.values():
+        ax.plot(x, values, color=line.get_color(), alpha=0.25, linewidth=0.6, zorder=2)
+    if len(values_by_seed) > 1:
+        low, high = [span.low for span in spans], [span.high for span in spans]
+        ax.fill_between(x, low, high, color=line.get_color(), alpha=0.18, linewidth=0, zorder=1)
 
 
-def plain_ticks(axis: mpl.axis.Axis) -> None:
-    """Label a logarithmic axis with plain numbers: 1, 2 and 5 of each decade, or 1 alone where there are many."""
+def lines(
+    ax: Axes, frame: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
+    """Draw a line with its interval for each group of a table, in the order of `looks`.
+
+    Args:
+        ax: the axes.
+        frame: one row a run, with a column `seed`; several runs of a seed at one `x` count by their mean.
+        x, y: columns for the two axes.
+        by: column of the groups, which become labels.
+        looks: label -> color, marker and linestyle; by default every group, in the colors of the methods.
+    """
+    for label, look in (looks or {label: {} for label in frame[by].unique()}).items():
+        curves = frame[frame[by] == label].pivot_table(index=x, columns="seed", values=y).dropna()
+        if len(curves):
+            line_with_interval(ax, list(curves.index), curves.to_dict("list"), label, **look)
+
+
+def dots(
+    ax: Axes, frame: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Mapping[str, str]] | None = None
+) -> None:
+    """Draw a dot for each row of a table, every seed by itself; arguments as those of `lines`."""
+    for label, look in (looks or {label: {} for label in frame[by].unique()}).items():
+        part, style = frame[frame[by] == label], {"color": method_colors.get(label), "marker": "o", **look}
+        ax.plot(part[x], part[y], linestyle="", alpha=0.6, markeredgewidth=0, label=label, **style)
+
+
+def intervals(ax: Axes, spans: Mapping[str, Interval], colors: Mapping[str, str] | None = None) -> None:
+    """Draw one row for each label, from top to bottom: the seeds as ticks, the mean as a dot, its interval as a line.
+
+    Args:
+        ax: the axes; its horizontal axis is the metric.
+        spans: label -> interval; an interval that a seed did not reach is written in words.
+        colors: label -> color; by default the color of the method called so.
+    """
+    for row, (label, span) in enumerate(spans.items()):
+        if span.mean is None:
+            ax.text(0.02, row, str(span), va="center", fontsize=8, transform=ax.get_yaxis_transform())
+        else:
+            _interval(ax, row, span, (colors or method_colors).get(label, _BLUE), "o", seeds_at=row + 0.25)
+    ax.set(yticks=range(len(spans)), yticklabels=spans, ylim=(len(spans) - 0.5, -0.5))
+    ax.grid(axis="y", visible=False)
+
+
+def level(ax: Axes, name: str, value: float, linestyle: str = "-") -> None:
+    """Draw a horizontal line that frames the others, such as the teacher's accuracy or chance."""
+    ax.axhline(value, color=method_colors.get(name, "0.4"), linewidth=1, linestyle=linestyle, label=name, zorder=1)
+
+
+def legend_below(fig: Figure, columns: int = 3) -> None:
+    """Put one legend below all axes, each label once."""
+    found = [ax.get_legend_handles_labels() for ax in fig.axes]
+    handles = {label: handle for pair in found for handle, label in zip(*pair, strict=True)}
+    fig.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
+
+
+def plain_ticks(axis: Axis) -> None:
+    """Label a logarithmic axis with plain numbers: 1, 2 and 5 of each decade, or 1 alone if there are many."""
     low, high = axis.get_view_interval()
     axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5) if high <= 500 * low else (1,)))
     axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(mpl.ticker.NullLocator())
 
 
-def short_ticks(axis: mpl.axis.Axis) -> None:
-    """Label a logarithmic axis with numbers such as 5k and 2M at 1, 2 and 5 of each decade."""
-    plain_ticks(axis)
-    axis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
-
-
 def points_axis(ax: Axes, label: str) -> None:
-    """A vertical axis for points lost: linear up to one point, logarithmic beyond, plain numbers."""
+    """Make the vertical axis one of points lost: linear up to one point, logarithmic beyond, plain numbers."""
     ax.set_yscale("symlog", linthresh=1)
     ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([-1, 0, 1, 2, 5, 10, 20, 50]))
     ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
@@ -164,90 +202,95 @@ def points_axis(ax: Axes, label: str) -> None:
     ax.set_ylabel(label)
 
 
-def forest(judgements: Sequence) -> Figure:
-    """One row per observed criterion: its seeds, mean and interval against the bound and the published value.
+def forest(judgements: Mapping[str, Judgement]) -> Figure:
+    """Draw one row for each observed criterion: its seeds, mean and interval against the bound.
 
-    Arguments: `judgements`, as `nkdlib.compendium.judge` returns them. Metrics differ in unit, so every row has
-    an axis of its own; the shaded side of the bound is the one that the claim asks for; ticks are seeds.
+    Metrics differ in unit, so every row has an axis of its own. The gray side of the bound is the one that the claim
+    asks for.
+
+    Args:
+        judgements: claim id -> judgement, as `nkdlib.compendium.judge.Verdicts`.
     """
-    rows = [(j.claim, a) for j in judgements for a in j.assessments if a.interval and a.interval.mean is not None]
+    rows = [
+        (claim, claim_by_id(claim).criterion(metric), assessment)
+        for claim, judgement in judgements.items()
+        for metric, assessment in judgement.metrics.items()
+        if assessment.mean is not None
+    ]
     if not rows:
         fig, ax = plt.subplots(figsize=(PAGE_WIDTH, 1.0))
         ax.text(0.5, 0.5, "no claim has been observed at this profile yet", ha="center", va="center")
         ax.set_axis_off()
         return fig
     fig, axes = plt.subplots(len(rows), 1, figsize=(PAGE_WIDTH, 0.72 * len(rows) + 0.5), squeeze=False)
-    for ax, (claim, assessment) in zip(axes[:, 0], rows, strict=True):
-        _forest_row(ax, claim.id, assessment)
-    shown = dict.fromkeys(assessment.outcome for _, assessment in rows)
-    handles = [
-        mpl.lines.Line2D([], [], color=_STATES[s][0], marker=_STATES[s][1], linestyle="-", label=_STATES[s][2])
-        for s in shown
-    ]
-    handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle="-", label="bound (asked: gray side)"))
-    if any(assessment.criterion.reaches is not None for _, assessment in rows):
-        handles.append(mpl.lines.Line2D([], [], color="0.2", linestyle=":", label="in full from here"))
+    for ax, row in zip(axes[:, 0], rows, strict=True):
+        _forest_row(ax, *row)
+    looks = [_OUTCOMES[outcome] for outcome in dict.fromkeys(assessment.outcome for *_, assessment in rows)]
+    handles = [Line2D([], [], color=color, marker=marker, label=words) for color, marker, words in looks]
+    handles.append(Line2D([], [], color="0.2", label="bound (asked: gray side)"))
+    if any(criterion.reaches is not None for _, criterion, _ in rows):
+        handles.append(Line2D([], [], color="0.2", linestyle=":", label="in full from here"))
     fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))
     return fig
 
 
-def _forest_row(ax: Axes, claim_id: str, assessment) -> None:
-    criterion, interval = assessment.criterion, assessment.interval
-    color, marker, _ = _STATES[assessment.outcome]
-    marks = [criterion.bound] + ([] if criterion.reaches is None else [criterion.reaches])
-    ends = [value for value in (interval.low, interval.high, *interval.values.values(), *marks) if value is not None]
-    margin = 0.08 * (max(ends) - min(ends) or 1.0)
-    left, right = min(ends) - margin, max(ends) + margin
+def _forest_row(ax: Axes, claim: str, criterion: Criterion, assessment: Assessment) -> None:
+    color, marker, _ = _OUTCOMES[assessment.outcome]
+    marks = [mark for mark in (criterion.bound, criterion.reaches) if mark is not None]
+    ends = [assessment.low, assessment.high, *assessment.values.values(), *marks]
+    low, high = (end([value for value in ends if value is not None]) for end in (min, max))
+    margin = 0.08 * (high - low or 1.0)
+    left, right = low - margin, high + margin
     ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
     ax.axvspan(*((criterion.bound, right) if criterion.sense == "above" else (left, criterion.bound)), color="0.94")
-    ax.axvline(criterion.bound, color="0.2", linewidth=1.2)
-    if criterion.reaches is not None:
-        ax.axvline(criterion.reaches, color="0.2", linewidth=1.2, linestyle=":")
-    ax.plot(list(interval.values.values()), [-0.45] * interval.n, "|", color="0.35", markersize=5)
-    if interval.low is not None:
-        ax.plot([interval.low, interval.high], [0.15, 0.15], color=color, linewidth=2.4, solid_capstyle="butt")
-    ax.plot(interval.mean, 0.15, marker, color=color, markersize=7, markeredgecolor="white")
+    for mark, style in zip(marks, "-:", strict=False):
+        ax.axvline(mark, color="0.2", linewidth=1.2, linestyle=style)
+    _interval(ax, 0.15, assessment, color, marker, seeds_at=-0.45)
     metric = criterion.metric.removesuffix(f"_{criterion.unit}").replace("_", " ")
-    name = f"{claim_id}  {metric} ({criterion.unit})"
-    ax.set_title(name, fontsize=8, pad=2)
+    ax.set_title(f"{claim}  {metric} ({criterion.unit})", fontsize=8, pad=2)
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="x", labelsize=7, pad=1)
 
 
-def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
-    """Channels of every layer and operators that stay, one panel for each search space, layers from top to bottom.
+def _interval(ax: Axes, y: float, span: Interval, color: str, marker: str, seeds_at: float) -> None:
+    """Draw the seeds of an interval as ticks at one height, its mean and its ends at another."""
+    ax.plot(list(span.values.values()), [seeds_at] * span.n, "|", color="0.35", markersize=5)
+    if span.low is not None:
+        ax.plot([span.low, span.high], [y, y], color=color, linewidth=2.4, solid_capstyle="butt")
+    ax.plot(span.mean, y, marker, color=color, markersize=7, markeredgecolor="white")
 
-    Arguments: `spaces`, title -> label -> counts, as a FiGS search gives them: channels by layer, 0 or 1 by operator;
-    the first label is the supernet, drawn in gray behind the others. An operator without channels of its own has a
-    mark in each network that keeps it.
+
+def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
+    """Draw the channels of every layer and the operators that stay, one panel for each search space.
+
+    Args:
+        spaces: title -> label -> counts, as a FiGS search gives them: channels by layer, 0 or 1 by operator. The first
+            label is the supernet, drawn in gray behind the others. An operator without channels of its own gets a
+            mark for each network that keeps it.
     """
     fig, axes = plt.subplots(1, len(spaces), figsize=(PAGE_WIDTH, 4.6), squeeze=False)
     for ax, (title, networks) in zip(axes[0], spaces.items(), strict=True):
         (_, whole), *others = networks.items()
-        operators = [name for name in whole if ".operators." in name and name.count(".", name.rindex("operators")) == 1]
+        operators = [name for name in whole if re.search(r"\.operators\.[^.]+$", name)]
         layers = [name for name in whole if name not in operators]
         bare = [name for name in operators if not any(layer.startswith(f"{name}.") for layer in layers)]
-        rows = layers + bare
-        places = np.arange(len(rows))
-        ax.barh(places[: len(layers)], [whole[name] for name in layers], color="0.9", height=0.9)
-        height = 0.8 / max(len(others), 1)
+        rows, height = np.arange(len(layers) + len(bare)), 0.8 / max(len(others), 1)
+        ax.barh(rows[: len(layers)], [whole[name] for name in layers], color="0.9", height=0.9)
         for turn, (label, counts) in enumerate(others):
-            kept = [counts[name] for name in layers]
-            y = places - 0.4 + (turn + 0.5) * height
-            color = method_colors.get(label)
-            ax.barh(y[: len(layers)], kept, height=height, color=color, label=label)
-            stays = [place for place, name in zip(y[len(layers) :], bare, strict=True) if counts[name]]
+            y, color = rows - 0.4 + (turn + 0.5) * height, method_colors.get(label)
+            ax.barh(y[: len(layers)], [counts[name] for name in layers], height=height, color=color, label=label)
+            stays = [at for at, name in zip(y[len(layers) :], bare, strict=True) if counts[name]]
             ax.plot([0.02] * len(stays), stays, "s", color=color, markersize=2.5, transform=ax.get_yaxis_transform())
-        ax.set_yticks(places, [_layer_name(name) for name in rows], fontsize=4.5)
+        ax.set_yticks(rows, map(_layer_name, layers + bare), fontsize=4.5)
         ax.set(title=title, xlabel="channels", ylim=(len(rows) - 0.5, -0.5))
         ax.grid(axis="y", visible=False)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(spaces))
+    legend_below(fig, len(spaces))
     return fig
 
 
 def _layer_name(path: str) -> str:
-    """A submodule path without the parts that say nothing."""
-    short = re.sub(r"\.(operators|body|paths)\b", "", path)
-    short = re.sub(r"^cells\.(\d+)\.nodes\.(\d+)\.(\d+)_", r"cell \1, \3 to \2: ", short)
-    return re.sub(r"(\.\d+)+$", "", short) or path
+    """Shorten a submodule path to the parts that tell layers apart."""
+    name = re.sub(r"\.(operators|body|paths)\b", "", path)
+    name = re.sub(r"^cells\.(\d+)\.nodes\.(\d+)\.(\d+)_", r"cell \1, \3 to \2: ", name)
+    return re.sub(r"(\.\d+)+$", "", name) or path

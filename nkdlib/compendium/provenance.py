@@ -18,27 +18,21 @@ from nkdlib.tasks.places import checkout
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", "matplotlib", "safetensors")
 
 
-def _git(*command: str) -> str | None:
-    try:
-        command = ["git", "-C", str(checkout() or os.devnull), *command]
-        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
-        return None
-
-
 def provenance(
     parameters: Mapping[str, object], data_digest: str = "", seconds: Mapping[str, float] | None = None
 ) -> dict[str, object]:
     """Return the provenance of a notebook's results, ready for JSON.
 
-    parameters: what the notebook ran with; of an absolute path only the last part is kept.
-    data_digest: fingerprint of the data. seconds: wall and CPU seconds by name.
+    Args:
+        parameters: those of the notebook; of an absolute path only the last part is kept.
+        data_digest: fingerprint of the data.
+        seconds: wall and CPU seconds by name.
     """
-    status = _git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
+    changes = _git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(status) if status is not None else None,
+        "dirty": bool(changes) if changes is not None else None,
         "parameters": {
             name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
             for name, value in parameters.items()
@@ -58,3 +52,12 @@ def provenance(
         "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _git(*command: str) -> str | None:
+    """Return git's answer about the checkout, None without git or a repository."""
+    try:
+        git = ["git", "-C", str(checkout() or os.devnull), *command]
+        return subprocess.check_output(git, stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

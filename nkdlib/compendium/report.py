@@ -1,11 +1,10 @@
 """`make report`: the results of a profile as a static site that needs no network.
 
-The notebooks as they were executed, the claims with all that they rest on, figures, tests and the API reference;
-`docs/` holds what no run decides.
+It holds the notebooks as they were executed, every claim with its evidence, figures, tests and the API reference;
+`docs/` holds the pages that no run decides.
 """
 
 import argparse
-import ast
 import json
 import re
 import shutil
@@ -19,39 +18,35 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import main as sphinx
 
 from nkdlib.compendium.claims import CLAIMS, Claim
-from nkdlib.compendium.criteria import Interval, short
+from nkdlib.compendium.criteria import short
 from nkdlib.compendium.plots import WATERMARK
 from nkdlib.compendium.provenance import provenance
-from nkdlib.compendium.results import PROVENANCE, markdown
+from nkdlib.compendium.records import PROVENANCE, markdown
 from nkdlib.compendium.run import Job, up_to_date
-from nkdlib.compendium.table import claims_table, cost
 from nkdlib.compendium.tiers import PROFILES
-from nkdlib.compendium.verify import as_reference, differences, judge_all, read_reference
+from nkdlib.compendium.verify import Record, claims_table, compare, judge_all, read_reference
 from nkdlib.tasks.places import checkout, figures_root, runs_root
 
-METHODS = ("nkdlib.neighbourhoods", "nkdlib.figs", "nkdlib.detection")
-PACKAGES = (*METHODS, "nkdlib.training", "nkdlib.networks", "nkdlib.data", "nkdlib.compendium", "nkdlib.tasks")
-MODULES = ("nkdlib.compendium.plots", "nkdlib.compendium.tiers")
+PACKAGES = ("neighbourhoods", "figs", "detection", "training", "networks", "data", "tasks")
+MODULES = ("claims", "criteria", "judge", "results", "plots", "tiers")  # of the compendium, whose package has no names
 
 
 def write_pages(profile: str, root: Path, folder: Path) -> None:
-    """Write everything that Sphinx reads into `folder`; root: the checkout."""
+    """Write all pages that Sphinx reads into `folder`; root: the checkout."""
     shutil.copytree(root / "docs", folder, dirs_exist_ok=True)
     for source, target in (("README.md", "README.md"), ("CONTRIBUTING.md", "contributing.md")):
         (folder / target).write_text(_linked((root / source).read_text()))
-    listed = dict.fromkeys(PACKAGES, "\n   :imported-members:") | dict.fromkeys(MODULES, "")  # those that __all__ names
-    _group(folder, "api", "Reference", {m: f"```{{eval-rst}}\n.. automodule:: {m}{o}\n```" for m, o in listed.items()})
-    _group(folder, "tests", "Tests", {p.stem: _listing(p) for p in sorted((root / "tests").glob("test_*.py"))})
+    api = {f"nkdlib.{name}": "\n   :imported-members:" for name in PACKAGES}  # the names of `__all__`
+    api |= {f"nkdlib.compendium.{name}": "" for name in MODULES}
+    _group(folder, "api", "Reference", {m: f"```{{eval-rst}}\n.. automodule:: {m}{how}\n```" for m, how in api.items()})
+    tests = {path.stem: path.read_text() for path in sorted((root / "tests").glob("test_*.py"))}
+    listing = "~~~{{code-block}} python\n:linenos:\n\n{}\n~~~"
+    _group(folder, "tests", "Tests", {name: listing.format(text) for name, text in tests.items()})
     if (figures := figures_root() / profile).exists():
         shutil.copytree(figures, folder / "figures")
     (folder / "figures.md").write_text("\n".join(_figures(figures, profile)))
     (folder / "claims.md").write_text("\n".join(_claims(profile, root)))
-    (folder / "notebooks").mkdir()
-    rows = []
-    for path in sorted((root / "notebooks").glob("*.ipynb")):
-        page, *said = _notebook(path, profile)
-        nbformat.write(page, folder / "notebooks" / path.name)
-        rows.append((f"[{path.stem}](notebooks/{path.name})", *said))
+    rows = [_notebook(path, profile, folder / "notebooks") for path in sorted((root / "notebooks").glob("*.ipynb"))]
     table = markdown(("notebook", "at this profile", "its results are from"), rows)
     toctree = "```{toctree}\n:hidden:\n:glob:\n\nnotebooks/*\n```"
     (folder / "notebooks.md").write_text(f"# Notebooks\n\n{table}\n{toctree}\n")
@@ -66,28 +61,15 @@ def _group(folder: Path, group: str, title: str, pages: Mapping[str, str]) -> No
     (folder / f"{group}.md").write_text(f"# {title}\n\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n")
 
 
-def _listing(path: Path) -> str:
-    return f"{_docstring(path)}\n\n~~~{{code-block}} python\n:linenos:\n\n{path.read_text()}\n~~~"
-
-
-def _docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text())) or ""
-
-
-def _words(path: Path) -> list[str]:
-    """The words of a test file's docstring, which names the claims that stand on what it tests."""
-    return re.findall(r"[\w-]+", _docstring(path))
-
-
 def _linked(text: str) -> str:
-    """README's text, whose links to files lead to pages of the site."""
+    """Lead the links of README and CONTRIBUTING to pages of the site."""
     text = re.sub(r"\[`?([^]`]+)`?\]\((nkdlib/[\w/]+)\.py\)", r'<a href="_modules/\2.html"><code>\1</code></a>', text)
     text = re.sub(r"\]\((tests/\w+)\.py\)", r"](\1.md)", text).replace("](docs/", "](")
     return text.replace("(CONTRIBUTING.md)", "(contributing.md)")
 
 
 def _figures(figures: Path, profile: str) -> Iterator[str]:
-    """The page of all figures, with the tables that lie beside them."""
+    """Write the page of all figures, with the tables that lie beside them."""
     yield f"# Figures and tables\n\nAs the notebooks wrote them at profile `{profile}`.\n"
     for folder in sorted(path for path in figures.glob("*") if path.is_dir()):
         yield f"## {folder.name}\n"
@@ -102,8 +84,30 @@ def _figures(figures: Path, profile: str) -> Iterator[str]:
         yield f"Rows behind them: {', '.join(rows)}\n"
 
 
+def _notebook(path: Path, profile: str, folder: Path) -> tuple[str, str, str]:
+    """Write a notebook as it was executed, else as it stands; return its row of the table of notebooks."""
+    executed, record = runs_root() / profile / path.name, figures_root() / profile / path.stem / PROVENANCE
+    notebook = nbformat.read(executed if executed.exists() else path, as_version=4)
+    origin = json.loads(record.read_text()) if record.exists() else None
+    state, note, came = "executed", "", describe(origin) if origin else ""
+    if not executed.exists():
+        state, note = "not run on this machine", f"No outputs below; `make reproduce PROFILE={profile}` makes them. "
+        note += "The results of this profile come with the repository: " if origin else ""
+    elif not up_to_date(Job(path.resolve(), profile, notebook.metadata.papermill["parameters"])):
+        state += "; notebook, code, pins or results have changed since"
+    state += "" if PROFILES[profile].judged else f" ({WATERMARK})"
+    note = f"```{{admonition}} Profile {profile}: {state}\n{note}{came}\n```"
+    notebook.cells.insert(1, new_markdown_cell(note))
+    if origin:
+        rows = [(name, f"`{json.dumps(value)}`") for name, value in sorted(origin.items())]
+        notebook.cells.append(new_markdown_cell(f"## Provenance\n\n{markdown(('what', 'value'), rows)}"))
+    folder.mkdir(exist_ok=True)
+    nbformat.write(notebook, folder / path.name)
+    return f"[{path.stem}](notebooks/{path.name})", state, came
+
+
 def describe(origin: Mapping) -> str:
-    """Provenance in one line."""
+    """Write provenance in one line."""
     hardware, packages = origin["hardware"], origin["packages"]
     parts = (
         origin["time"].replace("T", " ").replace("+00:00", " UTC"),
@@ -115,81 +119,49 @@ def describe(origin: Mapping) -> str:
     return "; ".join(parts)
 
 
-def _notebook(path: Path, profile: str) -> tuple[nbformat.NotebookNode, str, str]:
-    """A notebook as it was executed, else as it stands; what is to be said of that, and where its results are from."""
-    executed, record = runs_root() / profile / path.name, figures_root() / profile / path.stem / PROVENANCE
-    notebook = nbformat.read(executed if executed.exists() else path, as_version=4)
-    origin = json.loads(record.read_text()) if record.exists() else None
-    state, note = "executed", ""
-    if not executed.exists():
-        state, note = "not run on this machine", f"No outputs below; `make reproduce PROFILE={profile}` makes them. "
-        note += "The results of this profile come with the repository: " if origin else ""
-    elif not up_to_date(Job(path.resolve(), profile, notebook.metadata.papermill["parameters"])):
-        state += "; notebook, code, pins or results have changed since"
-    state += "" if PROFILES[profile].judged else f" ({WATERMARK})"
-    came = describe(origin) if origin else ""
-    note = f"```{{admonition}} Profile {profile}: {state}\n{note}{came}\n```"
-    notebook.cells.insert(1, new_markdown_cell(note))
-    if origin:
-        rows = ((name, f"`{json.dumps(value)}`") for name, value in sorted(origin.items()))
-        notebook.cells.append(new_markdown_cell(f"## Provenance\n\n{markdown(('what', 'value'), rows)}"))
-    return notebook, state, came
-
-
 def _claims(profile: str, root: Path) -> Iterator[str]:
-    """The claims page: README's table for this machine's results, then a section for each claim."""
-    here, reference = as_reference(judge_all(profile), profile), read_reference(profile)
+    """Write the claims page: README's table for this machine's results, then a section for each claim."""
+    here, reference = judge_all(profile), read_reference(profile)
     yield re.sub(r"\*\*((?:ND|FG)-\w+)\*\*", r"[**\1**](#\1)", claims_table(here, root / "notebooks"))
     if reference:
-        found = [f"- {difference}" for difference in differences(reference, here)] or ["- no difference"]
+        found = [f"- {one}" for one in compare(reference, here) if not one.agrees] or ["- no difference"]
         yield "\n".join(["Beyond tolerances, compared with the committed reference:\n", *found, ""])
     for claim in CLAIMS:
-        yield from _claim(claim, here, reference or {"claims": {}}, profile, root)
+        yield from _claim(claim, here, reference, root)
 
 
-def _claim(claim: Claim, here: dict, reference: dict, profile: str, root: Path) -> Iterator[str]:
-    """One claim: what was asked for, every seed, the verdict, the cost, and links to what it rests on."""
-    judged, origin = here["claims"][claim.id], here["provenance"].get(claim.notebook)
+def _claim(claim: Claim, here: Record, reference: Record | None, root: Path) -> Iterator[str]:
+    """Write one claim: its criteria, every seed, the verdict, the cost, and links to what it rests on."""
+    judged, origin = here.claims[claim.id], here.provenance.get(claim.notebook)
+    before = reference.claims[claim.id].metrics if reference and claim.id in reference.claims else {}
     took = f"; the last run took {origin['seconds']['wall']:.0f} s, kept results cost nothing again" if origin else ""
     yield f"({claim.id})=\n## {claim.id}: {claim.title}\n\n{claim.wording}\n"
     yield f"- **Published:** {claim.published} ({claim.source})"
     yield f"- **Measured here:** {claim.metric}"
-    yield f"- **Verdict:** {judged['verdict']}: {judged['reason']}"
-    yield f"- **Evidence:** {judged['evidence'] or 'none'}"
-    yield f"- **Cost:** {cost(claim, root / 'notebooks', profile) or 'not stated'}{took}\n"
+    yield f"- **Verdict:** {judged.verdict}: {judged.reason}"
+    yield f"- **Evidence:** {judged.evidence or 'none'}"
+    yield f"- **Cost:** {claim.cost.get(here.profile, 'not stated')}{took}\n"
     rows = []
     for criterion in claim.criteria:
+        found, was = judged.metrics.get(criterion.metric), before.get(criterion.metric)
+        seen = (
+            (found, ", ".join(map(short, found.values.values())), found.outcome) if found else ("not observed", "", "")
+        )
         asked = f"{criterion} {criterion.unit}, {criterion.seeds} seeds"
-        row = [f"`{criterion.metric}`: {criterion.words}", asked, "not observed", "", "", ""]
-        if found := dict(judged["metrics"].get(criterion.metric, {})):
-            outcome = found.pop("outcome")
-            row[2:5] = Interval(**found), ", ".join(map(short, found["values"].values())), outcome
-        if before := reference["claims"].get(claim.id, {"metrics": {}})["metrics"].get(criterion.metric):
-            row[5] = short(before["mean"])
-        rows.append(row)
+        rows.append((f"`{criterion.metric}`: {criterion.words}", asked, *seen, short(was.mean) if was else ""))
     yield markdown(("criterion", "asked", "here: mean [95 % interval]", "every seed", "outcome", "reference"), rows)
-    yield f"{'; '.join(_links(claim, profile, root))}\n"
-
-
-def _links(claim: Claim, profile: str, root: Path) -> Iterator[str]:
-    """From a claim to its notebook, figures, code and tests."""
-    path = root / "notebooks" / f"{claim.notebook}.ipynb"
-    if path.exists():
-        yield f"**Notebook:** [{path.stem}](notebooks/{path.name})"
-        stems = [figure.stem for figure in sorted((figures_root() / profile / path.stem).glob("*.svg"))]
-        figures = ", ".join(f"[{stem.replace('_', ' ')}](#fig-{path.stem}-{stem})" for stem in stems)
-        yield f"**figures:** {figures or 'none yet'}"
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        imports = [node for node in ast.walk(ast.parse("\n".join(cells))) if isinstance(node, ast.ImportFrom)]
-        names = (f"{node.module}.{name.name}" for node in imports if node.module in METHODS for name in node.names)
-        yield "**code:** " + ", ".join(f"{{py:obj}}`~{name}`" for name in names)
-    yield '**criterion:** <a href="_modules/nkdlib/compendium/claims.html">catalogue.py</a>'
-    tests = (p.stem for p in sorted((root / "tests").glob("test_*.py")) if claim.id in _words(p))
-    yield "**tests:** " + ", ".join(f"[{stem}](tests/{stem}.md)" for stem in tests)
+    figures = sorted((figures_root() / here.profile / claim.notebook).glob("*.svg"))
+    links = {
+        "Notebook": [f"[{claim.notebook}](notebooks/{claim.notebook}.ipynb)"],
+        "figures": [f"[{path.stem.replace('_', ' ')}](#fig-{claim.notebook}-{path.stem})" for path in figures],
+        "code": [f"{{py:obj}}`~nkdlib.{name}`" for name in claim.code],
+        "tests": [f"[{name}](tests/{name}.md)" for name in claim.tests],
+    }
+    yield "; ".join(f"**{name}:** {', '.join(found) or 'none yet'}" for name, found in links.items()) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build the site; 0, 1 where Sphinx warns of anything, 2 where there is nothing to build from."""
+    """Build the site; 0, 1 if Sphinx warns of anything, 2 if there is nothing to build from."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.report", description=__doc__.split("\n\n")[0])
     parser.add_argument("--profile", choices=list(PROFILES), default="cpu")
     options = parser.parse_args(arguments)

@@ -1,15 +1,15 @@
-"""What a notebook hands over: observations for the judge, tables and figures, with their provenance.
+"""A notebook's results: observations for the judge, tables and figures, with their provenance.
 
-Everything lands in one folder, `figures/<profile>/<notebook>/` under the runner, and a by-hand folder beside
-the artefact cache when a notebook is run in JupyterLab, so that playing never touches committed results.
+They are written into one folder, `figures/<profile>/<notebook>/` under the runner. A notebook that is run in JupyterLab
+writes beside the artefact cache instead, so that playing never touches committed results.
 """
 
 import base64
 import html
-import json
 import os
+import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,23 +17,28 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 
 from nkdlib.compendium import plots
 from nkdlib.compendium.criteria import short
-from nkdlib.compendium.judge import Judgement, Observation, by_metric, judge
+from nkdlib.compendium.judge import Observation, Verdicts, by_metric, judge
 from nkdlib.compendium.provenance import provenance
+from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, markdown, write_json
 from nkdlib.compendium.tiers import PROFILES
-from nkdlib.neighbourhoods.tables import words_left
-from nkdlib.tasks.places import figures_root, runs_root
-
-OBSERVATIONS = "observations.json"
-PROVENANCE = "provenance.json"
+from nkdlib.tasks.places import figures_root, runs_root, write_atomically
 
 
 class Results:
-    """Collects what one notebook observed, and writes it beside its figures and tables.
+    """The results of one notebook.
 
-    notebook: its stem; parameters: its own, by name; data_fingerprint: of the images it used.
+    Args:
+        notebook: its stem.
+        profile: the budget that it ran with.
+        parameters: its parameters by name.
+        data_fingerprint: of the images it used.
+
+    Raises:
+        ValueError: an unknown profile.
     """
 
     def __init__(self, notebook: str, profile: str, parameters: Mapping[str, object], data_fingerprint: str = ""):
@@ -51,10 +56,17 @@ class Results:
         return PROFILES[self.profile].judged
 
     def observe(self, claim_id: str, metric: str, seed: int, value: float | None, **condition: object) -> None:
-        """Note one metric of one claim under one seed; `value` None: the seed did not reach what was asked.
+        """Note one metric of one claim under one seed.
 
-        condition: what held while it was measured, for the reader. Raises `ValueError` for an unknown claim or
-        metric, a value that is not finite, and a second value for a metric and seed.
+        Args:
+            claim_id: the claim.
+            metric: one of its criteria's.
+            seed: the seed.
+            value: the measurement, None if the seed did not reach its goal.
+            condition: the circumstances of the measurement, for the reader.
+
+        Raises:
+            ValueError: an unknown claim or metric, a value that is not finite, a second value for a metric and seed.
         """
         value = None if value is None else float(value)
         observation = Observation(claim_id, metric, int(seed), value, self.profile, condition)
@@ -64,18 +76,21 @@ class Results:
     def record(self, name: str, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
         """Write rows of any kind to `<name>.csv`, and return them as a frame."""
         frame = pd.DataFrame(list(rows))
-        plots.write_atomically(self.root / f"{name}.csv", frame.to_csv(index=False).encode())
+        write_atomically(self.root / f"{name}.csv", frame.to_csv(index=False).encode())
         return frame
 
-    def table(self, df: pd.DataFrame, name: str, caption: str) -> "pd.io.formats.style.Styler":
+    def table(self, frame: pd.DataFrame, name: str, caption: str) -> Styler:
         """Write a table as CSV and Markdown, and return it styled for the notebook."""
         caption = caption if self.judged else f"{caption} ({plots.WATERMARK})"
-        named = not isinstance(df.index, pd.RangeIndex)
-        plots.write_atomically(self.root / f"{name}.csv", df.to_csv(index=named).encode())
-        flat = df.reset_index() if named else df
-        text = f"{caption}\n\n{markdown(list(map(str, flat.columns)), flat.itertuples(index=False))}"
-        plots.write_atomically(self.root / f"{name}.md", text.encode())
-        styled = words_left(df.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
+        named = not isinstance(frame.index, pd.RangeIndex)
+        write_atomically(self.root / f"{name}.csv", frame.to_csv(index=named).encode())
+        flat = (frame.reset_index() if named else frame).map(_cell)
+        heads = [
+            " ".join(filter(None, map(str, head if isinstance(head, tuple) else (head,)))) for head in flat.columns
+        ]
+        text = f"{caption}\n\n{markdown(heads, flat.to_numpy())}"
+        write_atomically(self.root / f"{name}.md", text.encode())
+        styled = words_left(frame.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
@@ -83,15 +98,14 @@ class Results:
         _, png, text = plots.save(fig, self.root / name, alt, watermark=not self.judged)
         plt.close(fig)
         encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
-        source = f'<img alt="{described}" style="max-width: 100%" src="data:image/png;base64,{encoded}">'
-        display(HTML(source))
+        display(HTML(f'<img alt="{described}" style="max-width: 100%" src="data:image/png;base64,{encoded}">'))
 
-    def verdict(self, *claim_ids: str) -> "Verdicts":
-        """Judge the claims from what was observed so far."""
-        return Verdicts(judge(claim, self.observations, self.profile) for claim in claim_ids)
+    def verdict(self, *claim_ids: str) -> Verdicts:
+        """Judge claims by the observations so far."""
+        return Verdicts({claim: judge(claim, self.observations, self.profile) for claim in claim_ids})
 
     def write(self) -> Path:
-        """Write observations and provenance, in an order that depends on their content only; their folder."""
+        """Write observations and provenance, in an order that depends on their content only; return their folder."""
         rows = map(asdict, sorted(self.observations, key=lambda o: (o.claim, o.metric, o.seed)))
         content = {
             "notebook": self.notebook,
@@ -101,55 +115,21 @@ class Results:
         }
         wall, cpu = self._started
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        origin = provenance(self.parameters, self.data_fingerprint, seconds)
-        plots.write_atomically(self.root / OBSERVATIONS, dumps(content))
-        plots.write_atomically(self.root / PROVENANCE, dumps(origin))
+        write_json(self.root / OBSERVATIONS, content)
+        write_json(self.root / PROVENANCE, provenance(self.parameters, self.data_fingerprint, seconds))
         return self.root
 
 
-class Verdicts(list[Judgement]):
-    """Judgements that print themselves: the verdict, then two lines per criterion with every seed."""
+def words_left(styled: Styler) -> Styler:
+    """Align columns of words, and the names of rows, to the left; JupyterLab aligns all to the right."""
 
-    def __repr__(self) -> str:
-        text = []
-        for judgement in self:
-            claim, level = judgement.claim, f", {judgement.evidence}" if judgement.evidence else ""
-            text.append(f"{claim.id:6}{claim.title}: {judgement.verdict.upper()}{level}")
-            text.append(f"      published: {claim.published}; here: {judgement.reason}")
-            for a in judgement.assessments:
-                if a.interval is not None:
-                    seeds = ", ".join(map(short, a.interval.values.values()))
-                    text.append(f"      {a.criterion.metric} = {a.interval} {a.criterion.unit}; seeds {seeds}")
-                    text.append(f"          asked: {a.criterion}; {a.outcome}")
-        return "\n".join(text)
+    def words(cell: object) -> bool:
+        return isinstance(cell, str) and re.search("[A-Za-z]{2}", cell) is not None
 
-
-def read_observations(profile: str) -> list[Observation]:
-    """Everything that the notebooks of a profile observed; ValueError for a file that cannot be read."""
-    found: list[Observation] = []
-    for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}")):
-        try:
-            content = json.loads(path.read_text())
-            found += [Observation(**row, profile=content["profile"]) for row in content["observations"]]
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = f"remove it and run make reproduce PROFILE={profile}"
-            raise ValueError(f"{path} is not a file of observations ({error}); {remedy}") from error
-    return found
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
-    """A Markdown table; cells are formatted for reading and pipes in them escaped."""
-
-    def line(cells: Iterable[object]) -> str:
-        escaped = [_cell(cell).replace("|", "\\|").replace("\n", " ") for cell in cells]
-        return f"| {' | '.join(escaped)} |\n"
-
-    return line(columns) + line(["---"] * len(columns)) + "".join(map(line, rows))
-
-
-def dumps(content: object) -> bytes:
-    """JSON with a fixed order and a final newline."""
-    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    left = {"props": "text-align: left"}
+    columns = {name: [left | {"selector": ""}] for name, column in styled.data.items() if column.map(words).any()}
+    heads = [left | {"selector": ".row_heading, .index_name"}]
+    return styled.set_table_styles(heads).set_table_styles(columns, overwrite=False)
 
 
 def _cell(value: object) -> str:

@@ -1,121 +1,205 @@
 """`make verify`: judge every claim of a profile, and compare with the committed reference.
 
-A claim that the reference honestly reports as partly or not reproduced is no failure; a verdict or a mean
-that differs from the reference beyond the criterion's tolerance is.
+A claim that the reference honestly reports as partly or not reproduced is no failure; a verdict or a mean that differs
+from the reference beyond the criterion's tolerance is.
 """
 
 import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nkdlib.compendium.claims import CLAIMS, claim_by_id
-from nkdlib.compendium.criteria import short
-from nkdlib.compendium.judge import Judgement, judge
-from nkdlib.compendium.results import OBSERVATIONS, PROVENANCE, Verdicts, dumps, read_observations
+from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id
+from nkdlib.compendium.criteria import Assessment, short
+from nkdlib.compendium.judge import Judgement, Observation, Verdicts, judge
+from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, REFERENCE, markdown, write_json
 from nkdlib.compendium.tiers import PROFILES
 from nkdlib.tasks.places import figures_root, write_atomically
 
-REFERENCE = "reference.json"
+BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
+COLUMNS = ("claim", "published", "here: mean [95 % interval]", "verdict", "evidence", "cost")
 INDIFFERENT = {"jobs", "executor"}  # parameters that must not change a result
+UPDATE = "python -m nkdlib.compendium.verify --table README.md"
 
 
-def judge_all(profile: str) -> Verdicts:
-    """Judge every claim of the catalogue on what the profile's notebooks observed."""
-    observations = read_observations(profile)
-    return Verdicts(judge(claim, observations, profile) for claim in CLAIMS)
+@dataclass(frozen=True)
+class Record:
+    """The verdicts of one profile, every seed, and the provenance of the notebooks behind them."""
+
+    profile: str
+    claims: Verdicts
+    provenance: Mapping[str, Mapping[str, object]]  # notebook -> as it wrote it
+
+    def write(self, path: Path) -> Path:
+        """Write the record as JSON."""
+        return write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """Read what `write` wrote."""
+        content = json.loads(path.read_text())
+        for judged in content["claims"].values():
+            for metric, found in judged["metrics"].items():
+                values = {int(seed): value for seed, value in found["values"].items()}
+                judged["metrics"][metric] = Assessment(**found | {"values": values})
+        claims = {name: Judgement(**judged) for name, judged in content["claims"].items()}
+        return cls(content["profile"], Verdicts(claims), content["provenance"])
 
 
-def as_reference(judgements: Sequence[Judgement], profile: str) -> dict:
-    """What is committed for a profile: verdicts, means and every seed, with the notebooks' provenance."""
-    folders = [path.parent for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}"))]
-    origins = {folder.name: folder / PROVENANCE for folder in folders}
-    claims = {
-        judgement.claim.id: {
-            "verdict": judgement.verdict,
-            "reason": judgement.reason,
-            "evidence": judgement.evidence,
-            "metrics": {
-                a.criterion.metric: {**asdict(a.interval), "outcome": a.outcome}
-                for a in judgement.assessments
-                if a.interval is not None
-            },
-        }
-        for judgement in judgements
-    }
-    provenance = {name: json.loads(path.read_text()) for name, path in origins.items() if path.exists()}
-    return {"profile": profile, "claims": claims, "provenance": provenance}
+@dataclass(frozen=True)
+class Comparison:
+    """A verdict, or the mean of a metric, beside that of the reference."""
+
+    claim: str
+    what: str  # "verdict" or the metric
+    here: str
+    reference: str
+    tolerance: str
+    agrees: bool
+
+    def __str__(self) -> str:
+        tolerance = self.tolerance and f", tolerance {self.tolerance}"
+        return f"{self.claim} {self.what}: {self.here}; the reference: {self.reference}{tolerance}"
 
 
-def read_reference(profile: str, figures: Path | None = None) -> dict | None:
-    """The committed reference of a profile, None where there is none."""
-    path = (figures or figures_root()) / profile / REFERENCE
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def differences(reference: dict, here: dict) -> list[str]:
-    """What differs between two references beyond the criteria's tolerances, one sentence each."""
-    found = []
-    nothing = {"verdict": "not attempted", "metrics": {}}
-    for claim in sorted({*reference["claims"], *here["claims"]}):
-        if claim not in here["claims"]:
-            found.append(f"{claim} is in the reference and no longer in the catalogue")
-            continue
-        then, now = reference["claims"].get(claim, nothing), here["claims"][claim]
-        if then["verdict"] != now["verdict"]:
-            found.append(f"{claim}: {now['verdict']} ({now['reason']}); the reference: {then['verdict']}")
-        for metric in sorted({*then["metrics"]} ^ {*now["metrics"]}):
-            where = "the reference" if metric in then["metrics"] else "this run"
-            found.append(f"{claim} {metric} was observed only in {where}")
-        for metric in sorted({*then["metrics"]} & {*now["metrics"]}):
-            criterion = claim_by_id(claim).criterion(metric)
-            was, is_now = then["metrics"][metric]["mean"], now["metrics"][metric]["mean"]
-            if not criterion.within(is_now, was):
-                allowed = "" if was is None else f", tolerance {short(criterion.allowance(was))}"
-                values = f"{short(is_now)}; the reference: {short(was)}"
-                found.append(f"{claim} {metric}: {values} {criterion.unit}{allowed}")
+def read_observations(profile: str) -> list[Observation]:
+    """Read everything that the notebooks of a profile observed; `ValueError` for a file that cannot be read."""
+    found: list[Observation] = []
+    for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}")):
+        try:
+            content = json.loads(path.read_text())
+            found += [Observation(**row, profile=content["profile"]) for row in content["observations"]]
+        except (ValueError, KeyError, TypeError) as error:
+            remedy = f"remove it and run make reproduce PROFILE={profile}"
+            raise ValueError(f"{path} is not a file of observations ({error}); {remedy}") from error
     return found
 
 
-def other_parameters(reference: dict, here: dict) -> list[str]:
-    """Which notebooks ran with other parameters than the reference's: the first thing to look at."""
-    return [
-        f"{notebook} ran with {name}={now[name]}, the reference with {then[name]}"
-        for notebook in sorted({*reference["provenance"]} & {*here["provenance"]})
-        for then, now in [(side["provenance"][notebook].get("parameters", {}) for side in (reference, here))]
-        for name in sorted(({*then} & {*now}) - INDIFFERENT)  # the others are newer than the reference, or gone
-        if then[name] != now[name]
+def judge_all(profile: str) -> Record:
+    """Judge every claim of claims.toml on what the profile's notebooks observed."""
+    observations = read_observations(profile)
+    verdicts = Verdicts({claim.id: judge(claim, observations, profile) for claim in CLAIMS})
+    origins = [path.with_name(PROVENANCE) for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}"))]
+    provenance = {path.parent.name: json.loads(path.read_text()) for path in origins if path.exists()}
+    return Record(profile, verdicts, provenance)
+
+
+def read_reference(profile: str, figures: Path | None = None) -> Record | None:
+    """Read the committed reference of a profile, None if there is none."""
+    path = (figures or figures_root()) / profile / REFERENCE
+    return Record.read(path) if path.exists() else None
+
+
+def compare(reference: Record, here: Record) -> list[Comparison]:
+    """Compare every verdict, and the mean of every metric, with the reference's."""
+    found, nothing = [], Judgement("not attempted", "", "", {})
+    for claim in sorted({*reference.claims, *here.claims}):
+        now, then = here.claims.get(claim), reference.claims.get(claim, nothing)
+        verdict = now.verdict if now else "no longer in claims.toml"
+        found.append(Comparison(claim, "verdict", verdict, then.verdict, "", verdict == then.verdict))
+        after, before = now.metrics if now else {}, then.metrics
+        found += [_compared(claim, metric, after.get(metric), before.get(metric)) for metric in {**before, **after}]
+    return found
+
+
+def _compared(claim: str, metric: str, now: Assessment | None, then: Assessment | None) -> Comparison:
+    if now is None or then is None:
+        return Comparison(
+            claim, metric, *("not observed" if one is None else str(one) for one in (now, then)), "", False
+        )
+    criterion = claim_by_id(claim).criterion(metric)
+    values = [short(one.mean) + ("" if one.mean is None else f" {criterion.unit}") for one in (now, then)]
+    tolerance = "" if then.mean is None else short(criterion.allowance(then.mean))
+    return Comparison(claim, metric, *values, tolerance, criterion.within(now.mean, then.mean))
+
+
+def other_parameters(reference: Record, here: Record) -> list[str]:
+    """Name the notebooks that ran with other parameters than the reference's: the first thing to look at."""
+    found = []
+    for notebook in sorted({*reference.provenance} & {*here.provenance}):
+        then, now = (side.provenance[notebook].get("parameters", {}) for side in (reference, here))
+        for name in sorted(({*then} & {*now}) - INDIFFERENT):  # the others are newer than the reference, or gone
+            if then[name] != now[name]:
+                found.append(f"{notebook} ran with {name}={now[name]}, the reference with {then[name]}")
+    return found
+
+
+def claims_table(record: Record | None, notebooks: Path) -> str:
+    """Write the papers' claims, then the extensions, as Markdown.
+
+    Args:
+        record: the verdicts to show, None before the first reference.
+        notebooks: the folder of notebooks, to link those that exist.
+    """
+    profile, judged = (record.profile, record.claims) if record else ("cpu", {})
+    claims, extensions = (
+        markdown(COLUMNS, [_row(c, judged.get(c.id), profile, notebooks) for c in CLAIMS if c.extension is kind])
+        for kind in (False, True)
+    )
+    source = f"profile `{profile}`" if record else "no reference run is committed yet"
+    return f"The papers' claims ({source}):\n\n{claims}\nExtensions, which never fill a claim's row:\n\n{extensions}"
+
+
+def _row(claim: Claim, judged: Judgement | None, profile: str, notebooks: Path) -> tuple[str, ...]:
+    name = f"**{claim.id}** {claim.title}"
+    if (notebooks / f"{claim.notebook}.ipynb").exists():
+        name += f" ([{claim.notebook}](notebooks/{claim.notebook}.ipynb))"
+    published = claim.published if claim.extension else f"{claim.published} ({claim.source})"
+    cost = claim.cost.get(profile, "")
+    if judged is None:
+        return name, published, "", "not attempted", "", cost
+    here = [
+        f"{criterion.metric} {judged.metrics[criterion.metric]} ({criterion.unit}; asked: {criterion})"
+        for criterion in claim.criteria
+        if criterion.metric in judged.metrics
     ]
+    reason = "" if judged.verdict == "reproduced" else f": {judged.reason}"
+    return name, published, "<br>".join(here), f"**{judged.verdict}**{reason}", judged.evidence, cost
+
+
+def updated(text: str, table: str) -> str:
+    """Return `text` with the table between its marks. Raises `ValueError` if a mark is missing."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the text has no {BEGIN} followed by {END}; put both lines where the table belongs")
+    return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print verdicts and differences; 0: as the reference, 1: not, 2: the observations cannot be read."""
+    """Print verdicts and differences; 0: as the reference, 1: not, 2: a file cannot be read or written."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.verify", description=__doc__.split("\n\n")[0])
     parser.add_argument("--profile", choices=list(PROFILES), default="cpu")
-    parser.add_argument("--write-reference", action="store_true", help="make this run the reference")
+    act = parser.add_mutually_exclusive_group()
+    act.add_argument("--write-reference", action="store_true", help="make this run the reference")
+    act.add_argument("--table", type=Path, metavar="FILE", help=f"put the reference's table into a file, below {BEGIN}")
     options = parser.parse_args(arguments)
-    profile = options.profile
     try:
-        judgements = judge_all(profile)
-    except ValueError as error:
+        if options.table:
+            table = claims_table(read_reference(options.profile), options.table.parent / "notebooks")
+            write_atomically(options.table, updated(options.table.read_text(), table).encode())
+            return 0
+        return _verify(options.profile, options.write_reference)
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(judgements)
-    counts = Counter(judgement.verdict for judgement in judgements)
+
+
+def _verify(profile: str, write_reference: bool) -> int:
+    here = judge_all(profile)
+    print(here.claims)
+    counts = Counter(judgement.verdict for judgement in here.claims.values())
     print(f"\nprofile {profile}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
     if not PROFILES[profile].judged:
         print(f"{profile} is a first look and judges nothing; PROFILE=cpu does")
         return 0
-    here = as_reference(judgements, profile)
-    path = figures_root() / profile / REFERENCE
-    if options.write_reference:
-        if not here["provenance"]:
-            print(f"error: nothing was observed; run make reproduce PROFILE={profile} first", file=sys.stderr)
-            return 2
-        print(f"written: {write_atomically(path, dumps(here))}")
+    if write_reference:
+        if not here.provenance:
+            raise ValueError(f"nothing was observed; run make reproduce PROFILE={profile} first")
+        print(f"written: {here.write(figures_root() / profile / REFERENCE)}")
         return 0
     reference = read_reference(profile)
     if reference is None:
@@ -123,9 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     for note in other_parameters(reference, here):
         print(f"note: {note}")
-    found = differences(reference, here)
-    print("\n".join(f"DIFFERS: {difference}" for difference in found) or "as in the committed reference")
-    return 1 if found else 0
+    differences = [f"DIFFERS: {one}" for one in compare(reference, here) if not one.agrees]
+    print("\n".join(differences) or "as in the committed reference")
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":
