@@ -65,8 +65,7 @@ def test_the_claims_follow_every_observation():
     for path in NOTEBOOKS:
         if path.stem == "07_claims":
             notebook = nbformat.read(path, as_version=4)
-            read = ["*/observations.json", "*/paper_scale.csv", "reference.json"]
-            assert notebook.metadata.get("nkdlib", {}).get("reads") == read
+            assert notebook.metadata.get("nkdlib", {}).get("reads") == ["*/observations.json", "reference.json"]
 
 
 def test_every_profile_names_only_notebooks_that_exist():
