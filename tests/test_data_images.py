@@ -7,7 +7,7 @@ import torch
 
 from nkdlib.compendium.crops import Crops
 from nkdlib.data import GaussianImages, Images, load, random_shift_flip
-from nkdlib.tasks.keys import canonical
+from nkdlib.tasks.keys import Ingredients
 
 
 def numbered(count: int = 10, channels: int = 1) -> Images:
@@ -112,7 +112,7 @@ def test_fingerprint_follows_the_content():
 
 def test_batches_and_noise_can_be_arguments_of_a_task():
     def key(batches):
-        return canonical(batches, "batches", [])
+        return Ingredients().canonical(batches, "batches")
 
     images = numbered()
     one, same = (images.batches(2, seed=0, augment=random_shift_flip(1)) for _ in range(2))

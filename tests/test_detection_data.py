@@ -24,7 +24,7 @@ from nkdlib.compendium.scenes import write_scenes
 from nkdlib.data import DataDamaged, DataNotFound, Images
 from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, coco_root, scenes
 from nkdlib.detection.batches import GRAY, YIQ, _crop, color_matrix
-from nkdlib.tasks.keys import canonical
+from nkdlib.tasks.keys import Ingredients
 
 REAL_DATA = Path(os.environ["NKD_DATA"]) if os.environ.get("NKD_DATA") else None
 
@@ -199,7 +199,7 @@ def test_subsets_and_fingerprints(folder):
             images.subset(wrong)
     copy = pickle.loads(pickle.dumps(images))
     assert copy.fingerprint == images.fingerprint and torch.equal(copy[0][0], images[0][0])
-    assert canonical(images, "images", []) == {"nkdlib.detection.coco.CocoImages": images.fingerprint}
+    assert Ingredients().canonical(images, "images")["fingerprint"] == images.fingerprint
     before = images.fingerprint
     folder.content["annotations"][0]["bbox"][0] += 0.5
     assert folder.open().fingerprint != before

@@ -1,13 +1,35 @@
 """Sweeps: one row a run in the order of cases and grid, kept, parallel; mistakes are named before anything runs."""
 
-import math
+import sys
+import types
 
 import pytest
 import torch
 
 from nkdlib.compendium.sweep import experiment, sweep
-from nkdlib.tasks import Cache, make_executor
+from nkdlib.tasks import Cache
+from nkdlib.tasks.executors import InProcess
 
+CELL = """
+import math
+from nkdlib.compendium.sweep import experiment
+steps = 3
+
+def inner(x):
+    return x + steps
+
+@experiment
+def direct(x):
+    return {"y": x + steps}
+
+@experiment
+def behind(x):
+    return {"y": inner(x)}
+
+@experiment
+def clean(x):
+    return {"y": math.sqrt(x) + 1}
+"""
 calls = []
 
 
@@ -52,11 +74,15 @@ def test_a_run_is_made_once_and_a_sweep_goes_on_where_it_ended(runs):
     assert len(calls) == 4
 
 
-def test_workers_return_the_same_rows(runs):
-    here = sweep(noted, seed=range(3), share=[0.5], cache=Cache(runs / "here"))
-    with make_executor(jobs=2) as workers:
-        there = sweep(noted, seed=range(3), share=[0.5], executor=workers, cache=Cache(runs / "there"))
-    assert here.equals(there)
+def test_runs_go_through_the_executor():
+    class Counted(InProcess):
+        def submit(self, fn, *args, **kwargs):
+            submitted.append(fn)
+            return super().submit(fn, *args, **kwargs)
+
+    submitted = []
+    sweep(noted, seed=range(3), share=[0.5], executor=Counted())
+    assert len(submitted) == 3
 
 
 @pytest.mark.parametrize(
@@ -100,26 +126,12 @@ def test_a_result_named_as_an_argument_is_an_error():
         sweep(clash, seed=[0])
 
 
-def test_a_variable_from_outside_is_refused_where_it_hides():
-    steps = 3
-
-    def inner(x):
-        return x + steps
-
-    @experiment
-    def direct(x):
-        return {"y": x + steps}
-
-    @experiment
-    def behind(x):
-        return {"y": inner(x)}
-
-    @experiment
-    def clean(x):
-        return {"y": math.sqrt(x) + len(torch.Size([1]))}
-
-    with pytest.raises(TypeError, match=r"direct reads `steps`, a variable of test_sweep.* make it an argument"):
-        sweep(direct, x=[1])
+def test_a_variable_of_the_notebook_is_refused_where_it_hides(monkeypatch):
+    cell = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", cell)
+    exec(CELL, vars(cell))
+    with pytest.raises(TypeError, match=r"direct reads `steps`, a variable of the notebook.* make it an argument"):
+        sweep(cell.direct, x=[1])
     with pytest.raises(TypeError, match="inner reads `steps`"):
-        sweep(behind, x=[1])
-    assert sweep(clean, x=[4]).y.tolist() == [3]
+        sweep(cell.behind, x=[1])
+    assert sweep(cell.clean, x=[4]).y.tolist() == [3]

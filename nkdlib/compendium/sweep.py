@@ -13,7 +13,7 @@ import pandas as pd
 
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes
-from nkdlib.tasks.keys import refuse_globals
+from nkdlib.tasks.keys import Ingredients
 
 PLAIN = bool | int | float | str | None
 
@@ -79,7 +79,7 @@ def sweep(
     """
     if not getattr(function, "is_experiment", False):
         raise TypeError(f"{function.__name__} is no experiment; mark it with @experiment")
-    refuse_globals(function)
+    Ingredients(variables=False).canonical(function, function.__name__)
     axes = [[(name, shown, value) for shown, value in _named(name, values)] for name, values in grid.items()]
     rows, tasks = [], []
     for case, point in itertools.product(_listed("cases", cases), itertools.product(*axes)):

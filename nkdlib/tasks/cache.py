@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
-from nkdlib.tasks.keys import canonical, qualified_name, reached_code, sha256
+from nkdlib.tasks.keys import Ingredients, qualified_name, sha256
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.tasks.places import runs_root
 
@@ -164,14 +164,12 @@ class Cache:
 
 def _ingredients(task: Task) -> dict[str, object]:
     """Return everything that determines a task's result."""
-    code = [task.fn]
+    found, name = Ingredients(), task.fn.__name__
+    arguments = {key: found.canonical(task.kwargs[key], f"argument {key} of {name}") for key in sorted(task.kwargs)}
     ingredients = {
-        "function": qualified_name(task.fn),
-        "arguments": {
-            name: canonical(value, f"argument {name} of {task.fn.__name__}", code)
-            for name, value in task.kwargs.items()
-        },
-        "code": reached_code(*code),
+        "function": found.canonical(task.fn, name),
+        "arguments": arguments,
+        "code": found.code,
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
         "machine": platform.machine(),

@@ -1,42 +1,38 @@
-"""What stands for a task in the cache: its arguments in canonical form, and the code that its function reaches.
+"""Cache keys: arguments in canonical form, and digests of the code behind them.
 
-Functions and classes of a notebook or a script count one by one with the constants that they name; modules, of
-nkdlib or the user's own, count whole and are followed through their imports. Comments, formatting and docstrings
-do not count, nor do the modules in NEUTRAL, which carry results and never make them, nor installed packages.
+The library's code counts as one, without `nkdlib.tasks`, which carries results and never makes them. A module or
+package of the compendium, and a package of the user's own, counts whole when a function names it or another one
+imports it. Functions and classes of a notebook or script count one by one, with those that they name. Code is
+compared as bytecode, so that comments, formatting and docstrings are free. Installed packages do not count.
 """
 
 import ast
 import contextlib
 import dataclasses
+import dis
 import functools
 import hashlib
 import importlib.util
-import inspect
 import json
-import linecache
-import symtable
-import sys
 import sysconfig
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 ALLOWED = (
-    "numbers, strings, booleans, None, lists, tuples, dicts with string keys, frozen dataclasses, functions, "
+    "numbers, strings, booleans, None, lists, tuples, dicts with string keys, tensors, frozen dataclasses, functions, "
     "classes, torch dtypes, devices and modules, artefacts, and objects with a `fingerprint`"
 )
-NEUTRAL = (
-    "nkdlib.tasks",
-    *(f"nkdlib.compendium.{name}" for name in ("plots", "claims", "criteria", "judge", "results")),
-)
-PLAIN = (bool, int, float, str, tuple, type(None))
-SOURCES = Path(__file__).resolve().parents[2]
+NEUTRAL = {f"nkdlib.compendium.{name}" for name in ("claims", "criteria", "judge", "plots", "results", "sweep")}
+READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")  # instructions
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCES = PACKAGE.parent
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_LOADED = {path: path.read_bytes() for path in (SOURCES / "nkdlib").rglob("*.py")}  # what this process runs
+_LOADED = {path: path.read_bytes() for path in PACKAGE.rglob("*.py")}  # what this process runs
 
 
 def sha256(value: object) -> str:
@@ -45,50 +41,7 @@ def sha256(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def qualified_name(value: object) -> str:
-    """Return module and name of a function or class."""
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-def canonical(value: object, name: str, code: list) -> object:
-    """Return `value` as plain JSON types.
-
-    name: what the value is called, for the error. code: functions and classes met on the way are appended to
-    it, because what they do is part of the value. Raises TypeError for a value that has no canonical form.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [canonical(item, f"{name}[{index}]", code) for index, item in enumerate(value)]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: canonical(item, f"{name}[{key!r}]", code) for key, item in value.items()}
-    if isinstance(value, torch.dtype | torch.device):
-        return {type(value).__name__: str(value)}
-    if isinstance(value, type | FunctionType | BuiltinFunctionType) or hasattr(value, "__wrapped__"):
-        if "<lambda>" in value.__qualname__:
-            raise TypeError(f"{name} is a lambda, which has no name of its own; define it with `def`")
-        code.append(inspect.unwrap(value))
-        return {"code": qualified_name(value)}
-    if isinstance(fingerprint := getattr(value, "fingerprint", None), str):
-        code.append(type(value))
-        return {qualified_name(type(value)): fingerprint}
-    if isinstance(value, nn.Module):
-        code.extend({type(part) for part in value.modules()})
-        return {qualified_name(type(value)): digest(_describe(value))}
-    if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
-        code.append(type(value))
-        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return {qualified_name(type(value)): {key: canonical(v, f"{name}.{key}", code) for key, v in fields.items()}}
-    raise TypeError(f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key; allowed are {ALLOWED}")
-
-
-def fingerprint(value: object) -> str:
-    """Return the SHA-256 of a value and of the code that is part of it."""
-    code: list = []
-    return sha256([canonical(value, "value", code), reached_code(*code)])
-
-
-def digest(parts: Iterable[str | Tensor]) -> str:
+def digest(parts: Iterable[str | bytes | Tensor]) -> str:
     """Return the SHA-256 of texts and of tensors: their types, shapes and contents."""
     whole = hashlib.sha256()
     for part in parts:
@@ -99,183 +52,224 @@ def digest(parts: Iterable[str | Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _describe(module: nn.Module) -> Iterator[str | Tensor]:
-    """Yield a module's structure, settings, which may not be in its `repr`, and weights."""
-    yield repr(module)
-    for name, part in module.named_modules():
-        plain = {key: value for key, value in vars(part).items() if isinstance(value, PLAIN) and key != "training"}
-        yield repr((name, sorted(plain.items())))
-    yield repr([name for name, value in module.named_parameters() if value.requires_grad])
-    for item in module.state_dict().items():
-        yield from item
+def qualified_name(value: object) -> str:
+    """Return module and name of a function or class."""
+    return f"{getattr(value, '__module__', None)}.{getattr(value, '__qualname__', None) or value.__name__}"
 
 
-def reached_code(*roots: object) -> dict[str, str]:
-    """Return name -> SHA-256 of everything that the functions and classes `roots` reach.
+def fingerprint(value: object) -> str:
+    """Return the SHA-256 of a value and of the code that is part of it."""
+    found = Ingredients()
+    return sha256([found.canonical(value, "value"), found.code])
 
-    Raises TypeError where a function names a global that has no canonical form, RuntimeError where a reached
-    module was edited after this process loaded it.
+
+class Ingredients:
+    """What determines a result: `canonical` forms of values, and the code met on the way.
+
+    code: name -> SHA-256 of modules, and of what functions of a notebook name there. variables: whether these
+    functions may read variables.
     """
-    found: dict[str, str] = {}
-    for root in roots:
-        _reach(root, getattr(root, "__qualname__", str(root)), found)
-    return dict(sorted(found.items()))
 
+    def __init__(self, variables: bool = True):
+        self.code: dict[str, str] = {}
+        self._variables = variables
+        self._met: dict[int, tuple[int, object]] = {}  # id -> number, and the object, so that its id stays its own
 
-def _reach(value: object, name: str, found: dict[str, str]) -> None:
-    """Add to `found` what `value`, called `name`, is made of."""
-    value = inspect.unwrap(value) if callable(value) else value
-    if isinstance(value, ModuleType):
-        _reach_module(value.__name__, found)
-    elif isinstance(value, type | FunctionType):
-        if _in_notebook(value):
-            _reach_definition(value, found)
-        else:
-            _reach_module(value.__module__, found)
-    elif not (hasattr(value, "__name__") or type(value).__module__.startswith(NEUTRAL)):
-        code: list = []
-        found[name] = sha256(canonical(value, f"the global `{name}` that a task names", code))
-        for item in code:
-            _reach(item, name, found)
+    def canonical(self, value: object, name: str, inside: bool = False) -> object:
+        """Return `value` as plain JSON types.
 
-
-def _reach_module(name: str, found: dict[str, str]) -> None:
-    if name in found or name.startswith(NEUTRAL) or (path := _path(name)) is None:
-        return
-    loaded, now = _LOADED.setdefault(path, path.read_bytes()), path.read_bytes()
-    found[name], imports = _module(name, path, loaded)
-    if now != loaded and _module(name, path, now)[0] != found[name]:
-        raise RuntimeError(
-            f"{path} was edited after this process loaded it, so its results would be kept as the new code's; "
-            "restart the kernel"
+        name: what the value is called in errors. inside: of a module or function, which may hold whatever can be
+        pickled. Raises TypeError for a value without canonical form, RuntimeError if code behind it was edited after
+        this process loaded it.
+        """
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, list | tuple):
+            return [self.canonical(item, f"{name}[{index}]", inside) for index, item in enumerate(value)]
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return {key: self.canonical(item, f"{name}[{key!r}]", inside) for key, item in value.items()}
+        if isinstance(value, torch.dtype | torch.device):
+            return {type(value).__name__: str(value)}
+        if isinstance(value, ModuleType):
+            self._add_module(value.__name__)
+            return {"module": value.__name__}
+        if isinstance(value, type):
+            return {"class": self._class(value)}
+        if isinstance(printed := getattr(value, "fingerprint", None), str):
+            return {"class": self._class(type(value)), "fingerprint": printed}
+        if isinstance(value, Tensor):
+            return self._once(value, lambda: [digest([value]), value.requires_grad])
+        if isinstance(value, nn.Module):
+            return self._once(value, lambda: self._network(value, name))
+        if isinstance(value, FunctionType):
+            return self._once(value, lambda: self._function(value, name))
+        if callable(value) and hasattr(value, "__name__"):
+            return self._once(value, lambda: self._callable(value, name))
+        if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+            return {"class": self._class(type(value)), "fields": self.canonical(fields, name, inside)}
+        if inside:
+            return self._once(value, lambda: self._pickled(value, name))
+        raise TypeError(
+            f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key; allowed are {ALLOWED}"
         )
-    for module in imports:
-        _reach_module(module, found)
 
+    def _once(self, value: object, describe: Callable[[], object]) -> object:
+        """Describe an object where it is first met, and refer to that where it is met again."""
+        if id(value) in self._met:
+            return {"met as number": self._met[id(value)][0]}
+        self._met[id(value)] = len(self._met), value
+        return {qualified_name(type(value)): describe()}
 
-def _reach_definition(value: type | FunctionType, found: dict[str, str]) -> None:
-    name = qualified_name(value)
-    if name in found:
-        return
-    tree = _definition(value)
-    found[name] = _hash(tree)
-    for _, module in _imports(tree, ""):
-        _reach_module(module, found)
-    scope = _scope(value)
-    for used in sorted(_outer_names(symtable.symtable(ast.unparse(tree), name, "exec"))):
-        if used in scope and scope[used] is not value and not used.startswith("__"):
-            _reach(scope[used], f"{value.__module__}.{used}", found)
+    def _network(self, module: nn.Module, name: str) -> str:
+        """Return the SHA-256 of all that a module holds: attributes, hooks, parameters, buffers and children."""
+        torchs = set(vars(nn.Module()))
+        held = {f"hooks {key}": list(getattr(module, key).values()) for key in HOOKS}
+        if isinstance(module, fx.GraphModule):
+            torchs |= vars(fx.GraphModule(nn.Module(), fx.Graph())).keys()
+            held["graph"] = module.code
+        held |= {key: value for key, value in vars(module).items() if key not in torchs}
+        held |= {**module._parameters, **module._buffers, **module._modules}
+        described = {key: self.canonical(value, f"{name}.{key}", inside=True) for key, value in held.items()}
+        return sha256([self._class(type(module)), described])
 
+    def _function(self, function: FunctionType, name: str) -> dict[str, object]:
+        """Describe a function; one of a notebook, a lambda or one made by a function also by its code and values."""
+        described: dict[str, object] = {"name": qualified_name(function)}
+        self._add_module(function.__module__)
+        of_notebook = function.__globals__.get("__name__") == "__main__"
+        wraps = function.__closure__ and (function.__module__ == "__main__" or _files(_unit(function.__module__)))
+        if of_notebook or wraps or "<" in function.__qualname__:
+            held = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
+            for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+                with contextlib.suppress(ValueError):  # one that is still empty
+                    held[variable] = cell.cell_contents
+            described["holds"] = self.canonical(held, f"what {function.__name__} holds in {name}", inside=True)
+            steps = list(_instructions(function.__code__))
+            described["code"] = sha256([list(map(repr, step)) for step in steps])
+            for kind, read, *_ in steps:
+                if kind == "IMPORT_NAME":
+                    self._add_module(read)
+                elif of_notebook and kind in READS and read in function.__globals__ and not read.startswith("__"):
+                    self._add_read(function, read, function.__globals__[read])
+        return described
 
-def refuse_globals(function: FunctionType) -> None:
-    """Raise TypeError if a function of a notebook or script, or one that it names there, reads a variable from outside.
+    def _add_read(self, function: FunctionType, read: str, value: object) -> None:
+        """Add what a function of a notebook finds under a name there."""
+        defined = isinstance(value, ModuleType | type) or (callable(value) and hasattr(value, "__name__"))
+        if not (defined or self._variables):
+            raise TypeError(
+                f"{function.__name__} reads `{read}`, a variable of the notebook that its key would not contain; make "
+                "it an argument"
+            )
+        whole = f"{function.__module__}.{read}"
+        self.code[whole] = sha256(self.canonical(value, f"the variable `{whole}` that a task reads"))
 
-    Modules, functions and classes are no variables.
-    """
-    seen, left = [], [function]
-    while left:
-        value = inspect.unwrap(left.pop())
-        if value in seen or not _in_notebook(value):
-            continue
-        seen.append(value)
-        scope = _scope(value)
-        for name in sorted(_outer_names(symtable.symtable(ast.unparse(_definition(value)), "", "exec"))):
-            found = scope.get(name, ast)  # builtins and names that are nowhere are not looked at
-            if isinstance(found, type | FunctionType):
-                left.append(found)
-            elif not (hasattr(found, "__name__") or name.startswith("__")):
-                raise TypeError(
-                    f"{value.__name__} reads `{name}`, a variable of {value.__module__} that its key would not "
-                    "contain; make it an argument"
+    def _callable(self, value: Callable, name: str) -> list:
+        """Describe bound methods, wrappers and functions of extensions by name and by what they hold."""
+        held = {key: held for key, held in getattr(value, "__dict__", {}).items() if key != "__doc__"}
+        held |= {key: getattr(value, key, None) for key in ("__func__", "__self__")}
+        return [qualified_name(value), self.canonical(held, name, inside=True)]
+
+    def _class(self, kind: type) -> object:
+        """Return the name of a class; of one defined in a notebook or function, and of such bases, the members too."""
+        described = []
+        for base in kind.__mro__:
+            self._add_module(base.__module__)
+            if base.__module__ == "__main__" or ("<locals>" in base.__qualname__ and _files(_unit(base.__module__))):
+                members = {key: _behind(value) for key, value in vars(base).items() if _is_own(key, value)}
+                described.append(
+                    self._once(base, functools.partial(self.canonical, members, qualified_name(base), True))
                 )
+        return [qualified_name(kind), *described]
+
+    def _pickled(self, value: object, name: str) -> object:
+        """Describe any other object by the parts that it is pickled as."""
+        if isinstance(value, bytes):
+            return digest([value])
+        if isinstance(value, set | frozenset):
+            return sorted(json.dumps(self.canonical(item, name, inside=True)) for item in value)
+        try:
+            parts = value.__reduce_ex__(2)
+        except Exception as error:
+            raise TypeError(
+                f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key, since it cannot be pickled; "
+                "remove it, or give what holds it a `fingerprint`"
+            ) from error
+        parts = parts if isinstance(parts, str) else [list(p) if isinstance(p, Iterator) else p for p in parts]
+        return [self._class(type(value)), self.canonical(parts, name, inside=True)]
+
+    def _add_module(self, name: str) -> None:
+        """Add the code that a module counts with, and that of the user's or compendium's modules it imports."""
+        unit = _unit(name)
+        if unit in self.code or not (files := _files(unit)):
+            return
+        parts = []
+        for path in files:
+            now = path.read_bytes()
+            code, imports = _parsed(loaded := _LOADED.setdefault(path, now))
+            if now != loaded and _parsed(now)[0] != code:
+                raise RuntimeError(
+                    f"{path} was edited after this process loaded it, so its results would be kept as the new code's; "
+                    "restart the kernel"
+                )
+            parts.append([path.name, code, imports])
+        self.code[unit] = sha256(parts)
+        for imported in {imported for *_, imports in parts for imported in imports if unit != "nkdlib"}:
+            self._add_module(imported)
 
 
-def _in_notebook(value: object) -> bool:
-    """Tell whether a function or class is defined in a notebook, a script or another function."""
-    return isinstance(value, type | FunctionType) and (
-        value.__module__ == "__main__" or "<locals>" in value.__qualname__
-    )
+def _behind(member: object) -> object:
+    """Return the functions that a member of a class wraps, if any, else the member."""
+    wraps = isinstance(member, staticmethod | classmethod | property | functools.cached_property)
+    return [getattr(member, part, None) for part in ("__func__", "fget", "fset", "fdel", "func")] if wraps else member
 
 
-def _scope(value: type | FunctionType) -> dict[str, object]:
-    """What the names in a definition may refer to."""
-    names = dict(vars(sys.modules[value.__module__]))
-    for member in vars(value).values() if isinstance(value, type) else [value]:
-        member = getattr(member, "__func__", getattr(member, "fget", member))  # behind classmethod, property
-        if isinstance(member, FunctionType):
-            names |= inspect.getclosurevars(inspect.unwrap(member)).nonlocals
-    return names
+def _is_own(key: str, member: object) -> bool:
+    """Tell whether a class' author wrote a member; fields of dataclasses are found in their `__init__`."""
+    return isinstance(member, FunctionType) or not (key.startswith("__") or key == "_abc_impl")
 
 
-def _outer_names(table: symtable.SymbolTable) -> set[str]:
-    """The names that a piece of code and the functions in it read from outside."""
-    names = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global() and symbol.is_referenced()}
-    return names.union(*map(_outer_names, table.get_children()))
-
-
-def _definition(value: type | FunctionType) -> ast.Module:
-    try:
-        return ast.parse(textwrap.dedent(inspect.getsource(value)))
-    except (OSError, TypeError):
-        # Python cannot find a class that a notebook's cell defined; the latest cell that defines it can.
-        for _, _, lines, *_ in reversed([entry for entry in linecache.cache.values() if len(entry) > 2]):
-            with contextlib.suppress(SyntaxError):
-                for node in ast.walk(ast.parse("".join(lines))):
-                    if isinstance(node, ast.ClassDef) and node.name == value.__name__:
-                        return ast.Module([node], [])
-    raise TypeError(f"the source of {qualified_name(value)} cannot be found; define it in a file or a notebook's cell")
-
-
-def _hash(tree: ast.AST) -> str:
-    """Return the SHA-256 of the code in `tree`, whose docstrings are taken out."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
-            ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:] or [ast.copy_location(ast.Pass(), node.body[0])]
-    return sha256(ast.dump(tree))
-
-
-def _path(module: str) -> Path | None:
-    """Return the source of a module of nkdlib or of the user's own, None for any other name."""
-    top, *below = module.split(".")
-    if (spec := importlib.util.find_spec(top)) is None:
-        return None
-    stems = [Path(folder, *below) for folder in spec.submodule_search_locations or ()]
-    if not (stems or below):
-        stems = [Path(spec.origin).with_suffix("")]
-    files = [file for stem in stems for file in (stem / "__init__.py", stem.with_suffix(".py"))]
-    own = (file for file in files if top == "nkdlib" or not str(file).startswith(_INSTALLED))
-    return next((file for file in own if file.is_file()), None)
+def _unit(module: str) -> str:
+    """Return what a module counts with: nkdlib, a module or package of its compendium, or a top-level package."""
+    top, *below = str(module).split(".")
+    return ".".join([top, *below[:2]]) if (top, *below[:1]) == ("nkdlib", "compendium") else top
 
 
 @functools.cache
-def _module(name: str, path: Path, source: bytes) -> tuple[str, frozenset[str]]:
-    """Return the SHA-256 of a module's code, and the modules that it imports from."""
-    tree, package = ast.parse(source), name if path.name == "__init__.py" else name.rpartition(".")[0]
-    return _hash(tree), frozenset(module for _, module in _imports(tree, package))
+def _files(unit: str) -> list[Path]:
+    """Return the sources of a unit, none for an installed package and for one that makes no results."""
+    if unit == "nkdlib":
+        return sorted(
+            path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] not in ("compendium", "tasks")
+        )
+    if unit in NEUTRAL or unit in ("__main__", "None") or not (spec := importlib.util.find_spec(unit)):
+        return []
+    files = [path for folder in spec.submodule_search_locations or () for path in sorted(Path(folder).rglob("*.py"))]
+    files = files or [Path(spec.origin or "")]
+    installed = not unit.startswith("nkdlib.") and str(files[0]).startswith(_INSTALLED)
+    return [] if installed or files[0].suffix != ".py" else files
 
 
-def _imports(tree: ast.AST, package: str) -> Iterator[tuple[str, str]]:
-    """Yield the names that the import statements in `tree` bind, each with the module that defines it."""
+@functools.cache
+def _parsed(source: bytes) -> tuple[str, list[str]]:
+    """Return the SHA-256 of a module's code without docstrings, and the modules that it imports or imports from."""
+    imports, tree = set(), ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            source = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-            yield from ((alias.asname or alias.name, _defining_module(source, alias.name)) for alias in node.names)
+            imports |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:  # relative ones stay in their package
+            imports |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False):
+            del node.body[0]
+    return sha256(ast.dump(tree)), sorted(imports)
 
 
-def _defining_module(module: str, name: str) -> str:
-    """Return the module that `from module import name` reaches, through the re-exports of packages."""
-    if _path(f"{module}.{name}"):
-        return f"{module}.{name}"
-    path = _path(module)
-    if path is None or path.name != "__init__.py":
-        return module
-    return _exports(module, path.read_bytes()).get(name, module)
-
-
-@functools.cache
-def _exports(package: str, source: bytes) -> dict[str, str]:
-    return dict(_imports(ast.parse(source), package))
+def _instructions(code: CodeType) -> Iterator[list]:
+    """Yield what the instructions of a function and those in it do, whatever their line."""
+    yield [code.co_exceptiontable.hex(), code.co_varnames, code.co_argcount, code.co_kwonlyargcount]
+    for step in dis.get_instructions(code):
+        if isinstance(step.argval, CodeType):
+            yield from _instructions(step.argval)
+        else:
+            yield [step.opname, sorted(step.argval, key=repr) if isinstance(step.argval, frozenset) else step.argval]

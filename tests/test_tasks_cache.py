@@ -124,6 +124,7 @@ def test_an_artefact_is_an_argument_and_a_parent(runs):
         {"dtype": torch.float64},
         {"layer": torch.nn.GELU},
         {"layer": noise},
+        {"layer": torch.zeros(1)},
     ],
 )
 def test_every_argument_counts(changed):
@@ -149,7 +150,7 @@ def test_a_module_counts_by_its_layers_settings_and_weights():
     assert len({made(), made(p=0.1), made(frozen=True), made(bias=1.0)}) == 4
 
 
-@pytest.mark.parametrize("value", [torch.zeros(1), {1: 2}, {3}, lambda: 0, object()])
+@pytest.mark.parametrize("value", [{1: 2}, {3}, object(), range(2), Path("data")])
 def test_an_argument_without_canonical_form_is_named(value):
     with pytest.raises(TypeError, match="argument seed of work"):
         Cache().key(Task(work, {"seed": [value]}, ""))
@@ -293,8 +294,6 @@ def test_an_input_is_made_when_its_task_is_missing_and_is_no_part_of_the_key(run
     assert made == [1, 2] and [run.tensors["half"] for run in first] == [0.5, 1]
     assert Cache().run([*plan, Task(half, {"x": 3}, "half of 3", inputs={"boundary": lambda: draw(3)})])[:2] == first
     assert made == [1, 2, 3]
-    with make_executor(jobs=2) as workers:
-        assert torch.equal(Cache(runs / "b").run(plan, workers)[1].tensors["half"], torch.tensor(1.0))
     with pytest.raises(ZeroDivisionError) as caught:
         Cache().run([Task(half, {"x": 4}, "half of 4", inputs={"boundary": lambda: 1 / 0})])
     assert "in an input of task 'half of 4'" in caught.value.__notes__

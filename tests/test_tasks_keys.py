@@ -1,0 +1,356 @@
+"""Cache keys: everything that decides a result counts, prose and formatting do not."""
+
+import functools
+import sys
+import types
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from nkdlib.tasks import keys
+from nkdlib.tasks.keys import Ingredients, fingerprint, sha256
+
+LIBRARY = {
+    "house/__init__.py": '"""Top."""\n',
+    "house/shapes/__init__.py": "from .square import side\n",
+    "house/shapes/square.py": "import garden\n\ndef side(a):\n    return a * a\n",
+    "house/area.py": "PI = 3\n\ndef area(r):\n    return PI * r * r\n",
+    "garden.py": "TREES = 3\n",
+    "street.py": "",
+}
+AREA = "from house.area import area as disc\n\ndef area(r):\n    return disc(r)\n"
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A user's packages; returns a function that writes one of their files, as before Python was started."""
+
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        monkeypatch.setattr(keys, "_LOADED", dict(loaded))
+        keys._files.cache_clear()
+
+    loaded = dict(keys._LOADED)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in list(sys.modules):
+        if name.partition(".")[0] in ("house", "garden"):
+            monkeypatch.delitem(sys.modules, name)
+    for name, text in LIBRARY.items():
+        write(name, text)
+    return write
+
+
+@pytest.fixture
+def cell(monkeypatch):
+    """Return a function that runs source as a notebook's cell would be, and returns its names."""
+
+    def run(source):
+        module = types.ModuleType("__main__")
+        monkeypatch.setitem(sys.modules, "__main__", module)
+        exec(compile(source, "<cell>", "exec"), vars(module))
+        return module
+
+    return run
+
+
+def key_of(function, variables=True):
+    """The SHA-256 of a function and the code behind it."""
+    found = Ingredients(variables)
+    return sha256([found.canonical(function, "function"), found.code])
+
+
+def code_of(*values):
+    """The names of the code behind values."""
+    found = Ingredients()
+    for value in values:
+        found.canonical(value, "value")
+    return set(found.code)
+
+
+def test_a_package_of_the_user_counts_whole_with_those_that_it_imports(library, cell):
+    assert code_of(cell(AREA).area) == {"__main__.disc", "house", "garden"}
+    inside = cell("def area(r):\n    from house.shapes import side\n    return side(r)\n").area
+    assert code_of(inside) == {"house", "garden"}
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "counts"),
+    [
+        ("house/area.py", "PI = 3", "PI = 4", True),
+        ("house/area.py", "PI = 3", "\nPI = (3)  # why", False),
+        ("house/area.py", "    return", '    """Area."""\n    return', False),
+        ("house/area.py", "r * r", "r**2", True),
+        ("house/shapes/square.py", "a * a", "a", True),
+        ("garden.py", "TREES = 3", "TREES = 4", True),
+        ("street.py", "", "changed = True\n", False),
+    ],
+)
+def test_an_edit_counts_where_the_package_is_used(library, cell, name, old, new, counts):
+    before = key_of(cell(AREA).area)
+    library(name, LIBRARY[name].replace(old, new))
+    assert (key_of(cell(AREA).area) != before) == counts
+
+
+def test_code_edited_after_it_was_loaded_is_an_error(library, cell, tmp_path):
+    area = cell(AREA).area
+    key_of(area)
+    path = tmp_path / "house" / "area.py"
+    path.write_text(f'"""Prose."""\n{path.read_text()}')
+    key_of(area)
+    path.write_text("PI = 5\n")
+    with pytest.raises(RuntimeError, match=r"area.py was edited .* restart"):
+        key_of(area)
+
+
+def test_the_library_counts_as_one_and_the_compendium_by_module():
+    from nkdlib.compendium import plots
+    from nkdlib.compendium.teachers import train_teacher
+    from nkdlib.data import Images
+    from nkdlib.tasks import Cache
+
+    assert code_of(Images) == code_of(Cache) == {"nkdlib"}
+    assert code_of(train_teacher) == {"nkdlib", "nkdlib.compendium.teachers"}
+    assert code_of(plots, torch.relu, F.relu, pytest.fixture) == set()
+    counted = {path.relative_to(keys.PACKAGE).parts[0] for path in keys._files("nkdlib")}
+    assert {"data", "networks", "figs"} <= counted and not counted & {"tasks", "compendium"}
+
+
+CELL = """
+import math
+import torch
+from dataclasses import dataclass, field
+FACTOR = 2
+UNUSED = 3
+
+class Base(torch.nn.Module):
+    def forward(self, x):
+        return self.scaled(x) * self.size
+
+    @staticmethod
+    def scaled(x):
+        return x * FACTOR
+
+    @property
+    def size(self):
+        return 1
+
+class Net(Base):
+    pass
+
+@dataclass(frozen=True)
+class Recipe:
+    steps: int = 1
+    rates: list = field(default_factory=lambda: [5])
+
+@torch.no_grad()
+def scale(x):
+    return Net()(x) * math.pi * torch.ones(1)
+
+def task(x, recipe=Recipe(), *, power=2):
+    # a comment
+    try:
+        return [scale(y) for y in x], math.inf
+    except ValueError:
+        return Recipe().steps in {7, 8}
+"""
+
+
+def test_what_a_function_of_a_notebook_names_is_listed(cell):
+    names = {f"__main__.{name}" for name in ("FACTOR", "Net", "Recipe", "scale", "math", "torch")}
+    assert code_of(cell(CELL).task) == names
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ("FACTOR = 2", "FACTOR = 4", True),
+        ("UNUSED = 3", "UNUSED = 4", False),
+        ("x * FACTOR", "FACTOR * x", True),
+        ("return 1", "return 2", True),
+        ("steps: int = 1", "steps: int = 2", True),
+        ("[5]", "[6]", True),
+        ("{7, 8}", "{7, 9}", True),
+        ("power=2", "power=3", True),
+        ("@torch.no_grad()", "@torch.enable_grad()", True),
+        ("except ValueError", "except KeyError", True),
+        ("# a comment", '"""A docstring."""', False),
+        ("    return Net", '    """A docstring."""\n\n    return Net', False),
+        ("Net()(x)", "Base()(x)", True),
+    ],
+)
+def test_a_change_in_a_notebook_counts_where_it_is_reached(cell, old, new, counts):
+    before = key_of(cell(CELL).task)
+    assert key_of(cell(CELL).task) == before
+    assert CELL.count(old) == 1 and (key_of(cell(CELL.replace(old, new)).task) != before) == counts
+
+
+def test_a_variable_is_named_where_none_is_allowed_and_where_it_has_no_form(cell):
+    with pytest.raises(TypeError, match=r"scaled reads `FACTOR`, a variable of the notebook .* make it an argument"):
+        key_of(cell(CELL).task, variables=False)
+    key_of(cell(CELL.replace("x * FACTOR", "x")).task, variables=False)
+    opened = cell("texts = open(__file__)\n\ndef task(x):\n    return texts\n".replace("__file__", repr(__file__)))
+    with opened.texts, pytest.raises(TypeError, match=r"the variable `__main__.texts` that a task reads \(a _io"):
+        key_of(opened.task)
+
+
+def test_functions_that_one_function_makes_are_told_apart():
+    def make(factor):
+        def task(x):
+            return x * factor
+
+        return task
+
+    assert key_of(make(1)) == key_of(make(1)) != key_of(make(2))
+    assert fingerprint([make(1), make(2)]) != fingerprint([make(2), make(1)]) != fingerprint([make(2), make(2)])
+    assert fingerprint(lambda x: x + 1) == fingerprint(lambda x: x + 1) != fingerprint(lambda x: x + 2)
+
+
+def test_a_function_that_calls_itself_or_one_before_it_has_a_key(cell):
+    source = "def even(n):\n    return n == 0 or odd(n - 1)\n\ndef odd(n):\n    return n != 0 and even(n - 1)\n"
+    assert key_of(cell(source).even) == key_of(cell(source).even)
+    assert key_of(cell(source).even) != key_of(cell(source.replace("n != 0", "n == 1")).even)
+
+
+@dataclass
+class Config:
+    """Settings that are not frozen."""
+
+    scale: float
+
+
+class Layer(nn.Module):
+    """A layer that holds something in an attribute."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+
+class Scaled(nn.Module):
+    """Somebody's parametrization."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight):
+        return weight * self.factor
+
+
+def linear(change=None):
+    """A layer with equal weights every time, changed in place."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3)
+    if change:
+        change(layer)
+    return layer
+
+
+def spread(factor):
+    return lambda x: factor * x
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (F.relu, torch.tanh),
+        (F.relu, F.gelu),
+        (spread(1), spread(2)),
+        (functools.partial(F.leaky_relu, negative_slope=0.1), functools.partial(F.leaky_relu, negative_slope=0.2)),
+        (nn.ReLU, nn.GELU),
+        (Config(1.0), Config(2.0)),
+        ({1: "a"}, {1: "b"}),
+        ({"a", "b"}, {"a", "c"}),
+        (torch.zeros(2), torch.ones(2)),
+        (torch.zeros(2).numpy(), torch.ones(2).numpy()),
+        ([linear()], [nn.Linear(3, 3)]),
+        (torch.Size([1]), torch.Size([2])),
+        (slice(1), slice(2)),
+        ("abc".join, "abd".join),
+        (Config(1.0).__eq__, Config(2.0).__eq__),
+    ],
+    ids=str,
+)
+def test_every_attribute_of_a_module_counts(first, second):
+    assert fingerprint(Layer(first)) == fingerprint(Layer(first)) != fingerprint(Layer(second))
+
+
+@pytest.mark.parametrize("held", [(x for x in ()), sys._getframe()], ids=type)
+def test_an_attribute_that_no_key_sees_is_refused_by_its_name(held):
+    network = nn.Sequential(nn.ReLU(), Layer(held))
+    with pytest.raises(TypeError, match=r"^argument teacher\.1\.held .* cannot be pickled"):
+        Ingredients().canonical(network, "argument teacher")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.register_forward_hook(spread(2)),
+        lambda layer: layer.register_forward_pre_hook(spread(2)),
+        lambda layer: layer.register_full_backward_hook(spread(2)),
+        lambda layer: layer.register_buffer("mean", torch.ones(1), persistent=False),
+        lambda layer: parametrizations.spectral_norm(layer),
+        lambda layer: parametrize.register_parametrization(layer, "weight", Scaled(1.0)),
+        lambda layer: setattr(layer, "forward", types.MethodType(Layer.forward, layer)),
+        lambda layer: layer.weight.requires_grad_(False),
+        lambda layer: nn.init.ones_(layer.bias),
+        lambda layer: setattr(layer, "bias", None),
+    ],
+)
+def test_everything_that_changes_a_layer_counts(change):
+    assert fingerprint(linear(change)) == fingerprint(linear(change)) != fingerprint(linear())
+
+
+def test_hooks_and_parametrizations_count_by_what_they_hold():
+    assert fingerprint(linear(lambda layer: layer.register_forward_hook(spread(2)))) != fingerprint(
+        linear(lambda layer: layer.register_forward_hook(spread(3)))
+    )
+    one, two = Scaled(1.0), Scaled(2.0)
+    assert fingerprint(linear(lambda layer: parametrize.register_parametrization(layer, "weight", one))) != fingerprint(
+        linear(lambda layer: parametrize.register_parametrization(layer, "weight", two))
+    )
+
+
+def test_shared_parts_differ_from_equal_ones():
+    shared = linear()
+    assert fingerprint(nn.Sequential(shared, shared)) != fingerprint(nn.Sequential(linear(), linear()))
+    tied = nn.Sequential(linear(), linear())
+    tied[1].weight = tied[0].weight
+    assert fingerprint(tied) != fingerprint(nn.Sequential(linear(), linear()))
+    owner = Layer(None)
+    owner.held = [owner]
+    assert fingerprint(owner) == fingerprint(owner)
+
+
+def test_a_traced_network_counts_by_its_graph():
+    def traced(act):
+        network = nn.Sequential(linear(), nn.ReLU())
+        network.forward = lambda x: act(network[0](x))
+        return torch.fx.GraphModule(network, torch.fx.symbolic_trace(nn.Sequential(act)).graph)
+
+    assert fingerprint(traced(nn.ReLU())) == fingerprint(traced(nn.ReLU()))
+    one, two = (torch.fx.symbolic_trace(Both(act)) for act in (torch.relu, torch.tanh))
+    assert fingerprint(one) == fingerprint(torch.fx.symbolic_trace(Both(torch.relu))) != fingerprint(two)
+
+
+class Both(nn.Module):
+    """A network whose graph shows its function."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        return self.act(x)
+
+
+def test_modes_of_training_do_not_count():
+    network = nn.Sequential(linear(), nn.Dropout(0.1))
+    assert fingerprint(network.train()) == fingerprint(network.eval())
+    assert fingerprint(network) != fingerprint(nn.Sequential(linear(), nn.Dropout(0.2)))
