@@ -20,9 +20,10 @@ from pycocotools.coco import COCO
 from torchvision.ops import box_iou
 from torchvision.transforms.v2 import functional as v2
 
+from nkdlib.compendium import scenes
 from nkdlib.compendium.scenes import write_scenes
 from nkdlib.data import DataDamaged, DataNotFound, Images
-from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, coco_root, scenes
+from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, coco_root
 from nkdlib.detection.batches import GRAY, YIQ, _crop, color_matrix
 from nkdlib.tasks.keys import Ingredients
 

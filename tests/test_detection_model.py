@@ -6,6 +6,7 @@ Behind claim FG-2.
 import contextlib
 import copy
 import io
+import sys
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from nkdlib.detection import detect, evaluate, feature_maps, ssdlite, train_dete
 from nkdlib.detection.precision import NUMBERS
 from nkdlib.figs import Gates
 from nkdlib.networks import CellNetwork, cost, mixed_space, residual_space
+from nkdlib.networks.module import evaluating
 from nkdlib.training import Schedule
 
 PUBLISHED = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta
@@ -79,7 +81,7 @@ NETWORKS = {
     "mixed": (lambda: mixed_space(9, in_channels=1, stages=((3, 8, 1, 2), (3, 8, 2, 2)), squeeze=True), (4, 8), 1),
     "residual": (lambda: residual_space(9, in_channels=1, widths=(8, 8, 8), stem_stride=2), (4, "6"), 1),
     "slim": (slim_space, (2, 4), 3),
-    "cells": (lambda: CellNetwork(9, channels=2, cells="nrnr", nodes=2), ("cells.2", 4), 3),
+    "cells": (lambda: CellNetwork(9, channels=2, cells="nrr", nodes=1), ("cells.1", 4), 3),
 }
 
 
@@ -102,27 +104,78 @@ def test_no_dead_parameters(name):
 def test_taps_are_what_the_network_computes():
     network = zoo.resnet18().eval()
     images, seen = torch.rand(1, 3, 64, 64), []
-    network.layer3.register_forward_hook(lambda *call: seen.append(call[2]))
-    network(images)
+    with network.layer3.register_forward_hook(lambda *call: seen.append(call[2])):
+        network(images)
     for tap in (16, "layer3"):
-        torch.testing.assert_close(feature_maps(network, images, [tap])(images)[0], seen[0])
+        torch.testing.assert_close(feature_maps(network, images, [tap])(images)[str(tap)], seen[0])
 
 
-def test_dropout_and_drop_path_follow_the_mode():
+class OfTheMode(nn.Module):
+    """Functional dropout, and a layer that only training runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.extra = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = nn.functional.dropout(self.first(x), 0.5, self.training)
+        if self.training:
+            x = self.extra(x)
+        return self.second(x).mean((2, 3))
+
+
+def test_dropout_drop_path_and_branches_follow_the_mode():
+    images = torch.rand(2, 3, 32, 32)
     network = zoo.efficientnet_b0(stochastic_depth_prob=0.9)
-    features = feature_maps(network, images := torch.rand(2, 3, 32, 32), [16])
-    features.eval()
-    assert torch.equal(features(images)[0], features(images)[0])
-    for layer in features.train().modules():
+    for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
-    assert not torch.equal(features(images)[0], features(images)[0])
+            layer.track_running_stats, layer.running_mean, layer.running_var = False, None, None
+    for features, tap in ((feature_maps(network, images, [16]), "16"), (feature_maps(OfTheMode(), images, [2]), "2")):
+        features.eval()
+        assert torch.equal(features(images)[tap], features(images)[tap])
+        with evaluating(features.train()):
+            assert torch.equal(features(images)[tap], features(images)[tap])
+        assert not torch.equal(features(images)[tap], features(images)[tap])
+    assert "extra.weight" in features.state_dict()
+    network = OfTheMode().eval()
+    seen = network.second(network.first(images))
+    assert torch.equal(feature_maps(network, images, ["second"]).eval()(images)["second"], seen)
+
+
+class Frozen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = self.first(x)
+        return self.second(x)
+
+
+def test_what_a_tracer_drops_is_refused_or_kept():
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"first runs under torch.no_grad\(\).*freeze"):
+        feature_maps(Frozen(), images, [2])
+    for path in ("", "layer1", "layer2.0"):
+        network = zoo.resnet18()
+        network.get_submodule(path).register_forward_hook(lambda module, inputs, output: 2 * output)
+        with pytest.raises(ValueError, match=f"hooks of {path or 'the network'} would be lost"):
+            feature_maps(network, images, [16])
+    network = zoo.resnet18().eval()
+    plain = feature_maps(network, images, [4])(images)["4"]
+    network.bn1.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert not torch.allclose(feature_maps(network, images, [4])(images)["4"], plain)
 
 
 def test_network_without_classifier():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1))
-    maps = feature_maps(network, images := torch.rand(1, 1, 30, 30), [2, "1", 4])(images)
-    assert [tuple(features.shape) for features in maps] == [(1, 4, 15, 15), (1, 6, 8, 8), (1, 6, 8, 8)]
+    images = torch.rand(1, 1, 30, 30)
+    for taps in ([2, 4], [2, "1"]):
+        maps = feature_maps(network, images, taps)(images)
+        assert [tuple(maps[str(tap)].shape) for tap in taps] == [(1, 4, 15, 15), (1, 6, 8, 8)]
+    with pytest.raises(ValueError, match="one feature map twice"):
+        feature_maps(network, images, ["1", 4])
 
 
 class Branching(nn.Module):
@@ -134,7 +187,7 @@ class Branching(nn.Module):
     ("network", "taps", "message"),
     [
         (lambda: zoo.mobilenet_v2(width_mult=0.25), (5,), r"tap \(=5\) is no stride .* \[2, 4, 8, 16, 32\]"),
-        (lambda: zoo.mobilenet_v2(width_mult=0.25), ("features.18.2", "features.99"), r"'features.99'.*features.9"),
+        (lambda: zoo.mobilenet_v2(width_mult=0.25), ("features.17", "features.99"), r"'features.99'.*features.9"),
         (lambda: zoo.mobilenet_v2(width_mult=0.25), ("classifier",), r"'classifier'\) gives \(1, 1000\)"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Branching()), (1,), "Sequential.* cannot be traced"),
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(5, 2)), (1,), "does not take images"),
@@ -241,21 +294,24 @@ def test_nothing_found_and_nothing_to_find(capfd):
 
 def test_categories_and_errors_of_evaluate():
     predictions, truth = scene(crowds=0)
-    turned = [{**p, "labels": 5 - p["labels"]} for p in predictions]
-    straight, reverse = evaluate(predictions, truth), evaluate(turned, truth, (11, 8, 5, 2))
-    assert straight.ap == reverse.ap > 0
-    assert np.array_equal(straight.precision_by_class[::-1], reverse.precision_by_class)
-    some = evaluate([{**p, "labels": torch.ones_like(p["labels"])} for p in predictions], truth, (8,))
-    assert some.precision_by_class.shape == (1, 101) and some.ap > 0
-    for wrong in ((2, 2, 5, 8), ()):
-        with pytest.raises(ValueError, match="none twice"):
-            evaluate(predictions, {**truth, "categories": []}, wrong)
+    result = evaluate(predictions, truth)
+    turned = {**truth, "categories": truth["categories"][::-1]}  # labels count by rising id, not by order
+    assert result.ap == evaluate(predictions, turned).ap > 0
+    for annotation in truth["annotations"]:
+        assert annotation.pop("area") == pytest.approx(annotation["bbox"][2] * annotation["bbox"][3])
+    assert result.ap == evaluate(predictions, truth).ap  # of the box, for want of another
     with pytest.raises(ValueError, match="1 to 3"):
-        evaluate(predictions, truth, (2, 5, 8))
+        evaluate(predictions, {**truth, "categories": truth["categories"][:3]})
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions comes twice"):
         evaluate([predictions[0]] * 2, truth)
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions is not in ground_truth"):
         evaluate(predictions, {**truth, "images": truth["images"][1:]})
+
+
+def test_evaluate_asks_for_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ImportError, match="pip install faster-coco-eval"):
+        evaluate([], {"images": [], "annotations": [], "categories": []})
 
 
 # --- training ---

@@ -178,8 +178,7 @@ def find_boxes(args: argparse.Namespace, schedule: Schedule, parallel: Parallel,
     batches = loader(read, Order(len(learned), schedule, args.seed, parallel), args.workers, together)
     train_detector(detector, batches, schedule, seed=args.seed, parallel=parallel)
     found = detect(detector, loader(look, once(len(held_out), args.part, parallel), args.workers, together))
-    truth = held_out.images.to_coco(), held_out.images.category_ids
-    precision = evaluate(held_out.on_disk(parallel.gather(found)), *truth)
+    precision = evaluate(held_out.on_disk(parallel.gather(found)), held_out.images.to_coco())
     scores = {"map": 100 * precision.ap, "ap50": 100 * precision.ap50, "classes": classes, "images": len(held_out)}
     return detector, detector.cost(), scores, {"counts": about}
 

@@ -4,14 +4,14 @@ import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
 
 @dataclass(frozen=True, eq=False)
 class AveragePrecision:
-    """COCO's twelve numbers, 0 to 1, and precision over recall; NaN where there is no such object to be found.
+    """COCO's twelve numbers, 0 to 1, and precision over recall; NaN if there is no such object to be found.
 
     Averages over the IoU thresholds 0.5, 0.55 to 0.95 unless the name says otherwise, and over classes.
     """
@@ -36,61 +36,51 @@ class AveragePrecision:
 NUMBERS = tuple(AveragePrecision.__annotations__)[:12]  # in COCO's order
 
 
-def evaluate(
-    predictions: Iterable[Mapping], ground_truth: Mapping, categories: Sequence[int] | None = None
-) -> AveragePrecision:
-    """Average precision of predictions, equal to what pycocotools says.
+def evaluate(predictions: Iterable[Mapping], ground_truth: Mapping) -> AveragePrecision:
+    """Compute the average precision of predictions, with pycocotools' numbers.
 
     Args:
         predictions: for each image {"image_id", "boxes": (N, 4) as x1 y1 x2 y2 in pixels, "scores": (N,), "labels":
-            (N,) from 1}, tensors on the CPU or arrays; images that are left out have no detection.
-        ground_truth: COCO's dictionary: "images", "annotations" (of which "image_id", "category_id", "bbox" as x y
-            width height, "area" and "iscrowd" matter) and "categories". Not changed.
-        categories: the category of each label 1, 2, ...; by default those of the ground truth by rising id. Others
-            are not evaluated.
+            (N,), k for the k-th category by rising id}, tensors on the CPU or arrays; images that are left out have no
+            detection.
+        ground_truth: COCO's dictionary: "images", "categories" and "annotations", of which "image_id", "category_id",
+            "bbox" as x y width height, "iscrowd" and "area", by default the box's, matter. Not changed.
 
     Raises:
-        ValueError: an image that the ground truth does not have or that comes twice, a label without a category, no
-            categories or one that comes twice.
+        ImportError: the package faster-coco-eval is missing.
+        ValueError: an image that the ground truth does not have or that comes twice, a label without a category.
 
     >>> truth = {"images": [{"id": 7}], "categories": [{"id": 3}]}
-    >>> truth["annotations"] = [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 10, 10], "area": 100}]
+    >>> truth["annotations"] = [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 10, 10]}]
     >>> found = {"image_id": 7, "boxes": [[0, 0, 10, 10]], "scores": [0.9], "labels": [1]}
     >>> evaluate([found], truth).ap, evaluate([], truth).ap
     (1.0, 0.0)
     """
-    categories = tuple(categories or sorted(category["id"] for category in ground_truth["categories"]))
-    if len(set(categories)) < max(len(categories), 1):
-        raise ValueError(f"categories (={categories}) must name at least one category and none twice")
-    images = [{"id": image["id"]} for image in ground_truth["images"]]
-    truth = [
-        {
-            "id": number,
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": annotation["bbox"],
-            "area": annotation["area"],
-            "iscrowd": annotation.get("iscrowd", 0),
-        }
-        for number, annotation in enumerate(ground_truth["annotations"], 1)
-    ]
+    if find_spec("faster_coco_eval") is None:
+        raise ImportError("evaluate needs a package: pip install faster-coco-eval, or nkdlib[compendium]")
+    from faster_coco_eval import COCO, COCOeval_faster
+
+    images, categories = ([{"id": one["id"]} for one in ground_truth[part]] for part in ("images", "categories"))
     quiet = {"print_function": lambda *_: None}
-    with _without_collector():
-        found = _annotations(predictions, {image["id"] for image in images}, categories)
-        both = (_coco(images, annotations, categories, quiet) for annotations in (truth, found))
-        evaluation = COCOeval_faster(*both, iouType="bbox", **quiet)
+    with _no_garbage_collection():
+        found = _detections(predictions, {one["id"] for one in images}, sorted(one["id"] for one in categories))
+        true = [_true(annotation) for annotation in ground_truth["annotations"]]
+        for number, annotation in enumerate([*true, *found], 1):
+            annotation["id"] = number
+        both = ({"images": images, "categories": categories, "annotations": part} for part in (true, found))
+        evaluation = COCOeval_faster(*(COCO(part, **quiet) for part in both), iouType="bbox", **quiet)
         evaluation.run()
     numbers = [np.nan if value < 0 else float(value) for value in evaluation.stats]
-    curves = np.array(evaluation.eval["precision"])[0, :, :, 0, -1].T  # (classes by rising id, 101)
-    curves = np.where(curves < 0, np.nan, curves)[np.argsort(np.argsort(categories))]
+    curves = np.array(evaluation.eval["precision"])[0, :, :, 0, -1].T  # (classes, 101)
+    curves = np.where(curves < 0, np.nan, curves)
     known = curves[~np.isnan(curves[:, 0])]
     mean = known.mean(0) if len(known) else np.full(curves.shape[1], np.nan)
     return AveragePrecision(*numbers, evaluation.params.recThrs, curves, mean)
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
-    """Within it Python looks for no cycles: a third of the time where dictionaries are made by the thousand."""
+def _no_garbage_collection() -> Iterator[None]:
+    """Save a third of the time: COCO's evaluation makes dictionaries by the thousand and no cycles."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -100,16 +90,19 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _coco(images: list[dict], annotations: list[dict], categories: Sequence[int], quiet: dict) -> COCO:
-    return COCO({"images": images, "annotations": annotations, "categories": [{"id": i} for i in categories]}, **quiet)
+def _true(annotation: Mapping) -> dict[str, object]:
+    """Copy the parts of an annotation that matter."""
+    box = annotation["bbox"]
+    area, crowd = annotation.get("area", box[2] * box[3]), int(annotation.get("iscrowd", 0))
+    return {"bbox": box, "area": area, "iscrowd": crowd} | {key: annotation[key] for key in ("image_id", "category_id")}
 
 
-def _annotations(predictions: Iterable[Mapping], images: set[int], categories: Sequence[int]) -> list[dict]:
-    """One of COCO's dictionaries for each detection."""
+def _detections(predictions: Iterable[Mapping], image_ids: set[int], categories: Sequence[int]) -> list[dict]:
+    """COCO's dictionary of each detection."""
     found, seen = [], set()
     for prediction in predictions:
         image = int(prediction["image_id"])
-        if image not in images or image in seen:
+        if image not in image_ids or image in seen:
             raise ValueError(
                 f"image_id (={image}) of predictions {'comes twice' if image in seen else 'is not in ground_truth'}"
             )
@@ -117,18 +110,11 @@ def _annotations(predictions: Iterable[Mapping], images: set[int], categories: S
         boxes = np.asarray(prediction["boxes"]).astype(np.float64).reshape(-1, 4)  # a copy
         scores, labels = (np.asarray(prediction[key]) for key in ("scores", "labels"))
         if ((labels < 1) | (labels > len(categories))).any():
-            raise ValueError(f"labels of image {image} must lie in 1 to {len(categories)}, one for each of categories")
+            raise ValueError(f"labels of image {image} must lie in 1 to {len(categories)}, one for each category")
         boxes[:, 2:] -= boxes[:, :2]
-        areas = (boxes[:, 2] * boxes[:, 3]).tolist()
-        for box, area, label, score in zip(boxes.tolist(), areas, labels.tolist(), scores.tolist(), strict=True):
-            found.append(
-                {
-                    "id": len(found) + 1,
-                    "image_id": image,
-                    "category_id": categories[label - 1],
-                    "bbox": box,
-                    "area": area,
-                    "score": score,
-                }
-            )
+        columns = boxes, boxes[:, 2] * boxes[:, 3], labels, scores
+        found += [
+            {"image_id": image, "category_id": categories[label - 1], "bbox": box, "area": area, "score": score}
+            for box, area, label, score in zip(*(column.tolist() for column in columns), strict=True)
+        ]
     return found

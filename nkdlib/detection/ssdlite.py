@@ -1,23 +1,25 @@
 """SSDLite detection on top of any classification network (SSD, arXiv 1512.02325; its light head, arXiv 1801.04381).
 
-torchvision's anchors, matching, losses and head, with its values for MobileNetV3-Large (arXiv 1905.02244), of whose
-detector this one has the parameters and the outputs. What differs: it takes uint8 images of one size and resizes none.
+torchvision's anchors, matching, losses and head, with its values for MobileNetV3-Large (arXiv 1905.02244): the same
+parameters and outputs as its detector, but for uint8 images of one size, which are not resized.
 """
 
 import copy
 import difflib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
-from torchvision.models.detection.ssdlite import SSDLiteHead, _extra_block, _normal_init
-from torchvision.ops import StochasticDepth, box_iou
+from torchvision.models.detection.ssdlite import SSDLiteHead
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.ops import Conv2dNormActivation, box_iou
 
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.cost import cost as cost_of
@@ -26,98 +28,106 @@ from nkdlib.networks.module import device_of, evaluating, seeded
 Tap = int | str  # a stride, or the name of a submodule or of a node of the traced network
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, StochasticDepth) or super().is_leaf_module(module, name)  # keeps asking for its mode
-
-
 def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx.GraphModule:
-    """A copy of a network that returns some of its feature maps and is without what they do not need.
+    """Cut feature maps out of a copy of a network, without the layers that they do not need.
 
-    Dropout called as a function is left out; modules such as `nn.Dropout` and `StochasticDepth` stay as they are. A
-    map that the next layer changes in place is returned changed.
+    It is torchvision's `create_feature_extractor`, which follows training and evaluation mode, with maps that are
+    named by stride. A map that the next layer changes in place is returned changed.
 
     Args:
         network: any module that takes one tensor and that torch.fx can trace; not changed.
         example: (B, C, H, W), of which only shape and device matter.
         taps: each a stride, meaning the last map of that stride, before the global pooling, through which everything
-            passes; or a submodule, meaning its output ("features.13.block.0"); or a node of the traced graph.
+            passes; or a submodule, meaning its output ("features.13.block.0"); or a node, as torchvision names them.
+            Parts of torchvision's own operators, such as `Conv2dNormActivation`, are no nodes.
 
     Returns:
-        A module from images to a tuple of maps (B, channels, height, width), one for each tap.
+        A module from images to a dictionary of maps (B, channels, height, width) by tap, in the order in which the
+        network makes them.
 
     Raises:
-        ValueError: a network that cannot be traced or does not take the example, a tap that is no feature map.
+        ValueError: a network that cannot be traced or does not take the example; a tap that is no feature map, or the
+            same as another; hooks, or layers under `torch.no_grad()`, that the copy would lose.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    >>> [maps] = feature_maps(network, images := torch.zeros(1, 3, 32, 32), taps=[2])(images)
-    >>> maps.shape
+    >>> feature_maps(network, images := torch.zeros(1, 3, 32, 32), taps=[2])(images)["2"].shape
     torch.Size([1, 8, 16, 16])
     """
     name, network = type(network).__name__, copy.deepcopy(network)
-    with evaluating(network), torch.no_grad():
-        try:
-            module = fx.GraphModule(network, _Tracer().trace(network), name)
-        except Exception as error:
-            raise ValueError(
-                f"network (={name}) cannot be traced by torch.fx ({error}); "
-                "rewrite its forward without branches on the values of tensors"
-            ) from error
-        try:
-            ShapeProp(module.eval()).propagate(example.clone())  # the network may begin by working in place
-        except Exception as error:
-            raise ValueError(f"network (={name}) does not take images {tuple(example.shape)}: {error}") from error
-    nodes = tuple(_find(module.graph, tap, example.shape[-1]) for tap in taps)
-    module.graph.output_node().args = (nodes,)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
+    try:
+        train, evaluation = get_graph_node_names(network, suppress_diff_warning=True)
+    except Exception as error:
+        raise ValueError(
+            f"network (={name}) cannot be traced by torch.fx ({error}); "
+            "rewrite its forward without branches on the values of tensors"
+        ) from error
+    whole = create_feature_extractor(network, None, train, evaluation, suppress_diff_warning=True).eval()
+    try:
+        with torch.no_grad():
+            values = whole(example.clone())  # by node; the network may begin by working in place
+    except Exception as error:
+        raise ValueError(f"network (={name}) does not take images {tuple(example.shape)}: {error}") from error
+    shapes = {node: tuple(getattr(value, "shape", ())) for node, value in values.items()}
+    strides = _strides(whole.graph, shapes, example.shape[-1])
+    chosen = {_node(tap, strides, shapes): str(tap) for tap in taps}
+    if len(chosen) < len(taps):
+        raise ValueError(f"taps (={taps}) name one feature map twice; give each once")
+    maps = create_feature_extractor(network, chosen, suppress_diff_warning=True)
+    _check_kept(network, set(maps.modules()), example)
+    return maps
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else ()
+def _strides(graph: fx.Graph, shapes: dict[str, tuple[int, ...]], size: int) -> dict[int, str]:
+    """By stride, the last map that no connection passes by, so that all of the network up to it takes part in it."""
+    *nodes, output = graph.nodes
+    name_of = {node: name for name, node in output.args[0].items()}
+    place = {node: index for index, node in enumerate(nodes)}
+    found, furthest, reached = {}, 0, set()
+    for node in nodes:
+        image, shape = node.op == "placeholder", shapes.get(name_of.get(node), ())
+        if not shape or not (image or reached.intersection(node.all_input_nodes)):
+            continue  # no tensor, or a constant
+        reached.add(node)
+        if len(shape) == 4 and not image and furthest <= place[node] and shape[-1] > 1:
+            halvings = [2**k for k in range(12) if -(-size // 2**k) == shape[-1]]
+            found[halvings[0] if halvings else round(size / shape[-1])] = name_of[node]
+        furthest = max([furthest, *(place[user] for user in node.users if user is not output)])
+    return found
 
 
-def _find(graph: fx.Graph, tap: Tap, size: int) -> fx.Node:
-    """The node that makes the map that a tap names."""
+def _node(tap: Tap, strides: dict[int, str], shapes: dict[str, tuple[int, ...]]) -> str:
+    """Name of the node that makes the map which a tap means."""
     if isinstance(tap, int):
-        strides = _strides(graph, size)
         if tap not in strides:
             raise ValueError(
-                f"tap (={tap}) is no stride of a map through which everything passes; choose from {list(strides)} "
-                f"for images of {size} pixels, or name a submodule"
+                f"tap (={tap}) is no stride of a map through which everything passes; choose from {list(strides)}, "
+                "or name a submodule"
             )
         return strides[tap]
-    found = {}  # the last node of each name
-    for node in list(graph.nodes)[:-1]:  # the last is the output
-        paths = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-        found.update(dict.fromkeys((node.name, *paths), node))
-    if tap not in found:
-        close = difflib.get_close_matches(tap, found, 5, 0.3)
+    inside = [node for node in shapes if f"{node}.".startswith(f"{tap}.")]
+    if not inside:
+        close = difflib.get_close_matches(tap, shapes, 5, 0.3)
         raise ValueError(f"tap (={tap!r}) is no submodule or node that the network calls; close to it are {close}")
-    if len(_shape(found[tap])) != 4:
-        raise ValueError(f"tap (={tap!r}) gives {_shape(found[tap])}; name one that gives (B, channels, height, width)")
-    return found[tap]
+    if len(shapes[inside[-1]]) != 4:
+        raise ValueError(f"tap (={tap!r}) gives {shapes[inside[-1]]}; name one that gives (B, channels, height, width)")
+    return inside[-1]
 
 
-def _strides(graph: fx.Graph, size: int) -> dict[int, fx.Node]:
-    """By stride, the last map that no connection passes by, so that all of the network up to it takes part in it."""
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    found, furthest, reached = {}, 0, set()
-    for node in list(graph.nodes)[:-1]:  # the last is the output
-        if node.op != "placeholder" and reached.isdisjoint(node.all_input_nodes):
-            continue  # a constant
-        shape = _shape(node)
-        if shape:
-            reached.add(node)
-        if len(shape) == 4 and node.op != "placeholder" and furthest <= place[node] and shape[-1] > 1:
-            halvings = [2**k for k in range(12) if -(-size // 2**k) == shape[-1]]
-            found[halvings[0] if halvings else round(size / shape[-1])] = node
-        if shape:
-            furthest = max([furthest, *(place[user] for user in node.users)])
-    return found
+def _check_kept(network: nn.Module, kept: set[nn.Module], example: Tensor) -> None:
+    """Raise ValueError for hooks and for layers without gradients, of which a traced copy does not know."""
+    path_of = {module: path for path, module in network.named_modules()}
+    for module, path in path_of.items():
+        if module not in kept and (module._forward_hooks or module._forward_pre_hooks):  # there is no public way
+            raise ValueError(f"hooks of {path or 'the network'} would be lost; remove them before")
+
+    def look(module: nn.Module, _: tuple) -> None:
+        if module in kept and not torch.is_grad_enabled():
+            raise ValueError(
+                f"{path_of[module]} runs under torch.no_grad(), which would be lost; freeze its parameters"
+            )
+
+    with evaluating(network), torch.enable_grad(), register_module_forward_pre_hook(look):
+        network(example.clone())
 
 
 class Backbone(nn.Module):
@@ -128,7 +138,7 @@ class Backbone(nn.Module):
         self.body, self.extra = body, extra
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = list(self.body(images))
+        maps = list(self.body(images).values())
         for block in self.extra:
             maps.append(block(maps[-1]))
         return OrderedDict((str(index), features) for index, features in enumerate(maps))
@@ -189,6 +199,19 @@ class Detector(SSD):
         return cost_of(self, torch.zeros(1, *self.shape, dtype=torch.uint8, device=self.anchors.device))
 
 
+def _extra_blocks(width_before: int, widths: Sequence[int], norm: Callable[[int], nn.Module]) -> nn.ModuleList:
+    """Each halves height and width, as those of torchvision's SSDLite; none of their convolutions has a bias."""
+    blocks, layer = nn.ModuleList(), partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.ReLU6)
+    for channels, width in pairwise([width_before, *widths]):
+        half = width // 2
+        depthwise = layer(half, half, kernel_size=3, stride=2, groups=half)
+        blocks.append(nn.Sequential(layer(channels, half, kernel_size=1), depthwise, layer(half, width, kernel_size=1)))
+    for block in blocks:
+        for convolution, *_ in block:
+            nn.init.normal_(convolution.weight, std=0.03)
+    return blocks
+
+
 def ssdlite(
     network: nn.Module,
     num_classes: int,
@@ -239,15 +262,11 @@ def ssdlite(
     example = torch.zeros(1, channels, size, size, device=device)
     body = feature_maps(network, example, taps)
     with evaluating(body), torch.no_grad():
-        widths = [features.shape[1] for features in body(example)]
+        widths = [features.shape[1] for features in body(example).values()]
     anchors = DefaultBoxGenerator([list(ratios)] * (len(taps) + len(extra)), *scales)
     with seeded(torch.device("cpu"), seed):
-        blocks = nn.ModuleList()
-        for width in extra:
-            blocks.append(_extra_block(widths[-1], width, norm))
-            widths.append(width)
-        _normal_init(blocks)
-        head = SSDLiteHead(widths, anchors.num_anchors_per_location(), num_classes + 1, norm)
+        blocks = _extra_blocks(widths[-1], extra, norm)
+        head = SSDLiteHead([*widths, *extra], anchors.num_anchors_per_location(), num_classes + 1, norm)
     mean, std = ([value] * channels if isinstance(value, int | float) else list(value) for value in (mean, std))
     defaults = {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300}
     options = {**defaults, "image_mean": mean, "image_std": std, **options}

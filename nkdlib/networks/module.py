@@ -17,7 +17,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for part, mode in modes.items():
-            part.training = mode
+            part.train(mode)  # its own method: a module may do more than set the flag
 
 
 def device_of(model: nn.Module) -> torch.device:
