@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from nkdlib.compendium.rivals.student_search import choose_at_random, choose_locally, choose_uniform, local_search
+from nkdlib.compendium.rivals.student_search import choose_at_random, choose_locally, choose_uniform
 from nkdlib.neighbourhoods.select import Menu, Option, select, undominated
 
 COSTS = ("params", "macs", "latency_ms")
@@ -152,20 +152,3 @@ def test_random_choices_follow_their_seed_and_reach_every_network():
     drawn = [choose_at_random(menu, budget, seed=seed).labels for seed in range(200)]
     assert drawn[:5] == [choose_at_random(menu, budget, seed=seed).labels for seed in range(5)]
     assert all(s.labels in drawn for s in every(menu) if s.within(budget))
-
-
-def test_local_search_finds_what_errors_do_not_tell_and_measures_no_more_than_allowed():
-    menu = random_menu(4, 3, 4)
-    budget = {"params": menu.selection(dict.fromkeys(menu.options, "k2")).costs["params"]}
-    goal, measured = choose_at_random(menu, budget, seed=1).labels, []
-
-    def accuracy(labels):
-        measured.append(tuple(labels.values()))
-        return float(sum(labels[n] == goal[n] for n in goal))
-
-    found = local_search(menu, budget, accuracy, evaluations=200)
-    assert found.within(budget) and accuracy(found.labels) >= accuracy(select(menu, budget).labels)
-    assert len(set(measured[:-2])) == len(measured[:-2])
-    measured.clear()
-    local_search(menu, budget, accuracy, evaluations=3)
-    assert len(measured) <= 3 and measured[0] == tuple(select(menu, budget).labels.values())

@@ -148,14 +148,6 @@ def test_a_library_knows_adapted_from_plain(teacher, tmp_path):
     assert errors[0] != errors[1]
 
 
-def test_a_library_knows_boundary_noise_from_the_images_behind_it(teacher, tmp_path):
-    network, _ = teacher
-    recipe = Recipe(steps=0, holdout=32, solve_images=128)
-    for inputs in (noise(), BoundaryNoise(noise(), steps=2), BoundaryNoise(noise(), steps=3)):
-        library = Library(network, {"layer1.0": [0.5]}, inputs, recipe, Cache(tmp_path))
-        assert ("layer1.0", "0.5") in library.fill() and library.fill() == []
-
-
 def test_inverted_images_meet_the_teachers_memory_within_their_limits(teacher):
     network, _ = teacher
     before = copy.deepcopy(network.state_dict())

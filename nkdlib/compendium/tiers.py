@@ -62,7 +62,6 @@ _SEARCH = {
     "fine_tune_steps": 30,
     "rival_steps": [30, 120, 480],
     "rates": [5e-3, 1.5e-2, 4e-2],
-    "evaluations": 12,
     "repeats": 50,
 }
 _NOISE = {

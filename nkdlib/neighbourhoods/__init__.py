@@ -6,9 +6,8 @@ Shao, Moroz, Eban and Movshovitz-Attias, arXiv 2010.01189.
 from nkdlib.neighbourhoods.boundary_noise import BoundaryNoise
 from nkdlib.neighbourhoods.capture import Boundaries, capture
 from nkdlib.neighbourhoods.distill import Distillation, Distilled, distill, solve
-from nkdlib.neighbourhoods.library import Library
+from nkdlib.neighbourhoods.library import Composition, Library
 from nkdlib.neighbourhoods.local import Recipe, local_error
-from nkdlib.neighbourhoods.prediction import Composition, Forecast
 from nkdlib.neighbourhoods.select import Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, perturb, recompose, split
 from nkdlib.neighbourhoods.students import narrow
@@ -19,7 +18,6 @@ __all__ = [
     "Composition",
     "Distillation",
     "Distilled",
-    "Forecast",
     "Library",
     "Menu",
     "Neighbourhood",

@@ -1,17 +1,18 @@
-"""One candidate of one neighbourhood, made and measured by tasks of the cache.
+"""Candidates of a library, distilled and timed by tasks of the cache.
 
-ND (arXiv 2010.01189), with the closed form of `closed_form` as a start. A candidate is solved on what
-the teacher feeds it, never on what other students produce, so that it can stand beside any of them.
+A candidate is solved and trained on the teacher's own activations, never on the output of other students, so that it
+can stand beside any of them (ND, arXiv 2010.01189, with the closed form of `closed_form` as a start).
 """
 
 import copy
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.capture import first_batch
+from nkdlib.neighbourhoods.capture import repeatable
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.starts import Student, begin, pairs_of
@@ -19,48 +20,72 @@ from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.executors import make_executor
-from nkdlib.tasks.keys import digest, fingerprint
+from nkdlib.tasks.keys import digest, fingerprint, sha256
 from nkdlib.tasks.measure import Stopwatch, cpu_name
 from nkdlib.training.store import Store, images_of
 
 
 @dataclass
 class Known:
-    """A value that stands in a key by what determines it, so that the key is there before the value is."""
+    """A task input whose cache key is known before its value."""
 
     fingerprint: str
-    value: Store | Tensor | Artefact | None = None
+    value: Store | Artefact | None = None
+
+
+class SameImages:
+    """Batches of images with one fingerprint; ValueError when a later pass gives other images or another order."""
+
+    def __init__(self, inputs: Iterable):
+        self.inputs = repeatable(inputs)
+        self.digests = [digest([images_of(batch)]) for batch in self.inputs]
+        self.fingerprint = sha256(self.digests)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for batch, known in itertools.zip_longest(self.inputs, self.digests):
+            if batch is None or digest([images_of(batch)]) != known:
+                raise ValueError(
+                    "inputs gives other images in every pass; give a loader with shuffle=False and without "
+                    "augmentation, or a list of batches"
+                )
+            yield images_of(batch)
 
 
 @dataclass
 class Candidate:
-    """One architecture for one neighbourhood; what is None is not known yet."""
+    """One architecture for one neighbourhood, and what is known of it so far."""
 
-    student: Student | None = field(repr=False)  # None is the teacher's own part
+    student: Student | None = field(repr=False)  # an inner width or a module; None for the teacher's own part
+    module: nn.Module = field(repr=False)  # the architecture, before it is distilled
     recipe: Recipe = field(repr=False)
     cost: Cost
-    error: float | None = None  # on held-out images: local, or in context
     latency: Latency | None = None
-    artefact: Artefact | None = field(default=None, repr=False)
+    artefact: Artefact | None = field(default=None, repr=False)  # its learned weights
 
+    @property
+    def error(self) -> float | None:
+        """Local error on held-out images: 0 for the teacher's part, None before the candidate is distilled."""
+        if self.student is None:
+            return 0.0
+        return self.artefact.info["local_error"] if self.artefact else None
 
-def look_at(inputs: Iterable) -> tuple[Tensor, str]:
-    """The first batch of images and the SHA-256 of all; ValueError where there is none or passes differ."""
-    first = first_batch(inputs)
-    if not torch.equal(first_batch(inputs), first):
-        raise ValueError("inputs gives other images in every pass; give a loader with shuffle=False, or a list")
-    return first, digest(map(images_of, inputs))
+    def build(self) -> nn.Module:
+        """A copy with its learned weights, if there are any, in evaluation mode; all parameters get gradients."""
+        module = copy.deepcopy(self.module).requires_grad_(True)
+        if self.artefact:
+            module.load_state_dict(self.artefact.tensors)
+        return module.eval()
 
 
 def rank(
     piece: nn.Module, boundary: Known, holdout: int, solve_images: int, ridge: float, to_own: bool
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """What the closed form of every width shares, see `Ranking`; a task for the cache."""
+    """Rank the channels of the teacher's `piece` for all widths at once, see `Ranking`; a task for the cache."""
     rows = boundary.value[holdout : holdout + solve_images]
     with Stopwatch(rows.device) as watch:
-        found = rank_channels(piece, pairs_of(rows), ridge, to_own)
-    tensors, plain = {"order": found.order}, {"seconds": watch.device_s}
-    for name, value in vars(found.normal).items():
+        ranking = rank_channels(piece, pairs_of(rows), ridge, to_own)
+    tensors, plain = {"order": ranking.order}, {"seconds": watch.device_s}
+    for name, value in vars(ranking.normal).items():
         (tensors if isinstance(value, Tensor) else plain)[name] = value
     return tensors, plain
 
@@ -83,7 +108,7 @@ def distill_candidate(
     """Make one candidate of the teacher's `piece`; a task for the cache.
 
     It learns from the boundary's x (N, ...) and y (N, ...), the held-out images first, and from the artefact of `rank`
-    where a width is solved. Returns its state; local_error, losses, and device-seconds of start, steps and ranking.
+    if a width is solved. Returns its state; local_error, losses, and device-seconds of start, steps and ranking.
     """
     store = boundary.value
     with Stopwatch(store.device) as watch:
@@ -104,7 +129,7 @@ def ranking_task(task: Task) -> Task:
 
 @dataclass(frozen=True)
 class Timing:
-    """How latencies are taken."""
+    """How latencies are measured."""
 
     threads: int = 1
     batch: int = 1  # images of one forward pass
@@ -112,18 +137,16 @@ class Timing:
     channels_last: bool = False
 
 
-def time_together(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], timing: Timing) -> list[Latency]:
+def measure(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], timing: Timing) -> list[Latency]:
     """Latencies of (module, example of one image), measured in this process; equal shapes are timed once."""
-    modules = list(modules)
     blanks = [(_blank(module), (timing.batch, *example.shape[1:])) for module, example in modules]
     keys = [(fingerprint(module), shape) for module, shape in blanks]
     different = dict(zip(keys, blanks, strict=True))
     kwargs = {"modules": list(different.values()), "timing": timing, "device": str(modules[0][1].device)}
-    kwargs["hardware"] = cpu_name()
-    task = Task(time_modules, kwargs, f"{len(different)} modules")
+    task = Task(time_modules, kwargs | {"hardware": cpu_name()}, f"{len(different)} modules")
     (artefact,) = cache.run([task], make_executor(threads=timing.threads), "measuring latencies")
-    found = dict(zip(different, artefact.info["latencies"], strict=True))
-    return [Latency(**found[key]) for key in keys]
+    by_key = dict(zip(different, artefact.info["latencies"], strict=True))
+    return [Latency(**by_key[key]) for key in keys]
 
 
 def time_modules(
@@ -135,12 +158,12 @@ def time_modules(
         example = torch.randn(shape, device=device)
         example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
         models.append((copy.deepcopy(module).to(memory_format=layout), example))
-    return {}, {"latencies": [asdict(found) for found in latencies(models, timing.repeats, hardware)]}
+    return {}, {"latencies": [asdict(latency) for latency in latencies(models, timing.repeats, hardware)]}
 
 
 @torch.no_grad()
 def _blank(module: nn.Module) -> nn.Module:
-    """A module with weights of zero, so that those of equal shapes are alike; zeros take no longer than others."""
+    """A copy with weights of zero, which take as long as others, so that modules of equal shapes are alike."""
     module = copy.deepcopy(module)
     for value in module.state_dict().values():
         value.zero_()

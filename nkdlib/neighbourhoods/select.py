@@ -1,8 +1,7 @@
-"""Which candidate for which neighbourhood: the best choice under budgets, exactly.
+"""The exact choice of candidates under budgets.
 
-The least sum of local errors, costs that add up and stay within budgets: a multiple-choice knapsack (Sinha and Zoltners
-1979), solved by HiGHS (Huangfu and Hall 2018). An extension of Student Search (Shao et al., arXiv 2010.01189), which
-chooses locally, see `rivals`.
+The least sum of local errors with costs that add up and stay within budgets is a multiple-choice knapsack (Sinha and
+Zoltners 1979), solved by HiGHS (Huangfu and Hall 2018). Student Search (Shao et al., arXiv 2010.01189) chooses locally.
 """
 
 import math
@@ -13,13 +12,13 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-Budget = Mapping[str, float]  # limits by cost, such as params, macs or latency_ms, each met exactly or undercut
+Budget = Mapping[str, float]  # upper limits by cost, such as params, macs or latency_ms
 Labels = Mapping[str, str]  # the chosen candidate by neighbourhood
 
 
 @dataclass(frozen=True)
 class Option:
-    """One candidate as a choice sees it: its local error and what it costs."""
+    """The local error and the costs of one candidate."""
 
     error: float
     costs: Mapping[str, float]  # by name; whole numbers are added exactly
@@ -34,24 +33,19 @@ class Selection:
     costs: dict[str, float]  # params and macs, exactly; latency_ms, a sum over the parts
 
     def within(self, budget: Budget) -> bool:
-        """No cost is above its limit."""
+        """Whether no cost is above its limit."""
         return all(self.costs[cost] <= limit for cost, limit in budget.items())
 
 
 @dataclass(frozen=True)
 class Menu:
-    """What can be chosen: options by neighbourhood and label.
-
-    >>> menu = Menu({"a": {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}}, base={"macs": 10})
-    >>> select(menu, {"macs": 13})
-    Selection(labels={'a': 'thin'}, error=0.5, costs={'macs': 11})
-    """
+    """Options by neighbourhood and label."""
 
     options: Mapping[str, Mapping[str, Option]]
-    base: Mapping[str, float] = field(default_factory=dict)  # costs of what lies around the neighbourhoods
+    base: Mapping[str, float] = field(default_factory=dict)  # costs of the layers outside the neighbourhoods
 
     def selection(self, labels: Labels) -> Selection:
-        """What these labels add up to; ValueError where one is missing or unknown."""
+        """The sums of errors and costs for these labels; ValueError if one is missing or unknown."""
         for name in self.options.keys() | labels.keys():
             if labels.get(name) not in self.options.get(name, ()):
                 known = list(self.options.get(name, ()))
@@ -70,17 +64,15 @@ class Menu:
 
 
 def select(menu: Menu, budget: Budget) -> Selection:
-    """The choice with the least sum of errors within all budgets: exact, not a heuristic.
+    """The choice with the least sum of errors within all budgets, exactly.
 
     Raises:
         ValueError: an unknown cost; a budget that cannot be met, with the smallest one that can.
         RuntimeError: HiGHS gave up.
 
-    >>> from nkdlib.neighbourhoods import Menu, Option
     >>> options = {"thin": Option(0.5, {"macs": 1}), "wide": Option(0.1, {"macs": 4})}
-    >>> menu = Menu({"a": options, "b": options})
-    >>> select(menu, {"macs": 5}).error
-    0.6
+    >>> select(Menu({"a": options}, base={"macs": 10}), {"macs": 13})
+    Selection(labels={'a': 'thin'}, error=0.5, costs={'macs': 11})
     """
     menu.check(budget)
     labels = _minimize(menu, budget)
@@ -90,59 +82,59 @@ def select(menu: Menu, budget: Budget) -> Selection:
 
 
 def refusal(menu: Menu, budget: Budget, rule: str = "") -> ValueError:
-    """The error where a rule finds no choice within a budget; where there is none, it names the smallest budget."""
+    """The error for a budget that a rule cannot meet; if no choice can, it names the smallest budget that works."""
     if rule and _minimize(menu, budget) is not None:
         return ValueError(f"{rule} cannot meet the budget (={dict(budget)}), though other choices can; use `select`")
-    said = []
+    smallest = []
     for cost, limit in budget.items():
         others = {name: value for name, value in budget.items() if name != cost}
-        given, found = " with the other limits as given" if others else "", _minimize(menu, others, cost)
-        if found is None:
-            given, found = " on its own", _minimize(menu, {}, cost)
-        said.append(f"{cost} (={limit:,}) can be {menu.selection(found).costs[cost]:,} at the smallest{given}")
-    return ValueError(f"no choice of candidates meets the budget: {'; '.join(said)}")
+        labels, how = _minimize(menu, others, cost), " with the other limits as given" if others else ""
+        if labels is None:
+            labels, how = _minimize(menu, {}, cost), " on its own"
+        smallest.append(f"{cost} (={limit:,}) can be {menu.selection(labels).costs[cost]:,} at the smallest{how}")
+    return ValueError(f"no choice of candidates meets the budget: {'; '.join(smallest)}")
 
 
 def _minimize(menu: Menu, budget: Budget, cost: str | None = None) -> dict[str, str] | None:
-    """Labels with the least error (or `cost`) within a budget, None where there are none."""
-    places: list[tuple[str, str]] = []
+    """Labels with the least error (or `cost`) within a budget; None if nothing is within it."""
+    columns: list[tuple[int, str, str]] = []  # (row of the neighbourhood, its name, label) of each binary variable
     values, uses, left = [], {c: [] for c in budget}, {c: budget[c] - menu.base.get(c, 0) for c in budget}
-    for name, options in menu.options.items():
+    for row, (name, options) in enumerate(menu.options.items()):
         value = {k: o.error if cost is None else o.costs[cost] for k, o in options.items()}
         kept = undominated({k: (value[k], *(o.costs[c] for c in budget)) for k, o in options.items()})
-        places += [(name, label) for label in kept]
+        columns += [(row, name, label) for label in kept]
         values += [value[label] - value[kept[0]] for label in kept]  # above the neighbourhood's least
         for metric in budget:
             least = min(options[label].costs[metric] for label in kept)
             uses[metric] += [options[label].costs[metric] - least for label in kept]
             left[metric] -= least
-    names = list(menu.options)
-    rows = [names.index(name) for name, _ in places]
-    one_each = csr_array((np.ones(len(places)), (rows, range(len(places)))), (len(names), len(places)))
-    constraints = [LinearConstraint(one_each, 1, 1)]
+    count = len(columns)
+    cells = [row for row, _, _ in columns], range(count)
+    constraints = [LinearConstraint(csr_array((np.ones(count), cells)), 1, 1)]  # one candidate each
     for metric, use in uses.items():
         scale = max(use) or 1.0  # tolerances of HiGHS are absolute
         constraints.append(LinearConstraint(np.array(use, float)[None] / scale, -np.inf, left[metric] / scale))
     objective = np.array(values, float)
     objective *= 100 / (np.abs(objective).max() or 1.0)  # its gap, 1e-6, is then 1e-8 of the largest error
+    binary = {"integrality": np.ones(count), "bounds": Bounds(0, 1)}
     while True:
-        binary = {"integrality": np.ones(len(places)), "bounds": Bounds(0, 1)}
         result = milp(objective, **binary, constraints=constraints, options={"mip_rel_gap": 0})
         if result.status == 2:
             return None
         if result.status != 0:
             raise RuntimeError(f"HiGHS gave up on the choice: {result.message}")
-        labels = dict(places[i] for i in np.flatnonzero(result.x > 0.5))
+        chosen = result.x > 0.5
+        labels = {columns[i][1]: columns[i][2] for i in np.flatnonzero(chosen)}
         if menu.selection(labels).within(budget):
             return labels
         # Above a limit by less than the solver's tolerance: everything but this choice, again.
-        constraints.append(LinearConstraint((result.x > 0.5)[None].astype(float), -np.inf, len(names) - 1))
+        constraints.append(LinearConstraint(chosen[None].astype(float), -np.inf, len(menu.options) - 1))
 
 
 def undominated(points: Mapping[str, tuple[float, ...]]) -> list[str]:
-    """The labels of points that no other one equals or beats in every coordinate; of equal ones the first."""
+    """The labels of points that no other point equals or beats in every coordinate; the first of equal points."""
     kept: list[tuple[str, np.ndarray]] = []
-    for label in sorted(points, key=points.get):  # one that beats another comes before it
+    for label in sorted(points, key=points.get):  # a point comes after those that beat it
         point = np.array(points[label], float)
         if not any((other <= point).all() for _, other in kept):
             kept.append((label, point))

@@ -7,7 +7,7 @@ from pandas.io.formats.style import Styler
 
 UNKNOWN = "not distilled"
 FORMATS = {
-    **dict.fromkeys(("local error", "error in context"), "{:.4f}".format),
+    "local error": "{:.4f}".format,
     **dict.fromkeys(("params", "MACs"), "{:,}".format),
     **dict.fromkeys(("start [s]", "steps [s]"), "{:.2f}".format),
     "share of MACs": "{:.1%}".format,
