@@ -1,7 +1,7 @@
-"""Labeled images read one by one, for data sets that fit into no memory, and the share of them that one process reads.
+"""Labeled images read one by one, for data sets that do not fit into memory, and batches of them for a process group.
 
-What is drawn for an image depends on the seed, the step and the image alone: not on which process reads it, nor on
-whether the training was cut off before.
+Torch's DistributedSampler decides the order, so a batch holds the same images whatever the number of processes. What
+is drawn to change an image depends on the seed, the step and the image alone, so a resumed training sees the same.
 """
 
 import itertools
@@ -12,158 +12,144 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler, TensorDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from nkdlib.data import DataNotFound, load
-from nkdlib.data.images import random_rows
 from nkdlib.data.load import NAMES
 from nkdlib.networks.module import seeded
-from nkdlib.training.loop import Schedule
-from nkdlib.training.parallel import Parallel
+from nkdlib.training.distributed import rank_and_size
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of its channels, white being 1
-Place = tuple[int, int]  # step, position in the data set
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation by channel, white being 1
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a process reads for every part of its own, from the step on where the training goes on.
+class Pictures(Dataset):
+    """Labeled images of one size; item k is (uint8 (C, H, W), label)."""
 
-    `random_rows` divided among the parts: iterating gives lists of (step, position).
-
-    >>> list(Order(8, Schedule(steps=2, batch_size=4), 0, Parallel(parts=2)))
-    [[(0, 4), (0, 0)], [(0, 7), (0, 3)], [(1, 2), (1, 5)], [(1, 1), (1, 6)]]
-    """
-
-    count: int  # images in all
-    schedule: Schedule
-    seed: int
-    parallel: Parallel
-
-    def __post_init__(self):
-        size, parts = self.schedule.batch_size, self.parallel.parts
-        if size % parts or size > self.count:
-            raise ValueError(
-                f"batch_size (={size}) must be a multiple of the {parts} parts, and no more than {self.count:,} images"
-            )
-
-    def __iter__(self) -> Iterator[list[Place]]:
-        rows = random_rows(self.count, self.schedule.batch_size, self.schedule.steps, self.seed)
-        for step, chosen in itertools.islice(enumerate(rows), self.parallel.start, None):
-            parts = chosen.view(self.parallel.parts, -1)
-            for part in self.parallel.own:
-                yield [(step, place) for place in parts[part].tolist()]
-
-
-def once(count: int, batch_size: int, parallel: Parallel) -> list[list[Place]]:
-    """What a process reads for one pass over all of `count` images with the others, in order.
-
-    >>> once(5, 2, Parallel())
-    [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
-    """
-    own = [(0, place) for place in range(parallel.rank, count, parallel.size)]
-    return [own[start : start + batch_size] for start in range(0, len(own), batch_size)]
-
-
-@dataclass(frozen=True)
-class Reader(Dataset):
-    """Reads an example when asked for it by (step, position)."""
-
-    read: Callable[[int, int], object]
-
-    def __getitem__(self, place: Place) -> object:
-        return self.read(*place)
-
-
-def loader(
-    read: Callable[[int, int], object],
-    places: Iterable[list[Place]],
-    workers: int = 0,
-    collate: Callable[[list], object] | None = None,
-) -> DataLoader:
-    """Batches of what `read(step, position)` returns for each list of places, read ahead by worker processes."""
-    options = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    pinned = torch.cuda.is_available()
-    return DataLoader(Reader(read), batch_sampler=places, collate_fn=collate, pin_memory=pinned, **options)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Labeled images of one size for training and for validation; made by `open`."""
-
-    train: Sequence  # of (image, label)
-    held_out: Sequence
+    images: Sequence  # of (image, label)
+    change: Callable[[object], Tensor]  # an image to uint8 (C, H, W); may draw from torch's generator
     shape: tuple[int, int, int]  # of one image, (C, H, W)
     num_classes: int
     mean: Sequence[float]  # by channel, white being 1
     std: Sequence[float]
-    change: Callable[[object], Tensor]  # a training image to uint8 (C, H, W), drawing from torch's generator
-    view: Callable[[object], Tensor]  # an image for validation
 
-    @classmethod
-    def open(cls, data: str, pixels: int = 224, augment: bool = True) -> "Pictures":
-        """A data set by its name in `nkdlib.data`, or a folder `train/<class>/*` and `val/<class>/*` as ImageNet's.
+    def __len__(self) -> int:
+        return len(self.images)
 
-        Images of a folder are resized to 8/7 of `pixels` and cut in the middle for validation (256 and 224), cut at
-        random (Szegedy et al., arXiv 1409.4842) and mirrored for training; those of a name are shifted by up to an
-        eighth, and mirrored.
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        image, label = self.images[row]
+        return self.change(image), label
 
-        Raises:
-            DataNotFound: a folder without one of the two.
-            ValueError: two with different classes.
+    def normalized(self, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images, labels) on the device: float32 (B, C, H, W), channels last, and int64 (B,)."""
+        for images, labels in batches:
+            images = images.to(device, torch.float32, non_blocking=True, memory_format=torch.channels_last).div_(255)
+            yield v2.functional.normalize(images, self.mean, self.std), labels.to(device, non_blocking=True)
 
-        >>> Pictures.open("digits").shape
-        (1, 8, 8)
-        """
-        if data in NAMES:
-            train, held_out = load(data, "train"), load(data, "test")
-            shift = v2.RandomCrop(train.shape[1:], padding=max(train.shape[-1] // 8, 1))
-            change, view = v2.Compose([shift, v2.RandomHorizontalFlip()]), v2.Identity()
-            parts = (TensorDataset(images.pixels, images.labels) for images in (train, held_out))
-            about = train.shape, train.num_classes, train.mean, train.std
-            return cls(*parts, *about, change if augment else view, view)
+
+def open_pictures(data: str, pixels: int = 224, augment: bool = True) -> tuple[Pictures, Pictures]:
+    """Images for training and for validation: a data set named in `nkdlib.data`, or a folder as ImageNet's.
+
+    A folder holds `train/<class>/*` and `val/<class>/*`. For validation its images are resized to 8/7 of `pixels` and
+    cropped in the middle (256 and 224), for training cropped at random (Szegedy et al., arXiv 1409.4842) and mirrored.
+    Images of a named data set are shifted by up to an eighth and mirrored.
+
+    Raises:
+        DataNotFound: no such data set, and no folder with both parts.
+        ValueError: the two parts have different classes.
+
+    >>> [picture.shape for picture in open_pictures("digits")]
+    [(1, 8, 8), (1, 8, 8)]
+    """
+    if data in NAMES:
+        parts = [load(data, "train"), load(data, "test")]
+        shift = v2.RandomCrop(parts[0].shape[1:], padding=max(parts[0].shape[-1] // 8, 1))
+        view, change = v2.Identity(), v2.Compose([shift, v2.RandomHorizontalFlip()])
+        about = parts[0].shape, parts[0].num_classes, parts[0].mean, parts[0].std
+        train, val = (TensorDataset(part.pixels, part.labels) for part in parts)
+    else:
         folders = [Path(data) / part for part in ("train", "val")]
         if missing := [str(folder) for folder in folders if not folder.is_dir()]:
             raise DataNotFound(
                 f"data (={data}) must be one of {', '.join(NAMES)}, or a folder with train/<class>/* and "
                 f"val/<class>/*; {' and '.join(missing)} is not there"
             )
-        train, held_out = map(ImageFolder, folders)
-        if wrong := sorted({*train.classes} ^ {*held_out.classes}):
+        train, val = map(ImageFolder, folders)
+        if wrong := sorted({*train.classes} ^ {*val.classes}):
             raise ValueError(f"train and val of data (={data}) must have the same classes; they differ in {wrong[:9]}")
         view = v2.Compose([v2.Resize(pixels * 8 // 7), v2.CenterCrop(pixels), v2.PILToTensor()])
         change = v2.Compose([v2.RandomResizedCrop(pixels), v2.RandomHorizontalFlip(), v2.PILToTensor()])
         about = (3, pixels, pixels), len(train.classes), *IMAGENET
-        return cls(train, held_out, *about, change if augment else view, view)
+    return Pictures(train, change if augment else view, *about), Pictures(val, view, *about)
 
-    def batches(self, schedule: Schedule, parallel: Parallel, seed: int, device: torch.device, workers: int = 0):
-        """Batches to train on, (images, labels): normalized (B, C, H, W), channels last, and (B,) on the device.
 
-        >>> batches = Pictures.open("digits").batches(Schedule(3, 16), Parallel(), 0, torch.device("cpu"))
-        >>> [tuple(images.shape) for images, _ in batches]
-        [(16, 1, 8, 8), (16, 1, 8, 8), (16, 1, 8, 8)]
-        """
+@dataclass(frozen=True)
+class _Seeded(Dataset):
+    """Items of a data set by (step, row), with torch's generator seeded by both."""
 
-        def read(step: int, place: int) -> tuple[Tensor, int]:
-            image, label = self.train[place]
-            draws = np.random.SeedSequence([seed, step, place]).generate_state(1, np.uint64)
-            with seeded(torch.device("cpu"), int(draws[0])):
-                return self.change(image), label
+    dataset: Dataset
+    seed: int
 
-        return self._ready(loader(read, Order(len(self.train), schedule, seed, parallel), workers), device)
+    def __getitem__(self, place: tuple[int, int]) -> object:
+        draws = np.random.SeedSequence([self.seed, *place]).generate_state(1, np.uint64)
+        with seeded(torch.device("cpu"), int(draws[0])):
+            return self.dataset[place[1]]
 
-    def validation(self, parallel: Parallel, device: torch.device, workers: int = 0, batch_size: int = 250):
-        """Batches of this process' share of the images for validation, as in `batches`."""
 
-        def read(_: int, place: int) -> tuple[Tensor, int]:
-            image, label = self.held_out[place]
-            return self.view(image), label
+def training_batches(
+    dataset: Dataset,
+    batch_size: int,
+    steps: int,
+    seed: int,
+    start: int = 0,
+    workers: int = 0,
+    collate: Callable[[list], object] | None = None,
+) -> DataLoader:
+    """This process's share of each batch from step `start` to `steps`, in an order drawn anew for each epoch.
 
-        return self._ready(loader(read, once(len(self.held_out), batch_size, parallel), workers), device)
+    Args:
+        batch_size: over all processes.
+        workers: processes that read ahead.
+        collate: joins a list of items, see `DataLoader`.
 
-    def _ready(self, batches: Iterable, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in batches:
-            images = images.to(device, torch.float32, non_blocking=True, memory_format=torch.channels_last).div_(255)
-            yield v2.functional.normalize(images, self.mean, self.std), labels.to(device, non_blocking=True)
+    Raises:
+        ValueError: a batch that the processes cannot share evenly, or that is larger than the data set.
+
+    >>> train, val = open_pictures("digits")
+    >>> [tuple(images.shape) for images, labels in training_batches(train, 16, steps=2, seed=0)]
+    [(16, 1, 8, 8), (16, 1, 8, 8)]
+    """
+    rank, size = rank_and_size()
+    if batch_size % size or not 0 < batch_size <= len(dataset):
+        raise ValueError(
+            f"batch_size (={batch_size}) must be a multiple of the {size} processes, and no more than {len(dataset):,} "
+            "images"
+        )
+    order = DistributedSampler(dataset, size, rank, seed=seed, drop_last=True)
+    batches = BatchSampler(order, batch_size // size, drop_last=True)
+
+    def places() -> Iterator[list[tuple[int, int]]]:
+        step, (epoch, done) = start, divmod(start, len(batches))
+        while True:
+            order.set_epoch(epoch)
+            for rows in itertools.islice(batches, done, None):
+                yield [(step, row) for row in rows]
+                step += 1
+            epoch, done = epoch + 1, 0
+
+    own = itertools.islice(places(), steps - start)
+    return _loader(_Seeded(dataset, seed), workers, collate, batch_sampler=own)
+
+
+def validation_batches(
+    dataset: Dataset, batch_size: int = 250, workers: int = 0, collate: Callable[[list], object] | None = None
+) -> DataLoader:
+    """This process's share of a data set, each item once, in order."""
+    rank, size = rank_and_size()
+    return _loader(dataset, workers, collate, batch_size=batch_size, sampler=range(rank, len(dataset), size))
+
+
+def _loader(dataset: Dataset, workers: int, collate: Callable | None, **options: object) -> DataLoader:
+    return DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)

@@ -11,6 +11,7 @@ ImageNet or COCO yet: the defaults are guesses.
 import argparse
 import json
 import os
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +20,20 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from nkdlib.compendium.pictures import Order, Pictures, loader, once
+from nkdlib.compendium.pictures import Pictures, open_pictures, training_batches, validation_batches
 from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, detect, evaluate, ssdlite, train_detector
 from nkdlib.figs import Search, rebuild, search
 from nkdlib.networks import Cost, cost, mixed_space, reset
-from nkdlib.training import Schedule, accuracy, fit
-from nkdlib.training.parallel import Parallel, joined
+from nkdlib.training import Checkpoints, Schedule, accuracy, fit
+from nkdlib.training.distributed import gather, mean_over_processes, process_group, rank_and_size
 
-HERE = ("out", "device", "workers", "checkpoint_s")  # what may change when a training goes on
+MAY_CHANGE = ("out", "device", "workers", "checkpoint_s")  # when a training is resumed
 
 
 def arguments() -> argparse.ArgumentParser:
-    """What the command takes."""
+    """The command's arguments."""
     parser = argparse.ArgumentParser(
         "nkdlib.compendium.torchrun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -44,7 +46,6 @@ def arguments() -> argparse.ArgumentParser:
         add("--counts", type=Path, help="counts.json of a search: the network that it found, in place of a space")
         add("--steps", type=int, default=406_000 if boxes else 375_000, help="660 epochs of COCO, 300 of ImageNet")
         add("--batch-size", type=int, default=192 if boxes else 1024, help="images of a step, over all processes")
-        add("--part", type=int, default=24 if boxes else 128, help="of them that BatchNorm and memory see at once")
         add("--pixels", type=int, default=320 if boxes else 224, help="sides of images in a folder")
         add("--lr", type=float, default=2e-3, help="the highest learning rate")
         add("--warmup", type=float, default=0.02, help="share of the steps in which the rate rises")
@@ -69,16 +70,14 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(given: list[str] | None = None) -> dict[str, float]:
-    """Run the command; returns what the first process writes into result.json."""
+    """Run the command; returns the content of result.json, which the first process writes."""
     args = arguments().parse_args(given)
-    if args.batch_size % args.part:
-        raise ValueError(f"batch_size (={args.batch_size}) must be a multiple of part (={args.part})")
-    settings = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in HERE}, default=str))
-    with joined(args.device) as device:
-        keeping = {"folder": args.out, "every_s": args.checkpoint_s, "settings": settings}
-        parallel = Parallel(args.batch_size // args.part, **keeping)
-        if parallel.rank:
-            os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows how far it is
+    settings = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in MAY_CHANGE}, default=str))
+    with process_group(args.device) as device:
+        first = rank_and_size()[0] == 0
+        if not first:
+            os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows progress
+        checkpoints = Checkpoints(args.out, args.checkpoint_s, settings)
         schedule = (Search if args.task == "search" else Schedule)(
             args.steps,
             args.batch_size,
@@ -89,10 +88,9 @@ def main(given: list[str] | None = None) -> dict[str, float]:
             amp=args.amp,
             ema=args.ema,
         )
-        network, spent, result, files = TASKS[args.task](args, schedule, parallel, device)
+        network, spent, result, files = TASKS[args.task](args, schedule, checkpoints, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}
-        result["found"] = args.counts is not None and json.loads(args.counts.read_text())["counts"] is not None
-        if not parallel.rank:
+        if first:
             weights = {name: value.contiguous().cpu() for name, value in network.state_dict().items()}
             safetensors.torch.save_file(weights, args.out / "weights.safetensors")
             for name, content in {**files, "result": result}.items():
@@ -101,8 +99,8 @@ def main(given: list[str] | None = None) -> dict[str, float]:
     return result
 
 
-def built(args: argparse.Namespace, classes: int, channels: int) -> tuple[nn.Sequential, dict]:
-    """A network with weights from the seed, and what describes it: the arguments of its space, and its counts."""
+def build(args: argparse.Namespace, classes: int, channels: int) -> tuple[nn.Sequential, dict]:
+    """A network with weights from the seed, and its description: the arguments of its space, and its counts."""
     about = json.loads(args.counts.read_text()) if args.counts else {"space": args.space, "counts": None}
     network = mixed_space(classes, in_channels=channels, **about["space"])
     if about["counts"] is not None:
@@ -110,83 +108,94 @@ def built(args: argparse.Namespace, classes: int, channels: int) -> tuple[nn.Seq
     return reset(network, args.seed), about
 
 
-def validated(network: nn.Module, pictures: Pictures, parallel: Parallel, device: torch.device, workers: int) -> float:
-    """Accuracy in percent on the images for validation, each process judging its share."""
-    share = len(range(parallel.rank, len(pictures.held_out), parallel.size))
-    right = accuracy(network, pictures.validation(parallel, device, workers)) * share
-    sums = torch.tensor([right, share], dtype=torch.float64, device=device)
-    parallel.average([sums])
-    return (sums[0] / sums[1]).item()
-
-
-def size_of(pictures: Pictures) -> dict[str, int]:
-    """What an accuracy is of."""
-    return {"classes": pictures.num_classes, "images": len(pictures.held_out)}
-
-
 Outcome = tuple[nn.Module, Cost, dict[str, float], dict[str, object]]  # network, cost, scores, further JSON files
 
 
-def classify(args: argparse.Namespace, schedule: Schedule, parallel: Parallel, device: torch.device) -> Outcome:
+def classify(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkpoints, device: torch.device) -> Outcome:
     """Train a network from scratch."""
-    pictures = Pictures.open(args.data, args.pixels, args.augment)
-    network, about = built(args, pictures.num_classes, pictures.shape[0])
+    train, val = open_pictures(args.data, args.pixels, args.augment)
+    network, about = build(args, train.num_classes, train.shape[0])
     network = network.to(device, memory_format=torch.channels_last)
-    batches = pictures.batches(schedule, parallel, args.seed, device, args.workers)
-    fit(network, batches, schedule, label_smoothing=args.label_smoothing, seed=args.seed, parallel=parallel)
-    scores = {"accuracy": validated(network, pictures, parallel, device, args.workers), **size_of(pictures)}
-    return network, cost(network, torch.zeros(1, *pictures.shape, device=device)), scores, {"counts": about}
+    batches = images_to_train_on(train, args, checkpoints, device)
+    fit(network, batches, schedule, label_smoothing=args.label_smoothing, seed=args.seed, checkpoints=checkpoints)
+    scores = validate(network, val, args.workers, device)
+    return network, cost(network, torch.zeros(1, *train.shape, device=device)), scores, {"counts": about}
 
 
-def find(args: argparse.Namespace, schedule: Search, parallel: Parallel, device: torch.device) -> Outcome:
-    """Search a network by FiGS; its accuracy is that of the search's own weights."""
-    pictures = Pictures.open(args.data, args.pixels, args.augment)
-    network, about = built(args, pictures.num_classes, pictures.shape[0])
+def find(args: argparse.Namespace, schedule: Search, checkpoints: Checkpoints, device: torch.device) -> Outcome:
+    """Search for a network by FiGS; its accuracy is that of the search's own weights."""
+    train, val = open_pictures(args.data, args.pixels, args.augment)
+    network, about = build(args, train.num_classes, train.shape[0])
     network = network.to(device, memory_format=torch.channels_last)
-    batches, example = pictures.batches(schedule, parallel, args.seed, device, args.workers), (1, *pictures.shape)
+    batches, example = images_to_train_on(train, args, checkpoints, device), torch.zeros(1, *train.shape, device=device)
     loss = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
-    asked = args.target, args.metric, schedule, loss
-    found = search(network, torch.zeros(example, device=device), batches, *asked, args.seed, parallel=parallel)
-    scores = {"accuracy": validated(found.network, pictures, parallel, device, args.workers), **size_of(pictures)}
+    options = {"recipe": schedule, "loss": loss, "seed": args.seed, "checkpoints": checkpoints}
+    found = search(network, example, batches, args.target, args.metric, **options)
+    scores = validate(found.network, val, args.workers, device)
     files = {"counts": about | {"counts": found.counts}, "history": found.history.to_dict("list")}
     return found.network, found.cost, scores, files
 
 
-def find_boxes(args: argparse.Namespace, schedule: Schedule, parallel: Parallel, device: torch.device) -> Outcome:
-    """Train a detector on a network that was trained before, or from scratch."""
-    learned, held_out = (
+def images_to_train_on(train: Pictures, args: argparse.Namespace, checkpoints: Checkpoints, device: torch.device):
+    """Normalized batches (images, labels) from the step on at which the training is resumed."""
+    batches = training_batches(train, args.batch_size, args.steps, args.seed, checkpoints.start, args.workers)
+    return train.normalized(batches, device)
+
+
+def validate(network: nn.Module, val: Pictures, workers: int, device: torch.device) -> dict[str, float]:
+    """Accuracy in percent over the images for validation, each process judging its share; classes and images."""
+    rank, size = rank_and_size()
+    share = len(range(rank, len(val), size))
+    right = share * accuracy(network, val.normalized(validation_batches(val, workers=workers), device))
+    right, share = mean_over_processes(torch.tensor([right, share], dtype=torch.float64, device=device)).tolist()
+    return {"accuracy": right / share, "classes": val.num_classes, "images": len(val)}
+
+
+@dataclass(frozen=True)
+class Boxes(Dataset):
+    """Images with targets, as `train_detector` takes them."""
+
+    images: SquareImages
+    change: SSDAugmentation | None = None  # draws from torch's generator
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, dict]:
+        pixels, target = self.images.images.read(row, self.images.size), self.images.target(row)
+        if self.change:
+            draws = np.random.default_rng(int(torch.randint(2**62, ())))
+            (pixels,), (target,) = self.change(pixels[None], [target], draws)
+        return pixels, target
+
+
+def stack(examples: list[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:
+    """A batch of images of one size and their targets."""
+    images, targets = zip(*examples, strict=True)
+    return torch.stack(images), list(targets)
+
+
+def find_boxes(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkpoints, device: torch.device) -> Outcome:
+    """Train a detector on a network with the weights of `classify`, or from scratch."""
+    train, val = (
         SquareImages(CocoImages.load(args.data, part, drop=part == "train"), args.pixels) for part in ("train", "val")
     )
-    classes, change = len(learned.images.classes), SSDAugmentation()
-    network, about = built(args, classes, 3)
+    classes = len(train.images.classes)
+    network, about = build(args, classes, 3)
     if args.weights:
         classifier = f"{len(network) - 1}."  # of other classes; a detector leaves it out
         own = {name: value for name, value in network.state_dict().items() if name.startswith(classifier)}
         network.load_state_dict(safetensors.torch.load_file(args.weights) | own)
     detector = ssdlite(network, classes, args.pixels, extra=args.extra, seed=args.seed).to(device)
-
-    def read(step: int, place: int) -> tuple[Tensor, dict]:
-        pixels, target = learned.images.read(place, args.pixels), learned.target(place)
-        if args.augment:
-            draws = np.random.default_rng([args.seed, step, place])
-            (pixels,), (target,) = change(pixels[None], [target], draws)
-        return pixels, target
-
-    def look(_: int, place: int) -> tuple[Tensor, dict]:
-        return held_out.images.read(place, args.pixels), held_out.target(place)
-
-    batches = loader(read, Order(len(learned), schedule, args.seed, parallel), args.workers, together)
-    train_detector(detector, batches, schedule, seed=args.seed, parallel=parallel)
-    found = detect(detector, loader(look, once(len(held_out), args.part, parallel), args.workers, together))
-    precision = evaluate(held_out.on_disk(parallel.gather(found)), held_out.images.to_coco())
-    scores = {"map": 100 * precision.ap, "ap50": 100 * precision.ap50, "classes": classes, "images": len(held_out)}
+    changed = Boxes(train, SSDAugmentation() if args.augment else None)
+    batches = training_batches(
+        changed, args.batch_size, args.steps, args.seed, checkpoints.start, args.workers, collate=stack
+    )
+    train_detector(detector, batches, schedule, seed=args.seed, checkpoints=checkpoints)
+    found = gather(detect(detector, validation_batches(Boxes(val), 24, args.workers, collate=stack)))
+    precision = evaluate(val.on_disk(found), val.images.to_coco())
+    scores = {"map": 100 * precision.ap, "ap50": 100 * precision.ap50, "classes": classes, "images": len(val)}
     return detector, detector.cost(), scores, {"counts": about}
-
-
-def together(examples: list[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:
-    """A batch of images of one size and their targets."""
-    images, targets = zip(*examples, strict=True)
-    return torch.stack(images), list(targets)
 
 
 TASKS = {"classify": classify, "search": find, "detect": find_boxes}

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nkdlib.detection.ssdlite import Detector
 from nkdlib.networks.module import device_of
+from nkdlib.training.distributed import Checkpoints, data_parallel
 from nkdlib.training.loop import Schedule, minimize
-from nkdlib.training.parallel import Parallel
 
 Batch = tuple[Tensor, Sequence[Mapping]]
 
@@ -23,14 +23,14 @@ def train_detector(
     schedule: Schedule,
     name: str = "detector",
     seed: int = 0,
-    parallel: Parallel | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
     """Train in place on the sum of the classification and the box loss, one step for each batch.
 
     Args:
         detector: trained in place, on the device where it lies; left in evaluation mode.
         batches: (images, targets), at least `schedule.steps`.
-        schedule, name, seed, parallel: see `minimize`.
+        schedule, name, seed, checkpoints: see `minimize`.
 
     Returns:
         The loss of every step.
@@ -49,14 +49,14 @@ def train_detector(
     >>> len(train_detector(detector, [batch] * 2, Schedule(steps=2)))
     2
     """
-    device = device_of(detector)
+    device, network = device_of(detector), data_parallel(detector)
 
     def loss(batch: Batch) -> Tensor:
         images, targets = batch
         targets = [{key: target[key].to(device) for key in ("boxes", "labels")} for target in targets]
-        return sum(detector(images.to(device), targets).values())
+        return sum(network(images.to(device), targets).values())
 
-    return minimize(detector, batches, loss, schedule, name, seed, parallel)
+    return minimize(detector, batches, loss, schedule, name, seed, checkpoints)
 
 
 @torch.no_grad()

@@ -7,8 +7,6 @@ target; at the end the most probable channels within the target are kept, and th
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
-from functools import partial
-from itertools import islice
 
 import pandas as pd
 import torch
@@ -19,8 +17,8 @@ from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.module import device_of
 from nkdlib.tasks.progress import Progress
+from nkdlib.training.distributed import Checkpoints, data_parallel, mean_over_processes
 from nkdlib.training.loop import Schedule, Trainer, minimize
-from nkdlib.training.parallel import Parallel
 
 MOMENTS = 21  # of a search in which the gates are kept
 ROWS = 10_000  # of a history at most: longer searches note every second step, or every third, ...
@@ -85,22 +83,22 @@ def search(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     seed: int = 0,
     prepare: Callable[[Gates], object] | None = None,
-    parallel: Parallel | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> SearchResult:
     """Train a network with gates until it costs `target`, and cut out what lives.
 
     Args:
         network: trained in place; plain and whole again afterwards.
         example: (B, C, H, W), an input of the size that MACs are counted for.
-        batches: of (images, labels), at least `recipe.steps` of them; with `parallel` this process' parts, from step
-            `parallel.start` on.
+        batches: of (images, labels), at least `recipe.steps` of them; with `checkpoints` those from step
+            `checkpoints.start` on.
         target: the cost asked for, in `metric`; the slim network's is the largest that does not exceed it.
         metric: `params`, `macs`, or what `prepare` adds.
         recipe: steps and rates.
         loss: of the output and the labels.
         seed: of the gates' noise.
         prepare: called with the gates before the search.
-        parallel: with whom the steps are shared; gates draw the same noise for all parts of a step.
+        checkpoints: to resume from and to write to.
 
     Raises:
         ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
@@ -123,17 +121,19 @@ def search(
         if prepare is not None:
             prepare(gates)
         gates.check(metric, target)
-        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, parallel)
+        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints)
         gates.fit(metric, target)
         slim, counts = gates.slim(), gates.counts
     finally:
         gates.remove()
         network.eval()
 
-    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
-        return loss(slim(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
+    forward = data_parallel(slim)
 
-    minimize(slim, inputs, objective, recipe.settling, "the slim network", seed, parallel)
+    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss(forward(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
+
+    minimize(slim, inputs, objective, recipe.settling, "the slim network", seed, checkpoints)
     return SearchResult(slim, gates.model(counts), counts, history, alive, log_odds)
 
 
@@ -145,12 +145,12 @@ def _train(
     recipe: Search,
     loss: Callable[[Tensor, Tensor], Tensor],
     seed: int,
-    parallel: Parallel | None,
+    checkpoints: Checkpoints | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
     network, generator = gates.network, torch.Generator().manual_seed(seed)
     device, name = device_of(network), f"a search for {target:,.6g} {metric}"
-    weights = Trainer(gates, recipe.searching, name, seed, parallel, network.parameters())
-    chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
+    weights = Trainer(gates, recipe.searching, name, seed, network.parameters())
+    chooser, forward = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas), data_parallel(gates)
     opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
     arrive = max(round(recipe.arrive_share * (steps - opened)), 1)
     whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
@@ -159,13 +159,13 @@ def _train(
     (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
     charged = charged > 0  # gates that the cost depends on
 
-    def objective(noise: Tensor, path: float, seen: list[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
-        gates.draw(generator.set_state(noise))  # again for every part of a step
+    def objective(path: float, seen: list[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+        gates.draw(generator)
         x, labels = batch[0].to(device), batch[1].to(device)
-        output, expected = weights.model(x), gates.expected_cost(metric)
+        output, expected = forward(x), gates.expected_cost(metric)
         value = loss(output, labels)
         right = 100 * (output.argmax(1) == labels).float().mean()
-        seen.append(torch.stack([number.detach().double() for number in (value, expected, right)]))
+        seen.extend(number.detach().double() for number in (value, expected, right))
         stiffness = 0.0 if gates.opened else recipe.stiffness  # the log-odds always get a gradient, if of zeros
         return value + 0.5 * stiffness * (expected / path).log().clamp_min(0.0).square()
 
@@ -174,17 +174,17 @@ def _train(
         kept = {"rows": rows, "alive": alive, "moments": log_odds, "noise": generator.get_state()}
         return kept | {"weights": weights.state_dict(), "chooser": chooser.state_dict()}
 
-    if parallel and (saved := parallel.saved("search")):
+    if checkpoints and (saved := checkpoints.load("search")):
         weights.load_state_dict(saved["weights"])
         chooser.load_state_dict(saved["chooser"])
         generator.set_state(saved["noise"])
         rows, alive, log_odds = saved["rows"], saved["alive"], saved["moments"]
-    begin, parts = len(weights.losses), len(parallel.own) if parallel else 1
+    begin = len(weights.losses)
     with Progress(f"searching for {target:,.6g} {metric}", steps, "steps") as bar:
         bar.advance(begin)
         for step in range(begin, steps):
-            batch = list(islice(inputs, parts))
-            if len(batch) < parts:
+            batch = next(inputs, None)
+            if batch is None:
                 raise ValueError(
                     f"batches ended after {step}, recipe.steps asks for {recipe.steps} or more; give more batches or "
                     "fewer steps"
@@ -192,15 +192,13 @@ def _train(
             # DEVIATION D11: a path to the target that the user names, in place of a weight for the cost.
             path = whole * (target / whole) ** min(max(step - opened, 0) / arrive, 1.0)
             gates.opened, seen = step < opened, []
-            weights.step(*(partial(objective, generator.get_state(), path, seen, part) for part in batch))
+            weights.step(lambda path=path, seen=seen, batch=batch: objective(path, seen, batch))
             if not gates.opened:
                 chooser.step()
                 with torch.no_grad():  # what has fallen too low is raised, so that the path is kept from both sides
                     gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
             if step % -(-steps // ROWS) == 0:
-                numbers, counts = torch.stack(seen).mean(0), gates.counts
-                if parallel:
-                    parallel.average([numbers])
+                numbers, counts = mean_over_processes(torch.stack(seen)), gates.counts
                 row = dict(zip(("loss", "expected", "accuracy"), numbers, strict=True))
                 rows.append({"step": step, "path": path, **row, "counted": gates.model.total(counts, metric)})
                 alive.append({"step": step, **counts})
@@ -212,8 +210,8 @@ def _train(
                     )
             if step in moments:
                 log_odds.append(gates.log_odds.detach().cpu().clone())
-            if parallel:
-                parallel.keep("search", step + 1, steps, state, rows[-1])
+            if checkpoints:
+                checkpoints.save("search", step + 1, steps, state, rows[-1])
             bar.advance()
     gates.opened = False
     weights.finish()

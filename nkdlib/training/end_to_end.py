@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from nkdlib.networks.module import device_of, evaluating
 from nkdlib.tasks.measure import Stopwatch
+from nkdlib.training.distributed import Checkpoints, data_parallel
 from nkdlib.training.loop import Schedule, minimize
-from nkdlib.training.parallel import Parallel
 from nkdlib.training.store import Store, images_of
 
 
@@ -40,25 +40,25 @@ def fit(
     *,
     label_smoothing: float = 0.0,
     seed: int = 0,
-    parallel: Parallel | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
     """Train in place with cross-entropy on batches of (images, labels); returns the loss of every step.
 
     Args:
         label_smoothing: share of each label that is spread over all classes, 0 to 1.
-        schedule, seed, parallel: see `minimize`.
+        schedule, seed, checkpoints: see `minimize`.
 
     >>> batch = torch.randn(8, 3), torch.arange(8) % 2
     >>> len(fit(nn.Linear(3, 2), [batch] * 3, Schedule(steps=3)))
     3
     """
-    device = device_of(model)
+    device, network = device_of(model), data_parallel(model)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(model(images.to(device)), labels.to(device), label_smoothing=label_smoothing)
+        return F.cross_entropy(network(images.to(device)), labels.to(device), label_smoothing=label_smoothing)
 
-    return minimize(model, batches, loss, schedule, seed=seed, parallel=parallel)
+    return minimize(model, batches, loss, schedule, seed=seed, checkpoints=checkpoints)
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

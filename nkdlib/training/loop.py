@@ -1,20 +1,17 @@
-"""One loop for everything that is trained by gradient steps here."""
+"""The loop of every training by gradient steps."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nkdlib.networks.module import seeded
-from nkdlib.tasks.progress import Progress
-from nkdlib.training.batchnorm import NORMS
-from nkdlib.training.parallel import Parallel
+from nkdlib.tasks.progress import progress
+from nkdlib.training.distributed import Checkpoints, broadcast, mean_over_processes, rank_and_size
 
 
 @dataclass(frozen=True)
@@ -53,15 +50,17 @@ class Schedule:
 
 
 class Trainer:
-    """Gradient descent on one module, a step at a time, so that many can share one stream of batches.
+    """Optimizer steps on one module; the caller brings the loss, so that several modules can share a batch.
 
     Args:
         model: put into training mode.
-        schedule: of the rate; a step beyond its last one is refused.
-        name: what errors call the model.
-        seed: of what the model draws in a step (dropout, stochastic depth).
-        parallel: with whom the steps are shared, None for nobody.
-        parameters: of the model, those that this trainer steps; all by default. Others get gradients only.
+        schedule: learning rates and number of steps; one step more is refused.
+        name: of the model, for errors.
+        seed: of the random numbers that the model draws in a step (dropout, stochastic depth).
+        parameters: of the model, those that are stepped; all by default. Others only get gradients.
+
+    Raises:
+        ValueError: no parameters to train.
     """
 
     def __init__(
@@ -70,7 +69,6 @@ class Trainer:
         schedule: Schedule,
         name: str = "model",
         seed: int = 0,
-        parallel: Parallel | None = None,
         parameters: Iterable[Tensor] | None = None,
     ):
         self.model, self.schedule, self.name, self.seed = model.train(), schedule, name, seed
@@ -78,83 +76,60 @@ class Trainer:
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
         if self.parameters:
-            given = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": True}
+            options = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": True}
             if momentum := schedule.momentum:
-                self.optimizer = torch.optim.SGD(self.parameters, momentum=momentum, nesterov=True, **given)
+                self.optimizer = torch.optim.SGD(self.parameters, momentum=momentum, nesterov=True, **options)
             else:
-                self.optimizer = torch.optim.AdamW(self.parameters, **given)
+                self.optimizer = torch.optim.AdamW(self.parameters, **options)
         self.losses: list[Tensor] = []
-        self.parallel = parallel
-        norms = [part for part in model.modules() if isinstance(part, NORMS) and part.track_running_stats]
-        self.statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
-        if parallel:
-            parallel.broadcast([p.data for p in model.parameters()] + self.statistics)
-        self.averages = [value.detach().clone() for value in self._averaged] if schedule.ema else []
+        self.average = None
+        if schedule.ema:
+            self.average = AveragedModel(model, multi_avg_fn=_moving_average(schedule.ema), use_buffers=True)
 
-    @property
-    def _averaged(self) -> list[Tensor]:
-        return [*self.parameters, *self.statistics]
+    def step(self, loss: Callable[[], Tensor]) -> None:
+        """Make one optimizer step on `loss()`, a scalar; its mean over processes is kept.
 
-    def step(self, *losses: Callable[[], Tensor]) -> None:
-        """One optimizer step on the mean of what every `loss()` returns, a scalar; each is one part of the batch."""
+        Raises:
+            ValueError: the schedule's steps are done.
+            FloatingPointError: a loss of the last 50 steps is not finite.
+        """
         step = len(self.losses)
         if step >= self.schedule.steps:
             raise ValueError(f"{self.name} has had its {self.schedule.steps} steps; raise schedule.steps")
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.rate(step)
         self.model.zero_grad()
-        value = self._descend(losses, step)
+        device, rank = self.parameters[0].device, rank_and_size()[0]
+        draws = seeded(device, self.seed + step + (rank << 32))
+        with draws, torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp):
+            value = loss()
+        value.backward()
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
         self.optimizer.step()
-        if self.averages:  # at the start over fewer steps: what the weights begin with is no part of it
-            get_ema_multi_avg_fn(min(self.schedule.ema, (1 + step) / (10 + step)))(self.averages, self._averaged, None)
-        self.losses.append(value)
+        if self.average:
+            self.average.update_parameters(self.model)
+        self.losses.append(mean_over_processes(value.detach()))
         if step % 50 == 49 or step + 1 == self.schedule.steps:  # seldom: it waits for the device
             self.check()
 
-    def _descend(self, losses: Sequence[Callable[[], Tensor]], step: int) -> Tensor:
-        """Gradients and the value of the mean loss, over all parts of all processes."""
-        device, parallel, several = self.parameters[0].device, self.parallel, len(losses) > 1
-        place = parallel.own.start if parallel else 0
-        before = [value.clone() for value in self.statistics] if several else []
-        after, values = [torch.zeros_like(value) for value in before], []
-        for part, loss in enumerate(losses, place):
-            if values and before:  # each part finds the same statistics, wherever it is
-                torch._foreach_copy_(self.statistics, before)
-            draws = seeded(device, self.seed + step + (part << 32))
-            with draws, torch.autocast(device.type, torch.bfloat16) if self.schedule.amp else nullcontext():
-                value = loss()
-            value.backward(torch.full_like(value, 1 / len(losses)))
-            values.append(value.detach())
-            if before:
-                torch._foreach_add_(after, self.statistics, alpha=1 / len(losses))
-        if before:
-            torch._foreach_copy_(self.statistics, after)
-        value = torch.stack(values).mean() if several else values[0]
-        if parallel:
-            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            value = value.float()  # a penalty may have made it float64, and then all would travel so
-            parallel.average([value, *gradients, *self.statistics])
-        return value
-
     def state_dict(self) -> dict[str, object]:
-        """What a later process needs to go on; FloatingPointError where a loss was not finite."""
+        """Return everything that `load_state_dict` needs; raises FloatingPointError if a loss was not finite."""
         self.check()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return state | {"losses": torch.stack(self.losses), "averages": self.averages}
+        average = self.average.state_dict() if self.average else {}
+        return state | {"losses": torch.stack(self.losses), "average": average}
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Continue from the step at which `state_dict` was called."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"].to(self.parameters[0].device))
-        for average, value in zip(self.averages, state["averages"], strict=True):
-            average.copy_(value)
+        if self.average:
+            self.average.load_state_dict(state["average"])
 
     def check(self) -> None:
-        """Raise FloatingPointError where a loss so far was not finite."""
+        """Raise FloatingPointError if one of the last 50 losses was not finite."""
         recent = torch.stack(self.losses[-50:])
         if not torch.isfinite(recent).all():
             bad = len(self.losses) - len(recent) + int((~torch.isfinite(recent)).nonzero()[0])
@@ -164,12 +139,21 @@ class Trainer:
             )
 
     def finish(self) -> list[float]:
-        """The losses of all steps; the model is put into evaluation mode, with the averages where there are any."""
+        """Put the model into evaluation mode, with averages if it has any; return the losses of all steps."""
+        if self.average:
+            self.model.load_state_dict(self.average.module.state_dict())
+        broadcast(self.model.buffers())
         self.model.eval()
-        with torch.no_grad():
-            for value, average in zip(self._averaged, self.averages, strict=False):
-                value.copy_(average)
         return torch.stack(self.losses).tolist() if self.losses else []
+
+
+def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
+    """An update of averages by `decay`, in the first steps by less: they then average fewer steps."""
+
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
+
+    return update
 
 
 def minimize(
@@ -179,15 +163,17 @@ def minimize(
     schedule: Schedule,
     name: str = "model",
     seed: int = 0,
-    parallel: Parallel | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[float]:
-    """Train `model` in place: one step for each batch, until the schedule or the batches end.
+    """Train `model` in place, one step a batch.
 
     Args:
-        model: trained in place, left in evaluation mode.
-        batches: of anything that `loss` takes; with `parallel` this process' parts, from step `parallel.start` on.
-        loss: batch -> scalar tensor.
-        schedule, name, seed, parallel: see `Trainer`.
+        model: left in evaluation mode.
+        batches: of anything that `loss` takes, at least `schedule.steps`; with `checkpoints` those from step
+            `checkpoints.start` on.
+        loss: batch -> scalar tensor. In a group of processes it calls `data_parallel(model)`.
+        schedule, name, seed: see `Trainer`.
+        checkpoints: to resume from and to write to.
 
     Returns:
         The loss of every step.
@@ -200,23 +186,19 @@ def minimize(
     >>> len(minimize(model, batches, lambda x: model(x).square().mean(), Schedule(steps=3)))
     3
     """
-    trainer = Trainer(model, schedule, name, seed, parallel)
-    stage, inputs, parts = name.replace(" ", "_"), iter(batches), len(parallel.own) if parallel else 1
-    if parallel and (state := parallel.saved(stage)):
+    trainer, stage, inputs = Trainer(model, schedule, name, seed), name.replace(" ", "_"), iter(batches)
+    if checkpoints and (state := checkpoints.load(stage)):
         trainer.load_state_dict(state)
-    with Progress(f"training {name}", schedule.steps, "steps") if parallel else nullcontext() as bar:
-        if bar:
-            bar.advance(len(trainer.losses))
-        while (done := len(trainer.losses)) < schedule.steps:
-            batch = list(itertools.islice(inputs, parts))
-            if len(batch) < parts:
-                raise ValueError(
-                    f"inputs ended after {done} batches, schedule.steps is {schedule.steps}; give more batches or "
-                    "fewer steps"
-                )
-            trainer.step(*(partial(loss, part) for part in batch))
-            if parallel:
-                numbers = {"loss": trainer.losses[-1], "lr": schedule.lr * schedule.rate(done)}
-                parallel.keep(stage, done + 1, schedule.steps, trainer.state_dict, numbers)
-                bar.advance()
+    steps = range(len(trainer.losses), schedule.steps)
+    for step in progress(steps, f"training {name}", unit="steps") if checkpoints else steps:
+        batch = next(inputs, None)
+        if batch is None:
+            raise ValueError(
+                f"inputs ended after {step} batches, schedule.steps is {schedule.steps}; give more batches or "
+                "fewer steps"
+            )
+        trainer.step(partial(loss, batch))
+        if checkpoints:
+            metrics = {"loss": trainer.losses[-1], "lr": schedule.lr * schedule.rate(step)}
+            checkpoints.save(stage, step + 1, schedule.steps, trainer.state_dict, metrics)
     return trainer.finish()

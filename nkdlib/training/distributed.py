@@ -1,0 +1,145 @@
+"""Data-parallel training under torchrun, and checkpoints from which the same call resumes.
+
+One process of a training without torchrun is a group of one: every function here works there as well.
+"""
+
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nkdlib.tasks.places import write_atomically
+
+LOG_EVERY = 50  # steps between two lines of metrics.jsonl
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did; yields the device of this process.
+
+    Raises:
+        ValueError: a CUDA device on a machine without one.
+
+    >>> with process_group("cpu") as device:
+    ...     device, rank_and_size()
+    (device(type='cpu'), (0, 1))
+    """
+    own = torch.device(device)
+    if own.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError(f"device (={device}) is not available on this machine; choose cpu")
+        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(own)
+    launched = dist.is_torchelastic_launched() and not dist.is_initialized()
+    if launched:
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield own
+    finally:
+        if launched:
+            dist.destroy_process_group()
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Number of this process, from 0, and how many processes there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def data_parallel(model: nn.Module, **options: object) -> nn.Module:
+    """Wrap a model in DistributedDataParallel with `options`, or return it as it is in a group of one.
+
+    Gradients are averaged over processes in the backward pass of a loss of the wrapped model's output. BatchNorm
+    normalizes within a process, and the first process's running statistics are the model's.
+    """
+    return DistributedDataParallel(model, **options) if rank_and_size()[1] > 1 else model
+
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give every process the first one's tensors, in place."""
+    if rank_and_size()[1] > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of a tensor over all processes."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / size
+
+
+def gather(values: list) -> list:
+    """The values of all processes in one list."""
+    lists = [values] * rank_and_size()[1]
+    if len(lists) > 1:
+        dist.all_gather_object(lists, values)
+    return [value for part in lists for value in part]
+
+
+class Checkpoints:
+    """States of a training's stages in a folder, written by the first process and read by it when it starts again.
+
+    Args:
+        folder: for `<stage>.pt` and metrics.jsonl; only the first process needs to see it.
+        every_s: seconds between checkpoints; 0 writes one every step.
+        settings: plain values that must be the same in a resumed training.
+
+    Raises:
+        ValueError: the folder holds a training with other settings.
+    """
+
+    def __init__(self, folder: str | Path, every_s: float = 600.0, settings: Mapping[str, object] | None = None):
+        self.folder, self.every_s, self.settings = Path(folder), every_s, dict(settings or {})
+        self._first, self._written = rank_and_size()[0] == 0, time.monotonic()
+        found: list[dict] = [{}]
+        if self._first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            paths = self.folder.glob("*.pt")
+            found = [{path.stem: torch.load(path, map_location="cpu", weights_only=True) for path in paths}]
+        if rank_and_size()[1] > 1:
+            dist.broadcast_object_list(found)
+        self._found = found[0]
+        for stage in self._found.values():
+            for name, was in stage["settings"].items():
+                if self.settings.get(name) != was:
+                    raise ValueError(
+                        f"{name} (={self.settings.get(name)}) was {was} when the training in {folder} began; give that "
+                        "again, or choose another folder"
+                    )
+
+    @property
+    def start(self) -> int:
+        """Steps of all stages that were done when this process began: training goes on with the batch of this step."""
+        return sum(stage["step"] for stage in self._found.values())
+
+    def load(self, stage: str) -> dict | None:
+        """The state of a stage when this process began, or None."""
+        return self._found[stage]["state"] if stage in self._found else None
+
+    def save(
+        self, stage: str, step: int, steps: int, state: Callable[[], dict], metrics: Mapping[str, float | Tensor]
+    ) -> None:
+        """Log the metrics of a finished `step` of `steps`, and write the state, each if it is time."""
+        if not self._first:
+            return
+        if step % LOG_EVERY == 0 or step == steps:
+            row = {name: float(value) for name, value in metrics.items()}
+            with (self.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(row | {"stage": stage, "step": step, "time": time.time()}) + "\n")
+        if step == steps or time.monotonic() - self._written >= self.every_s:
+            content = io.BytesIO()
+            torch.save({"step": step, "settings": self.settings, "state": state()}, content)
+            write_atomically(self.folder / f"{stage}.pt", content.getvalue())
+            self._written = time.monotonic()
