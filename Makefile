@@ -36,7 +36,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 data: $(READY)  ## fetch and decode the profile's data, or DATA
 	@data='$(DATA)'; $(PYTHON) -m nkdlib.data.fetch "$${data:-$$($(PYTHON) -c \
-		'from nkdlib.compendium.tiers import PROFILES; print(PROFILES["$(PROFILE)"].data)')}"
+		'from nkdlib.compendium.tiers import TIERS; print(TIERS["$(PROFILE)"].common["data"])')}"
 
 bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done

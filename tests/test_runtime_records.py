@@ -9,23 +9,9 @@ import torch
 from joblib import cpu_count
 
 from nkdlib.compendium.provenance import provenance
-from nkdlib.compendium.tiers import PROFILES, Profile
 from nkdlib.tasks.measure import Stopwatch, peak_memory_mb
 from nkdlib.tasks.places import write_atomically
 from nkdlib.tasks.progress import Progress, progress
-
-
-def test_profiles_are_the_four_budgets_and_smoke_judges_nothing():
-    assert list(PROFILES) == ["smoke", "cpu", "gpu", "paper"]
-    assert not PROFILES["smoke"].judged
-    assert all(PROFILES[name].judged and PROFILES[name].seeds >= 5 for name in ("cpu", "gpu", "paper"))
-
-
-def test_parameters_go_from_common_to_the_notebooks_to_the_users():
-    profile = Profile("p", "digits", "cpu", 2, False, {"01_x": {"steps": 3, "data": "own"}})
-    common = {"profile": "p", "seeds": 2, "jobs": cpu_count(), "device": "cpu", "executor": "local"}
-    assert profile.for_notebook("02_y") == common | {"data": "digits"}
-    assert profile.for_notebook("01_x", seeds=None, jobs=7) == common | {"data": "own", "steps": 3, "jobs": 7}
 
 
 def test_a_stopwatch_reads_wall_cpu_and_device_seconds():

@@ -16,7 +16,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nkdlib.compendium import run
-from nkdlib.compendium.tiers import PROFILES
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.places import locked
 
 PARAMETERS = """
@@ -54,8 +54,6 @@ figures.mkdir(parents=True, exist_ok=True)
 (figures / "sum.csv").write_text(str(sum(float(item.tensors["drawn"].sum()) for item in made)))
 if end == "error":
     raise ValueError("as asked")
-if end == "death":
-    os.kill(os.getpid(), 9)
 print(Path.cwd().name, os.environ["OMP_NUM_THREADS"])
 """
 
@@ -67,7 +65,7 @@ def another_kernel(tmp_path, monkeypatch):
     kernel.mkdir(parents=True)
     spec = {"argv": ["false"], "display_name": "another", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
 
 
 @pytest.fixture
@@ -97,7 +95,7 @@ def parameters(monkeypatch):
     """Return a function that sets the notebook's parameters in the profile."""
 
     def change(**values):
-        monkeypatch.setitem(PROFILES, "smoke", replace(PROFILES["smoke"], parameters={"00_nap": values}))
+        monkeypatch.setitem(TIERS, "smoke", replace(TIERS["smoke"], notebooks={"00_nap": values}))
 
     return change
 
@@ -108,24 +106,33 @@ def log(tmp_path):
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
-def test_a_notebook_runs_once_and_again_only_after_a_change(notebook, command, tmp_path, capfd):
-    figure = tmp_path / "out" / "figures" / "smoke" / "00_nap" / "sum.csv"
+def test_a_failure_is_shown_and_mended_and_a_notebook_runs_again_only_after_a_change(
+    command, parameters, tmp_path, capfd
+):
+    parameters(end="error")
+    assert run.main(command()) == 1
+    said, error = capfd.readouterr()
+    assert error.rstrip().endswith("ValueError: as asked") and "\x1b" not in error
+    kept = tmp_path / "out" / "runs" / "smoke" / "00_nap.failed.ipynb"
+    assert str(kept) in said and kept.exists() and not kept.with_name("00_nap.ipynb").exists()
+
+    parameters(end="well")
     assert run.main(command()) == 0
-    executed = nbformat.read(tmp_path / "out" / "runs" / "smoke" / "00_nap.ipynb", as_version=4)
+    executed = nbformat.read(kept.with_name("00_nap.ipynb"), as_version=4)
     assert executed.cells[-1].outputs[0].text == "note books 1\n"
-    assert log(tmp_path) == [0, 1] and figure.exists()
+    figure = tmp_path / "out" / "figures" / "smoke" / "00_nap" / "sum.csv"
+    assert log(tmp_path) == [0, 1] and figure.exists() and not kept.exists()
     assert run.main(command()) == 0
     said = capfd.readouterr().out
     assert "00_nap: up to date" in said and "compiled code" not in said
 
     figure.unlink()
-    assert run.main(command()) == 0 and figure.exists()
-    assert "up to date" not in capfd.readouterr().out.splitlines()[1]
-    assert run.main(command("--seeds", "3")) == 0
+    assert run.main(command("--seeds", "3")) == 0 and figure.exists()
     assert log(tmp_path) == [0, 1, 2]  # the artefacts were kept all along
+    assert "1 run, 0 up to date, 0 failed" in capfd.readouterr().out
 
 
-def test_cells_and_the_results_of_others_that_a_notebook_reads_count(notebook, runs, monkeypatch, tmp_path):
+def test_cells_figures_and_the_results_of_others_that_a_notebook_reads_count(notebook, runs, monkeypatch, tmp_path):
     monkeypatch.setenv("NKD_FIGURES", str(tmp_path / "figures"))
     other = tmp_path / "figures" / "smoke" / "01_other" / "observations.json"
     other.parent.mkdir(parents=True)
@@ -139,6 +146,11 @@ def test_cells_and_the_results_of_others_that_a_notebook_reads_count(notebook, r
         other.write_text(change)
         assert run.state(job) != before
     before = run.state(job)
+    figure = tmp_path / "figures" / "smoke" / "00_nap" / "sum.csv"
+    figure.parent.mkdir()
+    figure.write_text("0")
+    assert run.state(job) != before
+    before = run.state(job)
     text.cells[0].source = "# A nap"
     nbformat.write(text, notebook)
     assert run.state(job) != before
@@ -149,14 +161,18 @@ def test_a_parameter_that_is_not_declared_is_an_error_before_anything_runs(comma
     with pytest.raises(SystemExit, match="2"):
         run.main(command())
     error = capsys.readouterr().err
-    assert "00_nap.ipynb declares no parameter `step`" in error and "the nearest it has: steps" in error
+    assert "00_nap.ipynb: declares no parameter `step`" in error and "the nearest it has: steps" in error
+    parameters(steps="many")
+    with pytest.raises(SystemExit, match="2"):
+        run.main(command())
+    assert "00_nap.ipynb: declares steps as int, which 'many' is not" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_the_papers_size_has_no_notebooks(command, capsys):
     with pytest.raises(SystemExit, match="2"):
         run.main(command("--profile", "paper"))
-    assert "nkdlib.compendium.torchrun, as docs/clusters.md says" in capsys.readouterr().err
+    assert "nkdlib.compendium.torchrun (docs/clusters.md)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
@@ -167,19 +183,6 @@ def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkey
     assert "GPU" in capsys.readouterr().err
 
 
-def test_a_failing_cell_is_shown_last_and_the_notebook_kept(command, parameters, tmp_path, capsys):
-    parameters(end="error")
-    assert run.main(command()) == 1
-    out, error = capsys.readouterr()
-    assert error.rstrip().endswith("ValueError: as asked") and "\x1b" not in error
-    kept = tmp_path / "out" / "runs" / "smoke" / "00_nap.failed.ipynb"
-    assert str(kept) in out and kept.exists() and not kept.with_name("00_nap.ipynb").exists()
-    parameters(end="well")
-    assert run.main(command()) == 0
-    assert not kept.exists()
-    assert log(tmp_path) == [0, 1]
-
-
 def test_a_place_that_cannot_be_written_is_one_line(notebook, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run.main([str(notebook), "--profile", "smoke", "--out", str(tmp_path / "file")]) == 1
@@ -187,57 +190,62 @@ def test_a_place_that_cannot_be_written_is_one_line(notebook, tmp_path, capsys):
     assert line.startswith("error: ") and str(tmp_path / "file") in line and "--out" in line
 
 
-def test_a_kernel_that_dies_is_explained(command, parameters, capsys):
-    parameters(end="death")
+def test_a_kernel_that_dies_is_explained(notebook, command, capsys):
+    text = nbformat.read(notebook, as_version=4)
+    text.cells[2:] = [new_code_cell("import os\nos.kill(os.getpid(), 9)")]
+    nbformat.write(text, notebook)
     assert run.main(command()) == 1
-    assert "the kernel died in cell 4: most often memory ran out" in capsys.readouterr().err
+    assert "the kernel died in cell 3: most often memory ran out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path, number):
+def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path):
     options = command("--seeds", "4", "--jobs", "2")
     hold = tmp_path / "out" / "runs" / "hold"  # keeps every task but the first from ending
     hold.parent.mkdir(parents=True)
     hold.touch()
-    started = subprocess.Popen([sys.executable, "-m", "nkdlib.compendium.run", *options], stderr=subprocess.DEVNULL)
     cache = hold.parent / "cache" / "task"
-    _wait(lambda: any(not path.name.startswith(".") for path in cache.glob("*")))
-    family = psutil.Process(started.pid).children(recursive=True)
-    assert len(family) >= 3  # the kernel and its workers
-    started.send_signal(number)
-    assert started.wait(20) == (130 if number == signal.SIGINT else -signal.SIGKILL)
-    _wait(lambda: not any(member.is_running() and member.status() != "zombie" for member in family))
-    assert log(tmp_path) == [0]
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        started = subprocess.Popen([sys.executable, "-m", "nkdlib.compendium.run", *options], stderr=subprocess.DEVNULL)
+        runner = psutil.Process(started.pid)
+        _wait(lambda runner=runner: len(runner.children(recursive=True)) >= 3)  # the kernel and its workers
+        _wait(lambda: any(not path.name.startswith(".") for path in cache.glob("*")))
+        family = runner.children(recursive=True)
+        started.send_signal(number)
+        assert started.wait(20) == status
+        _wait(lambda family=family: not any(one.is_running() and one.status() != "zombie" for one in family))
+        assert log(tmp_path) == [0]
     hold.unlink()
     assert run.main(options) == 0
     assert log(tmp_path)[0] == 0 and sorted(log(tmp_path)) == [0, 1, 2, 3]
 
 
-def test_two_runs_at_once_do_the_work_once(command, tmp_path):
+def test_two_runs_at_once_do_the_work_once_and_a_terminal_shows_the_steps_of_a_kernel(command, tmp_path):
+    terminal, inside = os.openpty()
+    termios.tcsetwinsize(inside, (24, 100))
     line = [sys.executable, "-m", "nkdlib.compendium.run", *command()]
     with locked(tmp_path / "out" / "runs"):
-        both = [subprocess.Popen(line, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        both = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=inside, text=True) for _ in range(2)]
+        os.close(inside)
         for process in both:
             assert process.stdout.readline() == "another run is at work here; waiting for it\n"
+    shown = b""
+    with suppress(OSError):  # the terminal is closed with the processes
+        while piece := os.read(terminal, 4096):
+            shown += piece
+    os.close(terminal)
     said = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert log(tmp_path) == [0, 1]
     assert sum("up to date\n" in text for text in said) == 1
-
-
-def test_a_terminal_shows_the_steps_of_a_kernel(command, tmp_path):
-    terminal, inside = os.openpty()
-    termios.tcsetwinsize(inside, (24, 100))
-    line = [sys.executable, "-m", "nkdlib.compendium.run", *command()]
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=inside)
-    os.close(inside)
-    shown = b""
-    with suppress(OSError):  # the terminal is closed with the process
-        while piece := os.read(terminal, 4096):
-            shown += piece
-    os.close(terminal)
-    assert process.wait() == 0
     assert b"00_nap:" in shown and b"napping: " in shown and b"/2 " in shown  # quick steps may not be drawn one by one
+
+
+def test_a_log_gets_a_line_now_and_then(capsys):
+    shown = ""
+    with run.reporting(lambda: "00_nap: cell 2 after 01:00", every_s=0.01):
+        while shown.count("\n") < 3:
+            shown += capsys.readouterr().out
+    assert set(shown.splitlines()) == {"00_nap: cell 2 after 01:00"}
 
 
 def _wait(condition):

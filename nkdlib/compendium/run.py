@@ -5,17 +5,19 @@ its last run. What it computes is kept in the artefact cache, so a run that was 
 """
 
 import argparse
-import difflib
 import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -24,30 +26,28 @@ from unittest.mock import patch
 import nbformat
 import papermill
 import torch
-from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-from nkdlib.compendium.tiers import PROFILES
+import nkdlib
+from nkdlib.compendium.tiers import TIERS, check_parameters
 from nkdlib.tasks.executors import EXECUTORS, computing
-from nkdlib.tasks.keys import SOURCES
-from nkdlib.tasks.measure import ChildrenMemory
 from nkdlib.tasks.places import checkout, figures_root, locked, runs_root
 
 ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+SOURCES = Path(nkdlib.__file__).parent
 
 
-class OwnKernel(AsyncKernelManager):
-    """This interpreter's kernel, whatever kernels the user has installed under its name; its sockets are private."""
+class QuietKernel(AsyncKernelManager):
+    """A kernel on private sockets that keeps compiled code, such as HiGHS, from printing to the terminal."""
 
     def __init__(self, **settings: object):
-        own, sockets = KernelSpecManager(kernel_dirs=[]), f"{os.environ['IPYTHONDIR']}/kernel"
-        super().__init__(kernel_spec_manager=own, transport="ipc", ip=sockets, **settings)
+        super().__init__(transport="ipc", ip=f"{os.environ['IPYTHONDIR']}/kernel", **settings)
 
-    async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: object) -> None:
-        # What compiled code prints, as HiGHS does, is in nobody's way; a notebook's own words are its outputs.
-        await super()._async_launch_kernel(kernel_cmd, **settings, stdout=subprocess.DEVNULL)
+    async def start_kernel(self, **settings: object) -> None:
+        """Start the kernel; what notebooks print themselves is in their outputs."""
+        await super().start_kernel(**settings, stdout=subprocess.DEVNULL)
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,26 @@ class Job:
 
 def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list[Job]:
     """Return the jobs that the command line asks for; calls `refuse` with what no run could satisfy."""
-    profile = PROFILES[options.profile]
+    tier = TIERS[options.profile]
     named = {key: getattr(options, key) for key in ("data", "seeds", "jobs", "device", "executor")}
-    if not profile.parameters and profile.judged:
+    if not tier.notebooks and tier.judged:
         refuse(
-            f"profile {profile.name} is trained by nkdlib.compendium.torchrun (docs/clusters.md) and has no notebooks; "
+            f"profile {tier.name} is trained by nkdlib.compendium.torchrun (docs/clusters.md) and has no notebooks; "
             "choose gpu, with EXECUTOR=ray for many machines"
         )
-    if str(named["device"] or profile.device).startswith("cuda") and not torch.cuda.is_available():
-        refuse(f"profile {profile.name} runs on a GPU and none is usable here; choose profile cpu")
+    if str(named["device"] or tier.common["device"]).startswith("cuda") and not torch.cuda.is_available():
+        refuse(f"profile {tier.name} runs on a GPU and none is usable here; choose profile cpu")
     folder, jobs = (checkout() or Path.cwd()) / "notebooks", []
     for notebook in options.notebooks or sorted(folder.glob("*.ipynb")):
         notebook = notebook if notebook.suffix else folder / f"{notebook}.ipynb"
         if not notebook.is_file():
             refuse(f"there is no notebook {notebook}")
+        parameters = tier.for_notebook(notebook.stem, **named)
         try:
-            declared = papermill.inspect_notebook(str(notebook))
-        except ValueError as error:  # not a notebook, or one that names no kernel
-            refuse(f"{notebook} cannot be read: {error}")
-        parameters = profile.for_notebook(notebook.stem, **named)
-        for name in parameters.keys() - declared.keys():
-            near = ", ".join(difflib.get_close_matches(name, declared, n=3, cutoff=0) or ["none"])
-            refuse(f"{notebook.name} declares no parameter `{name}`; the nearest it has: {near}")
-        jobs.append(Job(notebook.resolve(), profile.name, parameters))
+            check_parameters(parameters, papermill.inspect_notebook(str(notebook)))
+        except ValueError as error:  # also for a file that is no notebook, or one that names no kernel
+            refuse(f"{notebook}: {error}")
+        jobs.append(Job(notebook.resolve(), tier.name, parameters))
     return jobs
 
 
@@ -99,7 +96,7 @@ def state(job: Job) -> dict[str, object]:
     """
     notebook = nbformat.read(job.notebook, as_version=4)
     figures = figures_root() / job.profile
-    files = [*SOURCES.glob("nkdlib/**/*.py"), *SOURCES.glob("requirements.txt")]
+    files = [*SOURCES.rglob("*.py"), *SOURCES.rglob("*.toml"), *SOURCES.parent.glob("requirements.txt")]
     for pattern in (f"{job.notebook.stem}/**/*", *notebook.metadata.get("nkdlib", {}).get("reads", [])):
         files += filter(Path.is_file, figures.glob(pattern))
     return {
@@ -109,13 +106,34 @@ def state(job: Job) -> dict[str, object]:
     }
 
 
+def last_run(job: Job) -> dict[str, object]:
+    """Return the state and the seconds of the job's last run that ended well, or an empty dict."""
+    try:
+        return json.loads(job.output("stamp.json").read_text()) if job.output("ipynb").is_file() else {}
+    except (OSError, ValueError):
+        return {}
+
+
 def up_to_date(job: Job) -> bool:
     """Tell whether the job's last run ended well and nothing that it depends on or left has changed since."""
+    return last_run(job).get("state") == state(job)
+
+
+@contextmanager
+def reporting(line: Callable[[], str], every_s: float = 60) -> Iterator[None]:
+    """Print a line now and then while the block runs, unless a terminal shows bars."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(every_s):
+            print(line(), flush=True)
+
+    if not sys.stderr.isatty():
+        threading.Thread(target=report, daemon=True).start()
     try:
-        stamp = json.loads(job.output("stamp.json").read_text())
-    except (OSError, ValueError):
-        return False
-    return job.output("ipynb").is_file() and stamp == state(job)
+        yield
+    finally:
+        ended.set()
 
 
 def execute(job: Job) -> str | None:
@@ -125,11 +143,18 @@ def execute(job: Job) -> str | None:
     """
     stem, running, failed = job.notebook.stem, job.output("running.ipynb"), job.output("failed.ipynb")
     running.parent.mkdir(parents=True, exist_ok=True)
+    expected = last_run(job).get("seconds")
     job.output("stamp.json").unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
     print(f"{stem}: started", flush=True)
     started, begun, error = time.monotonic(), [], None
-    with ChildrenMemory() as memory:
+
+    def how_far() -> str:
+        took = time.monotonic() - started
+        left = f", about {tqdm.format_interval(max(expected - took, 0))} left" if expected else ""
+        return f"{stem}: cell {len(begun)} after {tqdm.format_interval(took)}{left}"
+
+    with reporting(how_far):
         try:
             papermill.execute_notebook(
                 job.notebook,
@@ -139,7 +164,7 @@ def execute(job: Job) -> str | None:
                 language="python",
                 progress_bar={"desc": stem, "unit": "cell", "leave": False, "disable": None},  # in a terminal only
                 cwd=job.notebook.parent,
-                kernel_manager_class=OwnKernel,
+                kernel_manager_class=QuietKernel,
                 on_cell_execute=lambda **cell: begun.append(cell),
                 shutdown_kernel="immediate",
             )
@@ -147,14 +172,14 @@ def execute(job: Job) -> str | None:
             error = "\n".join(failure.traceback) or f"{failure.ename}: {failure.evalue}"
         except DeadKernelError:
             error = f"the kernel died in cell {len(begun)}: most often memory ran out"
-    took = f"{tqdm.format_interval(time.monotonic() - started)}, memory up to {memory.peak_mb:,.0f} MB"
+    seconds = time.monotonic() - started
     if error:
         running.replace(failed)
-        print(f"{stem}: FAILED after {took}; as far as it came: {failed}", flush=True)
+        print(f"{stem}: FAILED after {tqdm.format_interval(seconds)}; as far as it came: {failed}", flush=True)
         return error
     running.replace(job.output("ipynb"))
-    job.output("stamp.json").write_text(json.dumps(state(job), indent=1))
-    print(f"{stem}: done in {took}", flush=True)
+    job.output("stamp.json").write_text(json.dumps({"seconds": seconds, "state": state(job)}, indent=1))
+    print(f"{stem}: done in {tqdm.format_interval(seconds)}", flush=True)
     return None
 
 
@@ -169,6 +194,7 @@ def environment(out: Path | None, private: str) -> dict[str, str]:
         "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve()),
         "NKD_PROGRESS": terminal,  # where a kernel draws its bars
         "IPYTHONDIR": private,  # the user's start-up files stay out
+        "JUPYTER_PREFER_ENV_PATH": "1",  # and so do kernels that the user installed under the same name
         **computing(threads=1),
         "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
@@ -179,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.run", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
-    parser.add_argument("--profile", choices=list(PROFILES), default="cpu", help="the budget")
+    parser.add_argument("--profile", choices=list(TIERS), default="cpu", help="the budget")
     parser.add_argument("--data", help="another data set than the profile's: a name or a folder of images")
     parser.add_argument("--seeds", type=int, help="number of repeats")
     parser.add_argument("--jobs", type=int, help="number of workers")
@@ -204,7 +230,9 @@ def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
             if error := execute(job):
                 errors[job.notebook.stem] = error
     took = tqdm.format_interval(time.monotonic() - started)
-    print(f"profile {options.profile}: {ran} run, {kept} up to date, {len(errors)} failed, {took}", flush=True)
+    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
+    largest = f", largest process {memory:,.0f} MB" if ran else ""
+    print(f"profile {options.profile}: {ran} run, {kept} up to date, {len(errors)} failed, {took}{largest}", flush=True)
     for stem, error in errors.items():
         shown = error if sys.stderr.isatty() else ANSI_COLORS.sub("", error)
         print(f"\n{stem} failed:\n{shown}", file=sys.stderr)
