@@ -30,13 +30,12 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-import nkdlib
 from nkdlib.compendium.tiers import TIERS, check_parameters
 from nkdlib.tasks.executors import EXECUTORS, computing
 from nkdlib.tasks.places import checkout, figures_root, locked, runs_root
 
 ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
-SOURCES = Path(nkdlib.__file__).parent
+SOURCES = Path(__file__).parents[1]  # of nkdlib
 
 
 class QuietKernel(AsyncKernelManager):
