@@ -17,17 +17,17 @@ import time
 import ray
 import torch
 
-from nkdlib.neighbourhoods import Recipe, split
+from nkdlib.neighbourhoods import Recipe, narrow, split
 from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.local import train_local
-from nkdlib.neighbourhoods.starts import start_students
-from nkdlib.networks import resnet
+from nkdlib.networks import reset, resnet
 from nkdlib.tasks.executors import gather, make_executor
 from nkdlib.tasks.makespan import makespan
 from nkdlib.tasks.measure import Stopwatch
+from nkdlib.training import Schedule
 
 WORKERS, SIMULATED = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-RECIPE, IMAGES = Recipe(start="random", steps=1000), 4096
+RECIPE, IMAGES = Recipe(Schedule(1000, lr=2e-3), start="random"), 4096
 SEEDS = 100
 
 
@@ -42,13 +42,13 @@ def distillations() -> list[tuple[str, functools.partial]]:
     """The tasks, by falling cost."""
     teacher = resnet(14, 10, seed=0, in_channels=1, stem_stride=2).eval()
     images = torch.randn(IMAGES, 1, 28, 28).split(128)
-    boundaries = capture(teacher, split(teacher, teacher.block_names, images[0][:2]), images)
-    students, _ = start_students(boundaries, {n: {"a": 0.5, "b": 0.25} for n in teacher.block_names}, RECIPE)
-    costs = {here.name: here.cost.macs for here in boundaries.neighbourhoods}
-    calls = []
-    for name, label in sorted(students, key=lambda place: -costs[place[0]]):
-        task = {"name": name, "student": students[name, label], "store": boundaries.of(name), "recipe": RECIPE}
-        calls.append((f"{name} {label}", functools.partial(timed, **task, seed=0)))
+    pieces = split(teacher, teacher.block_names, images[0][:2])
+    boundaries, calls = capture(teacher, pieces, images), []
+    for piece in sorted(pieces, key=lambda piece: -piece.cost.macs):
+        for width in (0.5, 0.25):
+            student = reset(narrow(piece.module, piece.example, width), seed=0)
+            task = {"name": piece.name, "student": student, "store": boundaries.of(piece.name), "recipe": RECIPE}
+            calls.append((f"{piece.name} {width}", functools.partial(timed, **task, seed=0)))
     return calls
 
 

@@ -14,6 +14,7 @@ import torch
 from nkdlib.neighbourhoods import Library, Menu, Option, Recipe, select
 from nkdlib.networks import resnet
 from nkdlib.tasks.cache import Cache
+from nkdlib.training import Schedule
 
 REPEATS = 12
 LIMITS = {"params": 6e5, "macs": 6e7, "latency_ms": 6.0}
@@ -57,7 +58,7 @@ def families() -> None:
         for _ in range(3):
             with tempfile.TemporaryDirectory() as folder:
                 library = Library(
-                    teacher, dict.fromkeys(teacher.block_names, widths), images, Recipe(steps=0), Cache(folder)
+                    teacher, dict.fromkeys(teacher.block_names, widths), images, Recipe(Schedule(0)), Cache(folder)
                 )
                 start = time.process_time()
                 library.fill()

@@ -20,9 +20,9 @@ from nkdlib.compendium.rivals.student_search import choose_at_random, choose_loc
 from nkdlib.neighbourhoods import Library, Recipe, local_error, recompose, solve
 from nkdlib.networks import BasicBlock, cost, resnet
 from nkdlib.tasks import Cache, cache, make_executor
-from nkdlib.training import Store, predict, reestimate_batchnorm
+from nkdlib.training import Schedule, Store, predict, reestimate_batchnorm
 
-RECIPE = Recipe(steps=0, holdout=16, solve_images=64)
+RECIPE = Recipe(Schedule(0), holdout=16, solve_images=64)
 WIDTHS = {"0.25": 0.25, "0.5": 0.5, "6 channels": 6}
 
 
@@ -83,7 +83,7 @@ def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
     assert again.fill() == first.fill() == [] and not made["distill_candidate"] and not made["rank"]
     assert weights(again.best(params=5_000)) == weights(first.best(params=5_000))
     again.add("layer1.0", "3 channels", 3)
-    again.add("layer1.0", "random", 0.5, Recipe(start="random", steps=2, batch_size=8))
+    again.add("layer1.0", "random", 0.5, Recipe(Schedule(2, batch_size=8, lr=2e-3), start="random"))
     assert again.fill() == [("layer1.0", "3 channels"), ("layer1.0", "random")]
     assert made["distill_candidate"] == ["layer1.0 3 channels", "layer1.0 random"] and not made["rank"]
 
@@ -118,8 +118,8 @@ def test_what_determines_a_candidate_is_in_its_key(given, made):
 def test_widths_from_one_gram_matrix_are_those_solved_one_by_one(given, library):
     teacher, x = given
     for name in ("layer1.0", "layer3.0"):
-        alone = solve(teacher, {name: WIDTHS}, x, dataclasses.replace(RECIPE, front_to_back=False))[name]
-        for label, student in alone.items():
+        for label, width in WIDTHS.items():
+            student = solve(teacher, {name: width}, x, RECIPE)[name]
             found = library.candidates[name][label]
             state = student.module.state_dict()
             assert found.error == student.local_error and found.cost == student.cost
@@ -132,8 +132,8 @@ def test_a_block_of_two_groups_is_solved_as_it_is_alone():
     teacher, x = nn.Sequential(block), torch.randn(80, 6, 5, 5)
     library = Library(teacher, {"0": [0.5, 0.75]}, x, RECIPE)
     library.fill()
-    alone = solve(teacher, {"0": {"0.5": 0.5, "0.75": 0.75}}, x, RECIPE)["0"]
-    for label, student in alone.items():
+    for label, width in {"0.5": 0.5, "0.75": 0.75}.items():
+        student = solve(teacher, {"0": width}, x, RECIPE)["0"]
         found = library.candidates["0"][label].artefact.tensors
         assert all(torch.equal(found[key], value) for key, value in student.module.state_dict().items())
 
@@ -236,10 +236,10 @@ def test_a_library_does_not_change_with_its_teacher_nor_change_it(given):
 
 
 def test_gradient_steps_lower_the_error_of_a_start(given, library):
-    name, recipe = "layer3.0", Recipe(steps=40, batch_size=32, lr=5e-3, holdout=16, solve_images=64, start="copied")
+    name, recipe = "layer3.0", Recipe(Schedule(40, batch_size=32, lr=5e-3), holdout=16, solve_images=64, start="copied")
     trained = Library(given[0], {name: [0.25, 0.5]}, given[1], recipe)
     trained.fill()
-    start = Library(given[0], {name: [0.25, 0.5]}, given[1], dataclasses.replace(recipe, steps=0))
+    start = Library(given[0], {name: [0.25, 0.5]}, given[1], dataclasses.replace(recipe, schedule=Schedule(0)))
     start.fill()
     for label in ("0.25", "0.5"):
         assert trained.candidates[name][label].error < 0.8 * start.candidates[name][label].error
@@ -332,10 +332,21 @@ def test_images_that_change_after_the_first_batch_are_refused_before_anything_is
 def test_labels_and_images_that_do_not_fit_are_refused(given, library):
     with pytest.raises(ValueError, match=r"labels\['layer1.0'\] \(='other'\) is no candidate; choose from \['teacher'"):
         library.compose({**dict.fromkeys(library.candidates, "teacher"), "layer1.0": "other"})
-    with pytest.raises(ValueError, match=r"more images than recipe.holdout \(=95\) \+ 1"):
-        make_library(given, Recipe(steps=0, holdout=95)).fill()
-    with pytest.raises(ValueError, match=r"change inputs or recipe.memory_limit_gb \(=1e-06\)"):
-        make_library((given[0], given[1].split(24)), Recipe(steps=0, holdout=16, memory_limit_gb=1e-6)).fill()
+    with pytest.raises(ValueError, match=r"holds 96 images, recipe.holdout \(=95\) leaves fewer than 2 to learn from"):
+        make_library(given, Recipe(Schedule(0), holdout=95)).fill()
+    with pytest.raises(ValueError, match=r"of 'layer1.0' for 96 images .* memory_limit_gb \(=1e-06\); raise"):
+        make_library((given[0], given[1].split(24)), Recipe(Schedule(0), holdout=16, memory_limit_gb=1e-6)).fill()
+
+
+def test_candidates_are_the_same_however_many_passes_the_teacher_makes(given, library, tmp_path, capsys):
+    recipe = dataclasses.replace(RECIPE, memory_limit_gb=2 * 96 * 2 * 8**3 / 1e9)  # one block of the first stage
+    other = Library(given[0], {"layer1.0": WIDTHS, "layer2.1": WIDTHS}, given[1], recipe, Cache(tmp_path))
+    other.fill()
+    assert "pass 2 of 2" in capsys.readouterr().out
+    for name, label in (("layer1.0", "0.5"), ("layer2.1", "0.5")):
+        found, wanted = (each.candidates[name][label] for each in (other, library))
+        assert found.error == wanted.error and found.artefact.key == wanted.artefact.key
+        assert all(torch.equal(found.artefact.tensors[k], v) for k, v in wanted.artefact.tensors.items())
 
 
 def test_workers_make_the_same_candidates(given, library, made):
@@ -355,10 +366,12 @@ FILL = """
 import torch
 from nkdlib.networks import resnet
 from nkdlib.neighbourhoods import Library, Recipe
+from nkdlib.training import Schedule
 torch.set_num_threads(1)
 torch.manual_seed(0)
 images, teacher = torch.randn(96, 3, 8, 8), resnet(8, 5, seed=0, widths=(8, 8, 12)).eval()
-library = Library(teacher, dict.fromkeys(teacher.block_names, (0.25, 0.5, 0.75)), images, Recipe(steps=0, holdout=16))
+recipe = Recipe(Schedule(0), holdout=16)
+library = Library(teacher, dict.fromkeys(teacher.block_names, (0.25, 0.5, 0.75)), images, recipe)
 library.fill()
 found = library.best(params=3_000)
 print(sorted(found.labels.items()), sum(value.double().sum().item() for value in found.build().state_dict().values()))

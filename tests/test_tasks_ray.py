@@ -23,9 +23,10 @@ from nkdlib.tasks import cache
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import make_executor, packed
 from nkdlib.tasks.makespan import makespan
+from nkdlib.training import Schedule
 from nkdlib.training.store import Store
 
-RECIPE = Recipe(start="given", steps=3, batch_size=8, holdout=8, bn_images=8, solve_images=2)
+RECIPE = Recipe(Schedule(3, batch_size=8, lr=2e-3), start="given", holdout=8, bn_images=8, solve_images=2)
 DRIVER = """
 from test_runtime_ray import tasks_of
 from nkdlib.tasks.cache import Cache
@@ -144,13 +145,13 @@ def test_boundaries_are_put_once_whatever_the_number_of_tasks(executor, monkeypa
     put, sizes = ray.put, []
     monkeypatch.setattr(ray, "put", lambda content: sizes.append(content[0].nbytes) or put(content))
     teacher, images = resnet(8, 10, seed=0).eval(), torch.randn(64, 3, 32, 32)
-    students = {name: {"a": 0.5, "b": 0.25, "c": 1} for name in ("layer1.0", "layer2.0")}
-    recipe = Recipe(start="random", steps=1, batch_size=8, holdout=8, bn_images=8, solve_images=2)
+    students = {"layer1.0": 0.5, "layer2.0": 0.5}
+    recipe = Recipe(Schedule(1, batch_size=8, lr=2e-3), start="random", holdout=8, bn_images=8, solve_images=2)
     there = distill(teacher, students, [images], recipe, executor)
     before, between, after = (16 * channels * size**2 * 2 for channels, size in ((16, 32), (16, 32), (32, 16)))
-    assert sorted(sizes) == [after, between, before]  # 16 images in float16, for six tasks
+    assert sorted(sizes) == [after, between, before]  # 16 images in float16, for both tasks
     here = distill(teacher, students, [images], recipe)
-    assert [d.losses for d in there.every()] == [d.losses for d in here.every()]
+    assert [d.losses for d in there.values()] == [d.losses for d in here.values()]
 
 
 def test_an_artefact_needs_no_disk_that_is_shared(executor, runs):

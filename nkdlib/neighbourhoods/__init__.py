@@ -3,7 +3,6 @@
 Shao, Moroz, Eban and Movshovitz-Attias, arXiv 2010.01189.
 """
 
-from nkdlib.neighbourhoods.boundary_noise import BoundaryNoise
 from nkdlib.neighbourhoods.capture import Boundaries, capture
 from nkdlib.neighbourhoods.distill import Distillation, Distilled, distill, solve
 from nkdlib.neighbourhoods.library import Composition, Library
@@ -14,7 +13,6 @@ from nkdlib.neighbourhoods.students import narrow
 
 __all__ = [
     "Boundaries",
-    "BoundaryNoise",
     "Composition",
     "Distillation",
     "Distilled",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.capture import repeatable
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
+from nkdlib.neighbourhoods.distill import Student, initialize_student, input_pairs
 from nkdlib.neighbourhoods.local import Recipe, train_local
-from nkdlib.neighbourhoods.starts import Student, begin, pairs_of
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
 from nkdlib.tasks.cache import Artefact, Cache, Task
@@ -83,7 +83,7 @@ def rank(
     """Rank the channels of the teacher's `piece` for all widths at once, see `Ranking`; a task for the cache."""
     rows = boundary.value[holdout : holdout + solve_images]
     with Stopwatch(rows.device) as watch:
-        ranking = rank_channels(piece, pairs_of(rows), ridge, to_own)
+        ranking = rank_channels(piece, input_pairs(rows), ridge, to_own)
     tensors, plain = {"order": ranking.order}, {"seconds": watch.device_s}
     for name, value in vars(ranking.normal).items():
         (tensors if isinstance(value, Tensor) else plain)[name] = value
@@ -113,8 +113,10 @@ def distill_candidate(
     store = boundary.value
     with Stopwatch(store.device) as watch:
         shared = _ranking(ranking.value, store.device) if ranking else None
-        module = begin(piece, copy.deepcopy(student), recipe, pairs_of(store[recipe.solved]), seed, shared)
-    state, info = train_local(name, module, store, recipe, seed, piece)
+        module = initialize_student(
+            piece, copy.deepcopy(student), recipe, input_pairs(store[recipe.solved]), seed, shared
+        )
+    state, info = train_local(name, module, store, recipe, seed)
     ranking_s = ranking.value.info["seconds"] if ranking else 0.0
     return state, {**info, "start_s": watch.device_s, "ranking_s": ranking_s}
 

@@ -189,7 +189,9 @@ class Ranking:
 def rank_channels(piece: nn.Module, pairs: Pairs, ridge: float, to_own: bool = False) -> Ranking:
     """The ranking of a neighbourhood's first inner channel group; arguments as for `solve_neighbourhood`."""
     example = next(iter(pairs()))[0][:1]
-    normal = _pose(piece, piece, pairs, example, inner_groups(piece, example, joined=False)[0]).normal(to_own)
+    normal = pose_least_squares(piece, piece, pairs, example, inner_groups(piece, example, joined=False)[0]).normal(
+        to_own
+    )
     return Ranking(normal, elimination_order(normal, ridge))
 
 
@@ -223,14 +225,14 @@ def solve_neighbourhood(
     example = next(iter(pairs()))[0][:1]
     if isinstance(student, nn.Module):
         whole = _whole(student)
-        problem = _pose(_whole(piece), whole, pairs, example)
+        problem = pose_least_squares(_whole(piece), whole, pairs, example)
         _set_weights(whole, problem, problem.normal(to_own), ridge)
         return student.eval()
     width, student = student, piece
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example, joined=False)]:
         group = next(g for g in channel_groups(student, example) if g.name == name)
-        problem = _pose(piece, student, pairs, example, group, kept)
+        problem = pose_least_squares(piece, student, pairs, example, group, kept)
         if ranking is None:
             normal = problem.normal(to_own)
             ranking = Ranking(normal, elimination_order(normal, ridge, group.size - width_of(group, width)))
@@ -248,7 +250,7 @@ def _whole(module: nn.Module) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class LeastSquares:
     """A layer to solve, the BatchNorm behind it, and the least squares that the layer should meet."""
 
     path: str
@@ -273,14 +275,14 @@ class _Problem:
         return torch.cat([linear, shift[None]]) if intercept else linear
 
 
-def _pose(
+def pose_least_squares(
     piece: nn.Module,
     student: nn.Module,
     pairs: Pairs,
     example: Tensor,
     group: ChannelGroup | None = None,
     kept: Mapping[str, Tensor] | None = None,
-) -> _Problem:
+) -> LeastSquares:
     """The problem of the layer that reads `group` last, or of the last layer, with `kept` channels left so far."""
     theirs, ours, kept = trace(piece, example), trace(student, example), kept or {}
     their_tail, tail = find_tail(theirs), find_tail(ours)
@@ -305,7 +307,7 @@ def _pose(
 
     norm_path = tail.norm.target if is_tail and tail.norm else None
     norm = student.get_submodule(norm_path) if norm_path else None
-    return _Problem(path, norm_path, student.get_submodule(path), norm, rows)
+    return LeastSquares(path, norm_path, student.get_submodule(path), norm, rows)
 
 
 def _node(graph: fx.GraphModule, path: str) -> fx.Node:
@@ -313,7 +315,7 @@ def _node(graph: fx.GraphModule, path: str) -> fx.Node:
 
 
 def _set_weights(
-    student: nn.Module, problem: _Problem, normal: Normal, ridge: float, channels: Tensor | None = None
+    student: nn.Module, problem: LeastSquares, normal: Normal, ridge: float, channels: Tensor | None = None
 ) -> None:
     """Solve a layer; a BatchNorm behind it is set to pass its outputs on, in both of its modes."""
     layer, weights = student.get_submodule(problem.path), normal.solve(ridge, channels)

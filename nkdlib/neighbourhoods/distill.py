@@ -3,8 +3,10 @@
 Shao et al., arXiv 2010.01189.
 """
 
+import copy
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,22 +14,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, repeatable
-from nkdlib.neighbourhoods.local import LocalTraining, Recipe, train_local
-from nkdlib.neighbourhoods.split import recompose, split
-from nkdlib.neighbourhoods.starts import Student, check_order, seed_of, start_students
+from nkdlib.neighbourhoods.capture import BATCH, Boundaries, capture, first_batch, passes, repeatable
+from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
+from nkdlib.neighbourhoods.local import Recipe, train_local
+from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, recompose, split
+from nkdlib.neighbourhoods.students import narrow
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import device_of, evaluating
+from nkdlib.networks.module import device_of, evaluating, reset
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.tasks.progress import Progress
+from nkdlib.training.store import Store
 
 Executor = InProcess | Processes
-Students = Mapping[str, Student | Mapping[str, Student]]
-Started = Mapping[tuple[str, str], nn.Module]  # students by neighbourhood and label
-Infos = dict[tuple[str, str], dict[str, object]]  # what is known of each
+Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
 
 
 @dataclass
@@ -35,7 +36,6 @@ class Distilled:
     """One student neighbourhood, how well it imitates its teacher's part, and what it cost."""
 
     name: str  # of the neighbourhood
-    label: str  # of the candidate, "" where there is one
     module: nn.Module = field(repr=False)
     local_error: float  # on held-out inputs, see `local_error`
     cost: Cost
@@ -44,16 +44,16 @@ class Distilled:
 
 
 @dataclass(repr=False)
-class Distillation(Tabled, Mapping[str, Distilled | dict[str, Distilled]]):
-    """What `distill` returns: by neighbourhood, a `Distilled`, or several by label where candidates were given."""
+class Distillation(Tabled, Mapping[str, Distilled]):
+    """Distilled students by neighbourhood, front to back; prints itself as a table."""
 
-    students: dict[str, Distilled | dict[str, Distilled]]
-    teacher_s: float  # device-seconds of the teacher's one pass
+    students: dict[str, Distilled]
+    teacher_s: float  # device-seconds of the teacher's passes
     start_s: dict[str, float]  # device-seconds of each neighbourhood's start (the closed form, mostly)
     sequential_start: bool  # starts waited for each other (front to back)
-    boundaries: str  # whether and how they were kept, in words
+    boundaries: str  # their number and size, and how many passes they took
 
-    def __getitem__(self, name: str) -> Distilled | dict[str, Distilled]:
+    def __getitem__(self, name: str) -> Distilled:
         return self.students[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -62,67 +62,53 @@ class Distillation(Tabled, Mapping[str, Distilled | dict[str, Distilled]]):
     def __len__(self) -> int:
         return len(self.students)
 
-    def every(self) -> Iterator[Distilled]:
-        """All students, front to back."""
-        for value in self.students.values():
-            yield from value.values() if isinstance(value, dict) else (value,)
-
     @property
     def device_s(self) -> float:
-        """Device-seconds on one worker: the teacher's pass, the starts and every student's steps."""
-        return self.teacher_s + sum(self.start_s.values()) + sum(d.device_s for d in self.every())
+        """Device-seconds on one worker: the teacher's passes, the starts and every student's steps."""
+        return self.teacher_s + sum(self.start_s.values()) + sum(student.device_s for student in self.values())
 
     def critical_path_s(self, workers: int | None = None) -> float:
         """Seconds until the last student is done with one worker for each neighbourhood; boundaries take no time.
 
         Args:
-            workers: that share the teacher's pass; the number of neighbourhoods where omitted.
+            workers: that share the teacher's pass; by default one for each neighbourhood.
         """
         # DEVIATION D6: computed from measured tasks, not run on as many machines.
         workers = len(self) if workers is None else workers
-        steps = {name: sum(d.device_s for d in self.every() if d.name == name) for name in self}
         if self.sequential_start:
-            longest = sum(self.start_s.values()) + max(steps.values())
+            longest = sum(self.start_s.values()) + max(student.device_s for student in self.values())
         else:
-            longest = max(self.start_s[name] + steps[name] for name in self)
+            longest = max(self.start_s[name] + student.device_s for name, student in self.items())
         return self.teacher_s / workers + longest
 
-    def recompose(self, teacher: nn.Module, **chosen: str) -> nn.Module:
-        """The teacher with these students in place, see `recompose`; where there are candidates, `name=label`."""
-        labels = {name: list(value) for name, value in self.students.items() if isinstance(value, dict)}
-        for name in labels.keys() | chosen.keys():
-            if chosen.get(name) not in labels.get(name, ()):
-                raise ValueError(
-                    f"chosen[{name!r}] (={chosen.get(name)!r}) is no candidate; choose one for each of {labels}"
-                )
-        students = {n: v[chosen[n]] if isinstance(v, dict) else v for n, v in self.students.items()}
-        return recompose(teacher, {name: student.module for name, student in students.items()})
+    def recompose(self, teacher: nn.Module) -> nn.Module:
+        """The teacher with these students in place, see `recompose`."""
+        return recompose(teacher, {name: student.module for name, student in self.items()})
 
     def table(self) -> pd.DataFrame:
         """Local errors and costs, a row a student."""
         return pd.DataFrame(
             [
                 {
-                    "neighbourhood": d.name,
-                    **({"candidate": d.label} if d.label else {}),
-                    "local error": d.local_error,
-                    "params": d.cost.params,
-                    "MACs": d.cost.macs,
-                    "start [s]": self.start_s[d.name],
-                    "steps [s]": d.device_s,
+                    "neighbourhood": name,
+                    "local error": student.local_error,
+                    "params": student.cost.params,
+                    "MACs": student.cost.macs,
+                    "start [s]": self.start_s[name],
+                    "steps [s]": student.device_s,
                 }
-                for d in self.every()
+                for name, student in self.items()
             ]
         )
 
     def caption(self) -> str:
-        """Where boundaries were, and what the teacher's pass took."""
-        return f"{self.boundaries}; teacher's pass {self.teacher_s:.2f} device-seconds"
+        """Size of the boundaries, and seconds of the teacher."""
+        return f"{self.boundaries}; teacher {self.teacher_s:.2f} device-seconds"
 
 
 def distill(
     teacher: nn.Module,
-    students: Students,
+    students: Mapping[str, Student],
     inputs: Iterable,
     recipe: Recipe | None = None,
     executor: Executor | None = None,
@@ -132,103 +118,178 @@ def distill(
 
     Args:
         teacher: any network; not changed.
-        students: by neighbourhood name (a submodule path, or first:last for a run of children), what to put there:
-            a module with the same input and output shapes, or a width (0.5, or a number of channels) for the
-            teacher's own layers with fewer inner channels, or a dict of such candidates by label.
+        students: by neighbourhood name (a submodule path, or first:last for a run of children): a module with the
+            same input and output shapes, or a width (0.5, or a number of channels) for the teacher's own layers with
+            fewer inner channels. Several candidates for one neighbourhood are for `Library`.
         inputs: batches of images, with or without labels; labels are not used.
-        recipe: start, steps, rates; `Recipe()` where omitted.
-        executor: where students are trained; this process where omitted, and where boundaries do not fit in memory:
-            these are streamed, and the batches of a step are then parts of those of `inputs`.
+        recipe: start, steps, rates; by default `Recipe()`.
+        executor: runs the training of students; by default in this process.
         cache: keeps each trained student as an artefact, so that an interrupted call goes on where it was.
 
+    Boundaries that do not fit into `recipe.memory_limit_gb` together are captured for as many neighbourhoods at a time
+    as do, front to back, in a pass of the teacher each; students are the same.
+
     Raises:
-        ValueError: names or shapes that do not fit, too few images.
+        ValueError: names or shapes that do not fit, too few images, a neighbourhood with boundaries above the limit.
         FloatingPointError: a loss that is not finite.
 
     >>> import torch
     >>> from nkdlib.networks import resnet
-    >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
-    >>> result = distill(teacher, {"layer1.0": 0.5}, images, Recipe(steps=2, batch_size=16, holdout=16))
-    ... # doctest: +ELLIPSIS
+    >>> from nkdlib.training import Schedule
+    >>> teacher, images = resnet(8, 10, seed=0), [torch.randn(64, 3, 16, 16)]
+    >>> recipe = Recipe(schedule=Schedule(steps=2, batch_size=16), holdout=16)
+    >>> result = distill(teacher, {"layer1.0": 0.5}, images, recipe)  # doctest: +ELLIPSIS
     distilling 1 neighbourhoods ... done after ...
     >>> result["layer1.0"].module.conv1.out_channels
     8
     """
     recipe, inputs = recipe or Recipe(), repeatable(inputs)
-    candidates = {n: dict(s) if isinstance(s, Mapping) else {"": s} for n, s in students.items()}
-    for name, mine in candidates.items():
-        if not mine:
-            raise ValueError(f"students[{name!r}] (={{}}) names no candidate; give at least one")
     example = first_batch(inputs)[:2].to(device_of(teacher))
+    how = {"images": recipe.images, "dtype": recipe.dtype, "adapt": recipe.adapt}
+    teacher_s, start_s, done, said = 0.0, {}, {}, ""
+    previous: list[Tensor] | None = None  # outputs of the student before, batch by batch
     with evaluating(teacher):
-        neighbourhoods = split(teacher, list(candidates), example)
-        solve_images = recipe.solve_images if recipe.start == "solved" else 2
-        with Stopwatch(example.device) as teacher_watch:
-            boundaries = capture(
-                teacher,
-                neighbourhoods,
-                inputs,
-                images=recipe.holdout + max(recipe.steps * recipe.batch_size, solve_images),
-                keep=recipe.holdout + recipe.solve_images,
-                memory_limit_gb=recipe.memory_limit_gb,
-                dtype=recipe.dtype,
-                adapt=recipe.adapt,
-            )
-        if len(boundaries.store) < recipe.holdout + 2:
-            raise ValueError(
-                f"inputs holds {len(boundaries.store)} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 "
-                "to learn from; give more images or a smaller holdout"
-            )
-        started, start_s = start_students(boundaries, candidates, recipe)
-        if boundaries.complete or recipe.steps == 0:
-            infos = _train_apart(boundaries, started, recipe, executor, cache)
-        else:
-            infos = _train_streaming(boundaries, started, recipe)
-        done = {
-            place: Distilled(*place, module, cost=cost(module.eval(), neighbourhoods[place[0]].example), **infos[place])
-            for place, module in started.items()
-        }
-    return Distillation(
-        {
-            here.name: {label: done[here.name, label] for label in candidates[here.name]}
-            if isinstance(students[here.name], Mapping)
-            else done[here.name, ""]
-            for here in neighbourhoods
-        },
-        teacher_watch.device_s,
-        start_s,
-        sequential_start=recipe.start == "solved" and recipe.front_to_back and boundaries.linked,
-        boundaries=repr(boundaries),
-    )
+        neighbourhoods = split(teacher, list(students), example)
+        students = {n.name: copy.deepcopy(students[n.name]) for n in neighbourhoods}
+        for neighbourhood in neighbourhoods:
+            check_student(neighbourhood, students[neighbourhood.name], recipe, f"students[{neighbourhood.name!r}]")
+        sets = passes(neighbourhoods, inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
+        for number, members in enumerate(sets, 1):
+            with Stopwatch(example.device) as watch:
+                boundaries = capture(teacher, members, inputs, **how)
+            teacher_s += watch.device_s
+            if (images := len(boundaries.store)) < recipe.holdout + 2:
+                raise ValueError(
+                    f"inputs holds {images} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 to learn "
+                    "from; give more images or a smaller holdout"
+                )
+            said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
+            started, seconds, previous = _start(members, boundaries, students, recipe, previous)
+            start_s |= seconds
+            done |= _train(members, boundaries, started, recipe, executor, cache, said)
+    if len(sets) > 1:
+        said = (
+            f"boundaries above recipe.memory_limit_gb (={recipe.memory_limit_gb:g}): {len(sets)} passes of the teacher"
+        )
+    return Distillation(done, teacher_s, start_s, _front_to_back(recipe), said)
 
 
-def solve(teacher: nn.Module, students: Students, inputs: Iterable, recipe: Recipe | None = None) -> Distillation:
-    """Students in closed form alone, without a gradient step; arguments and result as for `distill`.
-
-    >>> import torch
-    >>> from nkdlib.networks import resnet
-    >>> teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(64, 3, 16, 16)]
-    >>> result = solve(teacher, {"layer1.0": 0.5}, images, Recipe(holdout=16))
-    >>> 0 < result["layer1.0"].local_error < 1
-    True
-    """
+def solve(
+    teacher: nn.Module, students: Mapping[str, Student], inputs: Iterable, recipe: Recipe | None = None
+) -> Distillation:
+    """Solve students in closed form, without a gradient step; arguments and result as for `distill`."""
     recipe = recipe or Recipe()
-    return distill(teacher, students, inputs, dataclasses.replace(recipe, start="solved", steps=0))
+    untrained = dataclasses.replace(recipe.schedule, steps=0)
+    return distill(teacher, students, inputs, dataclasses.replace(recipe, start="solved", schedule=untrained))
 
 
-def _train_apart(
-    boundaries: Boundaries, started: Started, recipe: Recipe, executor: Executor | None, cache: Cache | None
-) -> Infos:
-    """One task a student, from boundaries in memory; the longest first, so that no worker waits for it at the end."""
+def seed_of(seed: int, *words: str) -> int:
+    """A seed of its own for each student, whatever the order or number of workers."""
+    return int.from_bytes(hashlib.sha256("/".join((str(seed), *words)).encode()).digest()[:6])
+
+
+def check_student(neighbourhood: Neighbourhood, student: Student, recipe: Recipe, called: str) -> None:
+    """Raise ValueError for a student that is none, cannot start as the recipe says, or has other shapes.
+
+    A module is moved to the teacher's device and put into evaluation mode; a width is left to `narrow`. `called` is its
+    name in errors.
+    """
+    if not isinstance(student, Student):
+        raise ValueError(f"{called} (={student}) must be a module or a width; several candidates are for Library")
+    if not isinstance(student, nn.Module):
+        return
+    if recipe.start == "copied":
+        raise ValueError(
+            f"start (='copied') needs a width for {called}, not a module; give a share such as 0.5, or start='given'"
+        )
+    with torch.no_grad():
+        try:
+            output = student.to(neighbourhood.example.device).eval()(neighbourhood.example)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{called} cannot take the neighbourhood's input of shape {neighbourhood.input_shape}: {error}"
+            ) from error
+    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+    if shape != neighbourhood.output_shape:
+        raise ValueError(
+            f"{called} returns shape {shape}, the teacher's part {neighbourhood.output_shape}; "
+            "give a student with the same output shape"
+        )
+
+
+def build_student(piece: nn.Module, student: Student, example: Tensor) -> nn.Module:
+    """An untrained student's module: itself, or the teacher's `piece` made narrower."""
+    return student if isinstance(student, nn.Module) else narrow(piece, example, student)
+
+
+def initialize_student(
+    piece: nn.Module, student: Student, recipe: Recipe, pairs: Pairs, seed: int, ranking: Ranking | None = None
+) -> nn.Module:
+    """A student of the teacher's `piece` with the weights that it starts from; a module is changed in place.
+
+    `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
+    """
+    if recipe.start == "solved":
+        module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking, recipe.ridge_to == "own")
+    else:
+        module = build_student(piece, student, next(pairs())[0][:1])
+        module = reset(module, seed) if recipe.start == "random" else module
+    return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
+
+
+def input_pairs(rows: Store, previous: list[Tensor] | None = None) -> Pairs:
+    """Batches to solve from: the teacher's input, and the student's: `previous`, or the same.
+
+    Both are copies, since a layer may work in place.
+    """
+
+    def of_teacher() -> Iterator[Tensor]:
+        return (row["x"] for row in rows.select(["x"]).chunks(BATCH))
+
+    return lambda: zip(of_teacher(), of_teacher() if previous is None else (x.clone() for x in previous), strict=True)
+
+
+def _front_to_back(recipe: Recipe) -> bool:
+    return recipe.start == "solved" and recipe.front_to_back and not recipe.adapt
+
+
+def _start(
+    members: Neighbourhoods,
+    boundaries: Boundaries,
+    students: Mapping[str, Student],
+    recipe: Recipe,
+    previous: list[Tensor] | None,
+) -> tuple[dict[str, nn.Module], dict[str, float], list[Tensor] | None]:
+    """Students with their starting weights, their device-seconds, and the outputs of the last one, batch by batch."""
+    started, seconds = {}, {}
+    for neighbourhood in members:
+        name, piece = neighbourhood.name, neighbourhood.module
+        with Stopwatch(boundaries.store.device) as watch:
+            pairs = input_pairs(boundaries.of(name)[recipe.solved], previous if neighbourhood.chained else None)
+            started[name] = initialize_student(piece, students[name], recipe, pairs, seed_of(recipe.seed, name, ""))
+            if _front_to_back(recipe):
+                with torch.no_grad():
+                    previous = [started[name].eval()(x) for _, x in pairs()]
+        seconds[name] = watch.device_s
+    return started, seconds, previous
+
+
+def _train(
+    members: Neighbourhoods,
+    boundaries: Boundaries,
+    started: Mapping[str, nn.Module],
+    recipe: Recipe,
+    executor: Executor | None,
+    cache: Cache | None,
+    said: str,
+) -> dict[str, Distilled]:
+    """Train each student in a task of its own, the dearest first, so that no worker waits for it at the end."""
     tasks = {}
-    for name, label in sorted(started, key=lambda place: -boundaries.neighbourhoods[place[0]].cost.macs):
-        kwargs = {"name": name, "student": started[name, label], "store": boundaries.of(name), "recipe": recipe}
-        kwargs["seed"] = seed_of(recipe.seed, name, label, "order")
-        if recipe.inner:
-            kwargs["piece"] = boundaries.neighbourhoods[name].module
-        tasks[name, label] = Task(train_local, kwargs, f"{name} {label}".strip())
-    title = f"distilling {len(tasks)} neighbourhoods ({boundaries})"
-    if recipe.steps == 0:
+    for name in sorted(started, key=lambda name: -members[name].cost.macs):
+        given = {"name": name, "student": started[name], "store": boundaries.of(name), "recipe": recipe}
+        tasks[name] = Task(train_local, {**given, "seed": seed_of(recipe.seed, name, "", "order")}, name)
+    title = f"distilling {len(tasks)} neighbourhoods ({said})"
+    if recipe.schedule.steps == 0:
         made = [task.fn(**task.kwargs) for task in tasks.values()]
     elif cache is not None:
         made = [(artefact.tensors, artefact.info) for artefact in cache.run(tasks.values(), executor, title)]
@@ -236,52 +297,9 @@ def _train_apart(
         calls = [(task.label, functools.partial(task.fn, **task.kwargs)) for task in tasks.values()]
         made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
     trained = dict(zip(tasks, made, strict=True))
-    for place, (state, _) in trained.items():
-        started[place].load_state_dict(state)
-    return {place: info for place, (_, info) in trained.items()}
-
-
-def _train_streaming(boundaries: Boundaries, started: Started, recipe: Recipe) -> Infos:
-    """All students side by side on one stream of boundaries; the first images of a pass stay held out."""
-    stores = {place: boundaries.of(place[0]) for place in started}
-    runs = {
-        (name, label): LocalTraining(
-            name,
-            student,
-            stores[name, label][: recipe.holdout],
-            recipe,
-            seed_of(recipe.seed, name, label, "order"),
-            boundaries.neighbourhoods[name].module,
-        )
-        for (name, label), student in started.items()
-    }
-    seconds = dict.fromkeys(runs, 0.0)
-    device = boundaries.neighbourhoods[0].example.device
-    with Progress(f"distilling {len(runs)} neighbourhoods ({boundaries})", recipe.steps, "steps") as progress:
-        for _, pairs in zip(range(recipe.steps), _stream(boundaries, recipe), strict=False):
-            for place, run in runs.items():
-                x, y = pairs[place[0]]
-                with Stopwatch(device) as watch:
-                    run.step(x.clone(), y)  # others need it, and a student may begin by working in place
-                seconds[place] += watch.device_s
-            progress.advance()
-    return {p: {**run.finish(stores[p][recipe.holdout :]), "device_s": seconds[p]} for p, run in runs.items()}
-
-
-def _stream(boundaries: Boundaries, recipe: Recipe) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Batches of (x, y) by neighbourhood, one pass of the teacher after another, without the held-out images."""
-    first = boundaries.neighbourhoods[0].name
-    while True:
-        seen, given = 0, False
-        for pairs in boundaries.rows():
-            size = len(pairs[first][0])
-            if seen == 0:
-                check_order(boundaries, pairs[first][0])
-            for start in range(max(recipe.holdout - seen, 0), size - 1, recipe.batch_size):
-                rows, given = slice(start, start + recipe.batch_size), True
-                yield {name: (x[rows], y[rows]) for name, (x, y) in pairs.items()}
-            seen += size
-        if not given:
-            raise ValueError(
-                f"inputs gave no batch beyond the first recipe.holdout (={recipe.holdout}) images; give more"
-            )
+    done = {}
+    for name, module in started.items():
+        state, info = trained[name]
+        module.load_state_dict(state)
+        done[name] = Distilled(name, module, cost=cost(module.eval(), members[name].example), **info)
+    return done

@@ -24,12 +24,11 @@ from nkdlib.neighbourhoods.candidates import (
     measure,
     ranking_task,
 )
-from nkdlib.neighbourhoods.capture import capture, first_batch
-from nkdlib.neighbourhoods.distill import Executor
+from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, passes
+from nkdlib.neighbourhoods.distill import Executor, Student, build_student, check_student, seed_of
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.select import Budget, Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import recompose, split
-from nkdlib.neighbourhoods.starts import Student, check_student, seed_of, shape_of
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import cost
 from nkdlib.networks.latency import Latency
@@ -37,6 +36,7 @@ from nkdlib.networks.module import device_of
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.keys import fingerprint, sha256
 from nkdlib.training.batchnorm import reestimate_batchnorm
+from nkdlib.training.loop import Schedule
 
 TEACHER, IDENTITY = "teacher", "identity"  # labels of candidates that no user gives; the second if shapes allow
 
@@ -57,9 +57,10 @@ class Library(Tabled):
 
     >>> import tempfile
     >>> from nkdlib.networks import resnet
+    >>> from nkdlib.training import Schedule
     >>> teacher, images = resnet(8, 10, seed=0).eval(), torch.randn(96, 3, 16, 16)
     >>> library = Library(
-    ...     teacher, {"layer1.0": [0.25, 0.5], "layer2.0": [0.5]}, images, Recipe(steps=0, holdout=32),
+    ...     teacher, {"layer1.0": [0.25, 0.5], "layer2.0": [0.5]}, images, Recipe(Schedule(0), holdout=32),
     ...     Cache(tempfile.mkdtemp()))
     >>> library.fill()  # doctest: +ELLIPSIS
     ranking the channels...
@@ -79,7 +80,7 @@ class Library(Tabled):
         recipe: Recipe | None = None,
         cache: Cache | None = None,
     ):
-        self.recipe, self.cache = recipe or Recipe(steps=0), cache or Cache()
+        self.recipe, self.cache = recipe or Recipe(Schedule(0)), cache or Cache()
         self.teacher = copy.deepcopy(teacher).eval()
         self.inputs = SameImages(inputs)
         self._source = [fingerprint(self.teacher), self.inputs.fingerprint]
@@ -93,7 +94,7 @@ class Library(Tabled):
         for piece in self.neighbourhoods:
             self.candidates[piece.name] = {TEACHER: Candidate(None, piece.module, self.recipe, piece.cost)}
             if piece.input_shape == piece.output_shape:
-                self.add(piece.name, IDENTITY, nn.Identity(), Recipe(start="given", steps=0))
+                self.add(piece.name, IDENTITY, nn.Identity(), Recipe(Schedule(0), start="given"))
         for name, students in candidates.items():
             labeled = students if isinstance(students, Mapping) else {f"{width:g}": width for width in students}
             for label, student in labeled.items():
@@ -113,11 +114,9 @@ class Library(Tabled):
         piece, recipe = self.neighbourhoods[name], recipe or self.recipe
         if label in self.candidates[name]:
             raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
-        module = student = copy.deepcopy(student)
-        if isinstance(student, nn.Module):
-            check_student(piece, label, student.to(piece.example.device), recipe)
-        else:
-            module = shape_of(piece.module, student, piece.example)
+        student = copy.deepcopy(student)
+        check_student(piece, student, recipe, f"students[{name!r}][{label!r}]")
+        module = build_student(piece.module, student, piece.example)
         shared = {field: getattr(self.recipe, field) for field in ("holdout", "dtype", "adapt")}
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **shared)
         self.candidates[name][label] = Candidate(student, module, recipe, cost(module, piece.example))
@@ -157,16 +156,25 @@ class Library(Tabled):
         return missing
 
     def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
-        """Capture the boundaries of all tasks in one pass of the teacher, rank channels once, and run the tasks."""
-        recipe, limit = self.recipe, self.recipe.memory_limit_gb
+        """Capture the boundaries of all tasks, in one pass of the teacher if memory allows, and run the tasks."""
+        recipe, made = self.recipe, {}
         parts = split(self.teacher, list({task.kwargs["name"]: None for task in tasks}), self.example)
-        how = {"memory_limit_gb": limit, "dtype": recipe.dtype, "adapt": recipe.adapt, "keep": 0}
-        boundaries = capture(self.teacher, parts, self.inputs, **how)
-        if not boundaries.complete or len(boundaries.store) < recipe.holdout + 2:
-            raise ValueError(
-                f"{boundaries}; a library needs all of them in memory, and more images than recipe.holdout "
-                f"(={recipe.holdout}) + 1: change inputs or recipe.memory_limit_gb (={limit})"
-            )
+        how = {"images": None, "dtype": recipe.dtype, "adapt": recipe.adapt}
+        sets = passes(parts, self.inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
+        for number, members in enumerate(sets, 1):
+            boundaries = capture(self.teacher, members, self.inputs, **how)
+            if (images := len(boundaries.store)) < recipe.holdout + 2:
+                raise ValueError(
+                    f"inputs holds {images} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 to learn "
+                    "from; give more images or a smaller holdout"
+                )
+            said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
+            part = [task for task in tasks if task.kwargs["name"] in members.names]
+            made |= zip(map(id, part), self._run(part, boundaries, executor, said), strict=True)
+        return [made[id(task)] for task in tasks]
+
+    def _run(self, tasks: list[Task], boundaries: Boundaries, executor: Executor | None, said: str) -> list[Artefact]:
+        """Rank channels once for all widths, and run the tasks."""
         for task in tasks:
             task.kwargs["boundary"].value = boundaries.of(task.kwargs["name"])
         if solved := [task for task in tasks if task.kwargs["ranking"]]:
@@ -174,7 +182,10 @@ class Library(Tabled):
             found = self.cache.run(rankings, executor, "ranking the channels of neighbourhoods")
             for task, artefact in zip(solved, found, strict=True):
                 task.kwargs["ranking"].value = artefact
-        return self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({boundaries})")
+        artefacts = self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({said})")
+        for task in tasks:
+            task.kwargs["boundary"].value = None  # for the next boundaries
+        return artefacts
 
     def _task(self, name: str, label: str) -> Task:
         """The task that makes a candidate; its boundary and `ranking`, which widths share, become known later."""

@@ -4,21 +4,18 @@ from nkdlib.training.batchnorm import mismatch, reestimate_batchnorm
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.end_to_end import EndToEnd, distill_end_to_end, fit
 from nkdlib.training.evaluate import accuracy, predict
-from nkdlib.training.inversion import Inversion, invert
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import Store, images_of
 
 __all__ = [
     "Checkpoints",
     "EndToEnd",
-    "Inversion",
     "Schedule",
     "Store",
     "accuracy",
     "distill_end_to_end",
     "fit",
     "images_of",
-    "invert",
     "minimize",
     "mismatch",
     "predict",
