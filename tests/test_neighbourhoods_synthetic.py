@@ -48,7 +48,7 @@ def test_the_mismatch_is_zero_for_what_was_remembered_and_known_for_a_single_nor
     wanted = 0.5 * (4 / 1 + 2**2 / 1 - 1 - torch.tensor(4.0).log().item())
     assert mismatch(norm, [x])["0"] == pytest.approx(wanted)
     assert mismatch(norm, [x, x], images=2)["0"] == pytest.approx(wanted)
-    with pytest.raises(ValueError, match=r"model \(=Linear\) has no BatchNorm2d"):
+    with pytest.raises(ValueError, match=r"model \(=Linear\) has no BatchNorm with running statistics"):
         mismatch(nn.Linear(2, 2), [x])
     with pytest.raises(ValueError, match="holds no image"):
         mismatch(norm, [])

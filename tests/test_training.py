@@ -4,6 +4,7 @@ Behind claims ND-1 and ND-1p.
 """
 
 import math
+import re
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from nkdlib.training import (
     fit,
     images_of,
     minimize,
+    mismatch,
     predict,
     reestimate_batchnorm,
 )
@@ -232,21 +234,88 @@ def test_accuracy_is_a_percentage_of_images():
             measure()
 
 
+@pytest.mark.parametrize("labels", [torch.zeros(5, 1).long(), torch.zeros(1).long(), torch.zeros(5, 4)])
+def test_labels_that_would_broadcast_are_refused(labels):
+    message = f"predictions and labels must have one shape; they have (5,) and {tuple(labels.shape)}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        accuracy(Always(1), [(torch.zeros(5, 3, 2, 2), labels)])
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (1, 4), (1, 1)])
+def test_logits_that_would_broadcast_are_refused(shape):
+    message = f"logits of student and teacher must have one shape; they have (5, 4) and {shape}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        soft_targets(torch.zeros(5, 4), torch.zeros(shape), 4.0)
+
+
+def test_batchnorm_gets_the_population_variance_by_hand():
+    """Of 0, 2 and 4, 10: mean 4, squared distances 16 + 4 + 0 + 36. The mean of the batches' variances would be 10."""
+    norm = reestimate_batchnorm(nn.BatchNorm1d(1), [torch.tensor([[0.0], [2.0]]), torch.tensor([[4.0], [10.0]])])
+    assert norm.running_mean.item() == 4 and norm.running_var.item() == pytest.approx(56 / 3)
+
+
 def test_batchnorm_is_the_mean_and_variance_of_the_images():
     torch.manual_seed(0)
     net = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.BatchNorm2d(2, momentum=0.3))
-    x = torch.randn(40, 2, 3, 3) * 3 + 1
+    x = torch.randn(40, 2, 3, 3) * 3 + torch.linspace(-2, 2, 40).view(-1, 1, 1, 1)
     with torch.no_grad():
         net[0].weight.fill_(2.0)
     assert reestimate_batchnorm(net, [x[:8], x[8:24], x[24:]], images=36) is net
     parts = [x[:8], x[8:24], x[24:36]]
-    mean = x[:36].mean((0, 2, 3))
-    variance = sum(len(part) * part.transpose(0, 1).flatten(1).var(1) for part in parts) / 36
-    torch.testing.assert_close(net[0].running_mean, mean)
-    torch.testing.assert_close(net[0].running_var, variance)
     seen = [F.batch_norm(p, None, None, net[0].weight, net[0].bias, True).relu() for p in parts]  # batch statistics
-    torch.testing.assert_close(net[2].running_mean, torch.cat(seen).mean((0, 2, 3)).detach())
+    for norm, values in ((net[0], x[:36]), (net[2], torch.cat(seen).detach())):
+        torch.testing.assert_close(norm.running_mean, values.mean((0, 2, 3)))
+        torch.testing.assert_close(norm.running_var, values.var((0, 2, 3)))
     assert net[0].momentum == 0.1 and net[2].momentum == 0.3 and not any(m.training for m in net.modules())
+
+
+class Own(nn.BatchNorm2d):
+    """A subclass of BatchNorm."""
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.SyncBatchNorm, (6, 2, 4, 4)),
+        (Own, (6, 2, 4, 4)),
+        (nn.BatchNorm3d, (6, 2, 2, 4, 2)),
+        (nn.BatchNorm1d, (6, 2, 16)),
+    ],
+)
+def test_every_kind_of_batchnorm_is_one(norm, shape):
+    torch.manual_seed(0)
+    x = torch.randn(12, 2, 4, 4) + torch.arange(12.0).view(-1, 1, 1, 1)
+    plain, other = nn.Sequential(nn.BatchNorm2d(2)), nn.Sequential(norm(2))
+    seen = [part.view(shape) for part in x.split(6)]
+    wanted, got = reestimate_batchnorm(plain, x.split(6)), reestimate_batchnorm(other, seen)
+    torch.testing.assert_close(got.state_dict(), wanted.state_dict())
+    assert mismatch(got, [seen[0]]) == pytest.approx(mismatch(wanted, [x[:6]]))
+
+
+def test_a_layer_that_runs_twice_is_measured_over_both_and_one_that_never_runs_keeps_its_own():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.unused = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+            self.unused.running_mean.fill_(7.0)
+
+        def forward(self, x):
+            self.norm(x)
+            return self.norm(x + 4)
+
+    net = reestimate_batchnorm(Twice(), [torch.tensor([[0.0], [2.0]])])
+    assert net.norm.running_mean.item() == 3 and net.norm.running_var.item() == pytest.approx(20 / 3)  # of 0, 2, 4, 6
+    assert net.unused.running_mean.item() == 7
+
+
+def test_a_failed_estimate_leaves_the_statistics_alone():
+    net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3))
+    net[0].running_mean.fill_(3.0)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(RuntimeError):
+        reestimate_batchnorm(net, [torch.randn(4, 2, 5, 5), torch.randn(4, 2, 1, 1)])  # the kernel is larger
+    torch.testing.assert_close(net.state_dict(), before, rtol=0, atol=0)
+    assert net[0].momentum == 0.1 and not net[0].training and not net[0]._forward_hooks
 
 
 def test_batchnorm_needs_two_images_and_nothing_else_changes():

@@ -1,6 +1,6 @@
-"""BatchNorm's running statistics, measured anew.
+"""Running statistics of BatchNorm: measured anew, and compared with those of other inputs.
 
-A network that is put together from parts trained apart carries statistics of inputs that its layers no longer see.
+A network that is put together from parts trained apart carries statistics of inputs that its layers no longer get.
 """
 
 import copy
@@ -13,7 +13,28 @@ from torch import Tensor, nn
 from nkdlib.networks.module import device_of
 from nkdlib.training.store import first_images
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+class _Population:
+    """Mean and variance of all values that a BatchNorm with momentum 1 normalizes, over several batches.
+
+    Fvcore's `_PopulationVarianceEstimator` (fvcore/nn/precise_bn.py; Wu and Johnson, "Rethinking 'Batch' in BatchNorm",
+    arXiv 2105.07576): the spread of the batches' means is part of the variance. The mean of the batches' variances
+    leaves it out, and is too small by more the smaller and the less alike the batches are. Here with Bessel's
+    correction, as torch's own `running_var`.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, 0.0, 0.0  # squares: sum of squared distances from the mean
+
+    def __call__(self, norm: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+        """Add the batch that `norm` has just normalized; a forward hook."""
+        count = inputs[0].numel() // inputs[0].shape[1]
+        total, shift = self.count + count, norm.running_mean.double() - self.mean
+        within = norm.running_var.double() * (count - 1)
+        self.squares = self.squares + within + shift.square() * (self.count * count / total)  # Chan et al. 1979
+        self.mean, self.count = self.mean + shift * (count / total), total
 
 
 # DEVIATION D4: the paper's abstract says nothing of BatchNorm in a recomposed network.
@@ -21,58 +42,57 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def reestimate_batchnorm(
     model: nn.Module, inputs: Iterable, images: int = 1024, within: Iterable[str] = ("",)
 ) -> nn.Module:
-    """Replace running statistics by averages over the first `images` inputs, in place, by batch statistics.
+    """Replace BatchNorm's running statistics by those of the first `images` inputs, in place.
+
+    Every layer normalizes by the statistics of the batch meanwhile. See `_Population` for the estimator.
 
     Args:
         model: left in evaluation mode; one without BatchNorm is left alone.
         inputs: batches of images, with or without labels.
         images: how many to use at most.
-        within: submodules whose statistics are replaced, by name; the others normalize by what they see meanwhile
-            and then have their own again.
+        within: names of the submodules whose statistics are replaced; all others keep theirs.
 
     Raises:
-        ValueError: `inputs` holds no batch.
+        ValueError: `inputs` holds no batch of two images.
 
-    >>> reestimate_batchnorm(nn.BatchNorm2d(1), [torch.full((4, 1, 2, 2), 3.0)]).running_mean
-    tensor([3.])
+    >>> batches = torch.zeros(4, 1, 2, 2), torch.full((4, 1, 2, 2), 3.0)
+    >>> norm = reestimate_batchnorm(nn.BatchNorm2d(1), batches)
+    >>> norm.running_mean, norm.running_var * 31 / 32
+    (tensor([1.5000]), tensor([2.2500]))
     """
-    norms = [m for m in model.modules() if isinstance(m, NORMS) and m.track_running_stats]
-    replaced = {m for name in within for m in model.get_submodule(name).modules()}
-    own = {norm: copy.deepcopy(norm.state_dict()) for norm in norms if norm not in replaced}
-    model.eval()
+    norms = [m for m in model.eval().modules() if isinstance(m, NORMS) and m.track_running_stats]
     if not norms:
         return model
-    device = norms[0].running_mean.device
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-    seen = 0
-    try:
+    replaced = {m for name in within for m in model.get_submodule(name).modules()}
+    found, device, seen = {norm: _Population() for norm in norms if norm in replaced}, norms[0].running_mean.device, 0
+    with ExitStack() as undo:
+        undo.callback(model.eval)
+        for norm in norms:
+            undo.callback(norm.load_state_dict, copy.deepcopy(norm.state_dict()))
+            undo.callback(setattr, norm, "momentum", norm.momentum)
+            norm.train().momentum = 1.0
+            if norm in found:
+                undo.enter_context(norm.register_forward_hook(found[norm]))
         for x in first_images(inputs, images):
             if len(x) < 2:
                 break
-            for norm in norms:
-                norm.momentum = len(x) / (seen + len(x))  # each image counts the same, whatever its batch
             model(x.to(device, torch.float32))
             seen += len(x)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for norm, state in own.items():
-            norm.load_state_dict(state)
-        model.eval()
     if seen == 0:
         raise ValueError("inputs holds no batch of at least 2 images; BatchNorm cannot be re-estimated")
+    for norm, population in found.items():
+        if population.count:
+            norm.running_mean.copy_(population.mean)
+            norm.running_var.copy_(population.squares / (population.count - 1))
     return model
 
 
 @torch.no_grad()
 def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str, float]:
-    """How far inputs are from those that a network was trained on, by nothing but what its BatchNorms remember.
+    """Distance of inputs from a network's training data, by its BatchNorms' running statistics alone.
 
-    Kullback-Leibler divergence of a Gaussian with the mean and variance that are seen from one with those that are
-    remembered, in nats, mean over channels: about 0 for images of the training data.
+    Kullback-Leibler divergence between Gaussians with the running statistics and with those of the inputs, in nats,
+    mean over channels: about 0 for images of the training data.
 
     Args:
         model: left in evaluation mode.
@@ -80,24 +100,24 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
         images: how many to use at most.
 
     Returns:
-        By the name of each BatchNorm2d, front to back.
+        By the name of each BatchNorm, front to back.
 
     Raises:
-        ValueError: no BatchNorm2d with statistics, or no image.
+        ValueError: no BatchNorm with running statistics, or no image.
 
     >>> from nkdlib.networks import resnet
     >>> list(mismatch(resnet(8, 10, seed=0), [torch.randn(32, 3, 8, 8)]))[:2]
     ['stem.1', 'layer1.0.bn1']
     """
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, NORMS) and m.track_running_stats}
     if not norms:
-        raise ValueError(f"model (={type(model).__name__}) has no BatchNorm2d that remembers anything")
+        raise ValueError(f"model (={type(model).__name__}) has no BatchNorm with running statistics")
     sums = {norm: torch.zeros(3, norm.num_features, dtype=torch.float64) for norm in norms.values()}
 
     def note(norm: nn.Module, taken: tuple[Tensor]) -> None:
         x = taken[0].double()
-        count = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device)
-        sums[norm] += torch.stack([count, x.sum((0, 2, 3)), x.square().sum((0, 2, 3))]).cpu()
+        count, others = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device), (0, *range(2, x.dim()))
+        sums[norm] += torch.stack([count, x.sum(others), x.square().sum(others)]).cpu()
 
     device = device_of(model.eval())
     with ExitStack() as hooks:

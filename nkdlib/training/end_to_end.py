@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nkdlib.networks.module import device_of, evaluating
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.distributed import Checkpoints, data_parallel
+from nkdlib.training.evaluate import check_shapes
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import Store, images_of
 
@@ -62,7 +63,12 @@ def fit(
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, classes), mean over the batch (section 2)."""
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, classes), mean over the batch (section 2).
+
+    Raises:
+        ValueError: logits of two shapes.
+    """
+    check_shapes(student, teacher, "logits of student and teacher")
     wanted = F.log_softmax(teacher / temperature, 1)
     got = F.log_softmax(student / temperature, 1)
     return temperature**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)

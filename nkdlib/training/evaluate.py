@@ -1,7 +1,6 @@
-"""What a network predicts, how often it is right, and what that took."""
+"""Predictions of a network, and how many of them are right."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,17 @@ def predict(model: nn.Module, inputs: Iterable) -> Tensor:
     return torch.cat(logits)
 
 
+def check_shapes(predictions: Tensor, wanted: Tensor, names: str) -> None:
+    """Raise ValueError unless two tensors have one shape, since those of different shapes may broadcast."""
+    if predictions.shape != wanted.shape:
+        raise ValueError(f"{names} must have one shape; they have {tuple(predictions.shape)} and {tuple(wanted.shape)}")
+
+
 def accuracy(model: nn.Module, inputs: Iterable) -> float:
-    """Top-1 accuracy in percent over batches of (images, labels).
+    """Top-1 accuracy in percent over batches of (images, labels), labels being integers (B,).
+
+    Raises:
+        ValueError: no batch, or labels of another shape than the predictions.
 
     >>> accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
     75.0
@@ -33,31 +41,10 @@ def accuracy(model: nn.Module, inputs: Iterable) -> float:
     device, right = device_of(model.eval()), []
     with torch.no_grad():
         for images, labels in inputs:
-            right.append(model(images.to(device)).argmax(1).cpu() == labels.cpu())
+            predicted = model(images.to(device)).argmax(1).cpu()
+            check_shapes(predicted, labels, "predictions and labels")
+            right.append(predicted == labels.cpu())
     if not right:
         raise ValueError("inputs holds no batch; give at least one")
     right = torch.cat(right)
-    return 100 * right.sum().item() / len(right)
-
-
-def spent_at(quality: float, spent: Sequence[float], reached: Sequence[float]) -> float | None:
-    """What has to be spent to reach a quality, read off a curve of separate runs, None where none gets there.
-
-    Between the last run below the quality and the first run at it, the budget is interpolated on a logarithmic
-    scale; a quality that the smallest run already reaches costs what that run cost.
-
-    Args:
-        quality: to reach.
-        spent: of each run, positive (seconds, steps or images), in growing order.
-        reached: quality of each run.
-
-    >>> spent_at(85.0, [1.0, 4.0], [80.0, 90.0])
-    2.0
-    """
-    for i, value in enumerate(reached):
-        if value >= quality:
-            if i == 0:
-                return float(spent[0])
-            share = (quality - reached[i - 1]) / (value - reached[i - 1])
-            return math.exp(math.log(spent[i - 1]) * (1 - share) + math.log(spent[i]) * share)
-    return None
+    return 100 * right.sum().item() / right.numel()
