@@ -1,21 +1,23 @@
 """The site that `make report` builds: links, words for images, nothing from elsewhere, and how a browser shows it."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import sync_playwright
 
-from nkdlib.compendium import run
+from nkdlib.compendium import report
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.plots import WATERMARK
-from nkdlib.compendium.report import write_pages
+from nkdlib.compendium.results import Results
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -40,19 +42,54 @@ class Page(HTMLParser):
         self.text += text
 
 
-@pytest.fixture(scope="session")
-def site(reproduced):
-    """The site of a smoke run; of its first notebook where the others have not been run."""
-    if not (reproduced / "runs" / "smoke" / "00_start_here.ipynb").exists():
-        assert run.main(["00_start_here", "--profile", "smoke", "--out", str(reproduced)]) == 0
-    places = {"NKD_RUNS": str(reproduced / "runs"), "NKD_FIGURES": str(reproduced / "figures")}
-    command = [sys.executable, "-m", "nkdlib.compendium.report", "--profile", "smoke"]
-    done = subprocess.run(command, env={**os.environ, **places}, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return reproduced / "runs" / "report"
+def notebook(path, *cells, **metadata):
+    """A notebook with the name and the metadata of one of the checkout, and cells of its own."""
+    cells = [new_markdown_cell(f"# {path.stem}"), new_code_cell("seeds: int = 2"), *cells]
+    return new_notebook(cells=cells, metadata={**nbformat.read(path, as_version=4).metadata, **metadata})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A checkout with the documents of this one, and with notebooks and tests that hold nothing but their names."""
+    root = tmp_path_factory.mktemp("clone")
+    shutil.copytree(ROOT / "docs", root / "docs")
+    for name in ("README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, root)
+    for folder in ("tests", "notebooks"):
+        (root / folder).mkdir()
+    linked = re.findall(r"tests/(\w+).py", (root / "README.md").read_text() + (root / "CONTRIBUTING.md").read_text())
+    for name in {*linked, *(test for claim in CLAIMS for test in claim.tests)}:
+        (root / "tests" / f"{name}.py").write_text(f'"""{name}"""\n')
+    for path in ROOT.glob("notebooks/*.ipynb"):
+        nbformat.write(notebook(path), root / "notebooks" / path.name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def site(clone, tmp_path_factory):
+    """The site of a smoke run in which one notebook left an observation, a figure and a table."""
+    folder, stem = tmp_path_factory.mktemp("run"), "01_local_replacement"
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(action="ignore"):
+        patch.setenv("NKD_RUNS", str(folder / "runs"))
+        patch.setenv("NKD_FIGURES", str(folder / "figures"))
+        patch.setattr(report, "checkout", lambda: clone)
+        results, drawn = Results(stem, "smoke", {"seeds": 2}), []
+        patch.setattr("nkdlib.compendium.results.display", lambda item: drawn.append(item.data))
+        results.figure(plt.figure(), "noise", "A line that rises")
+        table = results.table(pd.DataFrame({"network": ["teacher"], "accuracy": [0.5]}), "drops", "Accuracy").to_html()
+        for seed in range(2):
+            results.observe("ND-0", "noise_threshold", seed, 0.3)
+        results.write()
+        outputs = [new_output("display_data", {"text/html": shown}) for shown in (table, *drawn)]
+        shown = new_code_cell("drops", outputs=outputs, execution_count=1)
+        (folder / "runs" / "smoke").mkdir(parents=True)
+        executed = notebook(clone / "notebooks" / f"{stem}.ipynb", shown, papermill={"parameters": {"seeds": 2}})
+        nbformat.write(executed, folder / "runs" / "smoke" / f"{stem}.ipynb")
+        assert report.main(["--profile", "smoke"]) == 0
+    return folder / "runs" / "report"
+
+
+@pytest.fixture(scope="module")
 def pages(site):
     return {path: Page(path) for path in sorted(site.rglob("*.html"))}
 
@@ -87,28 +124,26 @@ def test_every_page_says_where_it_comes_from_and_that_smoke_is_no_result(site, p
     for path, page in pages.items():
         assert WATERMARK in page.text, path.name
         assert re.search(r"Built \d{4}-\d\d-\d\d .*Python 3.*torch .* cores", page.text), path.name
-    assert "Provenance" in pages[site / "notebooks" / "00_start_here.html"].text
+    assert "Provenance" in pages[site / "notebooks" / "01_local_replacement.html"].text
 
 
-def test_a_claim_is_one_click_from_notebook_figure_code_and_test(site, pages, reproduced):
+def test_a_claim_is_one_click_from_notebook_figure_code_and_test(site, pages):
     page = pages[site / "index.html"]
     links = [attributes.get("href", "") for tag, attributes in page.tags if tag == "a"]
     for claim in CLAIMS:
         assert claim.id.lower() in page.ids and claim.published in page.text
         assert all(criterion.words in " ".join(page.text.split()) for criterion in claim.criteria)
-        notebook = f"notebooks/{claim.notebook}.html"
-        assert notebook in links or not (ROOT / "notebooks" / f"{claim.notebook}.ipynb").exists()
+        assert f"notebooks/{claim.notebook}.html" in links
     assert "api/nkdlib.neighbourhoods.html#nkdlib.neighbourhoods.distill" in links
     assert "tests/test_neighbourhoods_distill.html" in links
-    if (reproduced / "figures" / "smoke" / "01_local_replacement").exists():
-        assert "figures.html#fig-01-local-replacement-noise" in links
-        assert "n=2" in page.text
+    assert "figures.html#fig-01-local-replacement-noise" in links
+    assert "0.3 [0.3, 0.3], n=2" in page.text
 
 
-def test_a_notebook_that_was_not_run_is_shown_as_such(tmp_path, monkeypatch):
+def test_a_notebook_that_was_not_run_is_shown_as_such(clone, tmp_path, monkeypatch):
     monkeypatch.setenv("NKD_FIGURES", str(tmp_path / "figures"))
     (tmp_path / "pages").mkdir()
-    write_pages("cpu", ROOT, tmp_path / "pages")
+    report.write_pages("cpu", clone, tmp_path / "pages")
     page = (tmp_path / "pages" / "notebooks" / "01_local_replacement.ipynb").read_text()
     assert "not run on this machine" in page and "make reproduce PROFILE=cpu" in page and WATERMARK not in page
     assert "not attempted: no observations at cpu" in (tmp_path / "pages" / "claims.md").read_text()
