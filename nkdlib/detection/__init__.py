@@ -1,6 +1,5 @@
 """Object detection: images with boxes, SSDLite on any classification network, and average precision as COCO has it."""
 
-from nkdlib.detection.annotations import Problem
 from nkdlib.detection.batches import DetectionBatches, SquareImages, SSDAugmentation
 from nkdlib.detection.coco import CocoImages, coco_root
 from nkdlib.detection.precision import AveragePrecision, evaluate
@@ -12,7 +11,6 @@ __all__ = [
     "CocoImages",
     "DetectionBatches",
     "Detector",
-    "Problem",
     "SSDAugmentation",
     "SquareImages",
     "coco_root",

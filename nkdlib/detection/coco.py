@@ -1,7 +1,7 @@
 """Images with boxes in COCO's layout: a folder of images, and a JSON file with sizes, boxes and categories.
 
-Every entry is checked when the file is opened. An annotation that is wrong is an error or is left out by request,
-never repaired, except that a box which sticks out of its image is clipped.
+Every entry is checked when the file is opened. A wrong entry is an error or is left out by request, never repaired,
+except that a box which sticks out of its image is clipped.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from PIL import Image
 from torch import Tensor
 
 from nkdlib.data import DataDamaged, DataNotFound
-from nkdlib.detection.annotations import Problem, read_annotations
+from nkdlib.detection.annotations import read_annotations
 
 Target = dict[str, Tensor | int]
 
 
 def coco_root(data: str | Path) -> Path | None:
-    """The folder in COCO's layout that `data` means, a path or a name in NKD_DATA; None where it means none.
+    """Find the folder in COCO's layout that `data` names, as a path or below NKD_DATA; None if there is none.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
     >>> (folder / "annotations").mkdir()
-    >>> coco_root(folder) == folder, coco_root("nowhere")
+    >>> coco_root(folder) == folder.resolve(), coco_root("nowhere")
     (True, None)
     """
     here = os.environ.get("NKD_DATA")
-    places = [Path(data), *([Path(here) / data] if here else [])]
-    return next((place.resolve() for place in places if (place / "annotations").is_dir()), None)
+    paths = [Path(data), *([Path(here) / data] if here else [])]
+    return next((path.resolve() for path in paths if (path / "annotations").is_dir()), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class CocoImages:
 
     folder: Path
     files: tuple[str, ...]  # below the folder, N
-    bytes: tuple[int, ...]  # of the files
+    file_sizes: tuple[int, ...]  # in bytes
     image_ids: tuple[int, ...]
     sizes: np.ndarray  # int64 (N, 2): width, height
     owners: np.ndarray  # int64 (M,): the position of each box's image, ascending
@@ -57,22 +57,21 @@ class CocoImages:
     area: np.ndarray  # float64 (M,)
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    dropped: tuple[Problem, ...] = ()  # what `open` left out
+    dropped: tuple[str, ...] = ()  # what was wrong with the entries that `open` left out
 
     @classmethod
     def open(cls, images_folder: str | Path, annotations_json: str | Path, drop: bool = False) -> "CocoImages":
         """Read an `instances_*.json` and check it against the folder of its images.
 
-        An annotation needs id, image_id, category_id and bbox; area is the box's where it is missing, iscrowd 0.
-        drop: leave out entries with problems, listed in `.dropped`; an image takes its boxes with it.
-        Raises ValueError with the first ten problems where there are any, DataNotFound for a folder or file that is
-        not there, DataDamaged for a file that is no annotations file at all. That an image can be decoded is not
-        known before it is (DataDamaged then).
+        An annotation needs id, image_id, category_id and bbox; area is by default the box's, iscrowd 0.
+        drop: leave out wrong entries, listed in `.dropped`; an image takes its boxes with it.
+        Raises ValueError with the first ten problems, DataNotFound for a missing folder or file, DataDamaged for a
+        file without COCO's three lists. Images are decoded when read, and may raise DataDamaged then.
         """
         folder, path = Path(images_folder).resolve(), Path(annotations_json).resolve()
         if not folder.is_dir():
             raise DataNotFound(f"images_folder (={folder}) must be a folder that exists")
-        categories, kept, rows, problems = read_annotations(path, folder)
+        categories, images, boxes, problems = read_annotations(path, folder)
         if problems and not drop:
             listed = "".join(f"\n  {problem}" for problem in problems[:10])
             more = f"\n  and {len(problems) - 10:,} more" if len(problems) > 10 else ""
@@ -80,22 +79,20 @@ class CocoImages:
                 f"{path} has {len(problems):,} problem(s):{listed}{more}\n"
                 "Mend the file, or leave them out with drop=True"
             )
-        place_of = {id: place for place, id in enumerate(kept)}
-        rows.sort(key=lambda row: place_of[row[0]])  # stable: within an image as in the file
-        owners, boxes, labels, iscrowd, area = zip(*rows, strict=True) if rows else ((),) * 5
         return cls(
             folder,
-            *(tuple(image[part] for image in kept.values()) for part in (0, 1)),
-            tuple(kept),
-            np.array([image[2:] for image in kept.values()], np.int64).reshape(-1, 2),
-            np.array([place_of[id] for id in owners], np.int64),
-            np.array(boxes, np.float64).reshape(-1, 4),
-            np.array(labels, np.int64),
-            np.array(iscrowd, bool),
-            np.array(area, np.float64),
-            tuple(name for _, name in categories),
-            tuple(id for id, _ in categories),
-            tuple(problems),
+            files=tuple(images.file_name),
+            file_sizes=tuple(images.bytes),
+            image_ids=tuple(images.id),
+            sizes=np.array(images[["width", "height"]], np.int64),
+            owners=np.array(boxes.image, np.int64),
+            boxes=np.array(boxes[["x1", "y1", "x2", "y2"]], np.float64),
+            labels=np.array(boxes.label, np.int64),
+            iscrowd=np.array(boxes.iscrowd, bool),
+            area=np.array(boxes.area, np.float64),
+            classes=tuple(map(str, categories.name)),
+            category_ids=tuple(categories.id),
+            dropped=tuple(problems),
         )
 
     @classmethod
@@ -127,7 +124,7 @@ class CocoImages:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of images' names, bytes and ids, of boxes and categories; not of where the folder lies."""
-        head = (self.files, self.bytes, self.image_ids, self.classes, self.category_ids)
+        head = (self.files, self.file_sizes, self.image_ids, self.classes, self.category_ids)
         digest = hashlib.sha256(repr(head).encode())
         for part in (self.sizes, self.owners, self.boxes, self.labels, self.iscrowd, self.area):
             digest.update(np.ascontiguousarray(part).tobytes())
@@ -143,12 +140,17 @@ class CocoImages:
         about = f"{path} (image {self.image_ids[place]})"
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken files
+                deep = file.mode[0] in "IF"  # 16 or 32 bits a pixel, which Pillow would clip at 255
+                image = file if deep else file.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all are Pillow's
             raise DataDamaged(f"{about} is no readable image: {error}; fetch it again or remove its entry") from error
+        if deep:
+            raise DataDamaged(f"{about} has mode {image.mode}, more than 8 bits a pixel; convert it to 8 bits")
         if image.size != (width, height):
             is_size = "x".join(map(str, image.size))
-            raise DataDamaged(f"{about} is {is_size} pixels, its annotations are for {width}x{height}")
+            raise DataDamaged(
+                f"{about} is {is_size} pixels, its annotations are for {width}x{height}; fetch it again or mend them"
+            )
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
@@ -191,7 +193,7 @@ class CocoImages:
         of_boxes = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "iscrowd", "area")}
         return replace(
             self,
-            **{name: tuple(getattr(self, name)[i] for i in chosen) for name in ("files", "bytes", "image_ids")},
+            **{name: tuple(getattr(self, name)[i] for i in chosen) for name in ("files", "file_sizes", "image_ids")},
             sizes=self.sizes[chosen],
             owners=np.repeat(np.arange(len(chosen)), bounds[1] - bounds[0]),
             **of_boxes,
