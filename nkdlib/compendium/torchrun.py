@@ -15,15 +15,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.transforms import v2
 
 from nkdlib.compendium.pictures import Pictures, open_pictures, training_batches, validation_batches
-from nkdlib.detection import CocoImages, SquareImages, SSDAugmentation, detect, evaluate, ssdlite, train_detector
+from nkdlib.detection import (
+    CocoImages,
+    SquareImages,
+    augmented,
+    detect,
+    evaluate,
+    ssd_augmentation,
+    ssdlite,
+    train_detector,
+)
 from nkdlib.figs import Search, rebuild, search
 from nkdlib.networks import Cost, cost, mixed_space, reset
 from nkdlib.training import Checkpoints, Schedule, accuracy, fit
@@ -156,17 +165,14 @@ class Boxes(Dataset):
     """Images with targets, as `train_detector` takes them."""
 
     images: SquareImages
-    change: SSDAugmentation | None = None  # draws from torch's generator
+    augment: v2.Transform | None = None  # draws from torch's generator
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, row: int) -> tuple[Tensor, dict]:
         pixels, target = self.images.images.read(row, self.images.size), self.images.target(row)
-        if self.change:
-            draws = np.random.default_rng(int(torch.randint(2**62, ())))
-            (pixels,), (target,) = self.change(pixels[None], [target], draws)
-        return pixels, target
+        return augmented(pixels, target, self.augment) if self.augment else (pixels, target)
 
 
 def stack(examples: list[tuple[Tensor, dict]]) -> tuple[Tensor, list[dict]]:
@@ -187,7 +193,7 @@ def find_boxes(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkp
         own = {name: value for name, value in network.state_dict().items() if name.startswith(classifier)}
         network.load_state_dict(safetensors.torch.load_file(args.weights) | own)
     detector = ssdlite(network, classes, args.pixels, extra=args.extra, seed=args.seed).to(device)
-    changed = Boxes(train, SSDAugmentation() if args.augment else None)
+    changed = Boxes(train, ssd_augmentation(args.pixels) if args.augment else None)
     batches = training_batches(
         changed, args.batch_size, args.steps, args.seed, checkpoints.start, args.workers, collate=stack
     )
