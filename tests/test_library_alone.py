@@ -6,10 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COMPENDIUM_ONLY = (
-    "IPython ipykernel ipywidgets jupyter_client jupyterlab matplotlib myst_nb nbclient nbformat papermill seaborn "
-    "sphinx tabulate yaml"
+    "IPython faster_coco_eval ipykernel ipywidgets jupyter_client jupyterlab matplotlib myst_nb nbclient nbformat "
+    "papermill pycocotools seaborn sphinx tabulate yaml"
 )
-TODAY = "faster_coco_eval"  # imported with nkdlib.detection; to be asked for by evaluation only
 SCRIPT = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -31,10 +30,11 @@ from nkdlib.figs import Search, search
 from nkdlib.neighbourhoods import Library, Recipe, distill, solve
 from nkdlib.networks import residual_space, resnet
 from nkdlib.tasks import Cache
+from nkdlib.training import Schedule
 
 assert len(load("digits").classes) == 10
 teacher, images = resnet(8, 10, seed=0).eval(), [torch.randn(96, 3, 16, 16)]
-recipe = Recipe(steps=2, batch_size=16, holdout=32)
+recipe = Recipe(Schedule(2, 16), holdout=32)
 for run in (distill, solve):
     found = run(teacher, {{"layer1.0": 0.5}}, images, recipe)
     assert found.recompose(teacher)(images[0]).shape == (96, 10)
