@@ -6,7 +6,7 @@ from typing import Literal
 
 from nkdlib.compendium.claims import Claim, claim_by_id
 from nkdlib.compendium.criteria import Assessment, short, t_interval
-from nkdlib.compendium.tiers import PROFILES
+from nkdlib.compendium.tiers import TIERS
 
 Verdict = Literal["reproduced", "partly", "not reproduced", "not attempted"]
 
@@ -88,7 +88,7 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str)
         return Judgement(verdict, reason, "" if verdict == "not attempted" else level, found)
 
     foreign = sorted({observation.profile for observation in own} - {profile})
-    if unjudged := [name for name in (profile, *foreign) if not PROFILES[name].judged]:
+    if unjudged := [name for name in (profile, *foreign) if not TIERS[name].judged]:
         return judgement("not attempted", f"the profile {unjudged[0]} is a first look and judges nothing")
     if foreign:
         raise ValueError(f"observations of {claim.id} come from profile {', '.join(foreign)}, not {profile}")
@@ -122,5 +122,5 @@ def by_metric(observations: Iterable[Observation]) -> dict[str, dict[int, float 
 
 
 def _check(profile: str) -> None:
-    if profile not in PROFILES:
-        raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")
+    if profile not in TIERS:
+        raise ValueError(f"profile (={profile!r}) must be one of {', '.join(TIERS)}")

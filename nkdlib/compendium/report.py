@@ -23,7 +23,7 @@ from nkdlib.compendium.plots import WATERMARK
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.records import PROVENANCE, markdown
 from nkdlib.compendium.run import Job, up_to_date
-from nkdlib.compendium.tiers import PROFILES
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.compendium.verify import Record, claims_table, compare, judge_all, read_reference
 from nkdlib.tasks.places import checkout, figures_root, runs_root
 
@@ -95,7 +95,7 @@ def _notebook(path: Path, profile: str, folder: Path) -> tuple[str, str, str]:
         note += "The results of this profile come with the repository: " if origin else ""
     elif not up_to_date(Job(path.resolve(), profile, notebook.metadata.papermill["parameters"])):
         state += "; notebook, code, pins or results have changed since"
-    state += "" if PROFILES[profile].judged else f" ({WATERMARK})"
+    state += "" if TIERS[profile].judged else f" ({WATERMARK})"
     note = f"```{{admonition}} Profile {profile}: {state}\n{note}{came}\n```"
     notebook.cells.insert(1, new_markdown_cell(note))
     if origin:
@@ -163,13 +163,13 @@ def _claim(claim: Claim, here: Record, reference: Record | None, root: Path) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build the site; 0, 1 if Sphinx warns of anything, 2 if there is nothing to build from."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.report", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--profile", choices=list(PROFILES), default="cpu")
+    parser.add_argument("--profile", choices=list(TIERS), default="cpu")
     options = parser.parse_args(arguments)
     root, out = checkout(), runs_root() / "report"
     if root is None:
         print("error: the report is built from the repository; install nkdlib from a clone of it", file=sys.stderr)
         return 2
-    banner = f"Profile {options.profile}" if PROFILES[options.profile].judged else WATERMARK
+    banner = f"Profile {options.profile}" if TIERS[options.profile].judged else WATERMARK
     built = f"Built {describe(provenance({'profile': options.profile}))}"
     settings = ["-D", f"html_theme_options.announcement={banner}", "-A", f"provenance={built}"]
     with tempfile.TemporaryDirectory() as pages, tempfile.TemporaryDirectory() as doctrees:

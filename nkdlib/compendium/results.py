@@ -24,7 +24,7 @@ from nkdlib.compendium.criteria import short
 from nkdlib.compendium.judge import Observation, Verdicts, by_metric, judge
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, markdown, write_json
-from nkdlib.compendium.tiers import PROFILES
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.places import figures_root, runs_root, write_atomically
 
 
@@ -42,8 +42,8 @@ class Results:
     """
 
     def __init__(self, notebook: str, profile: str, parameters: Mapping[str, object], data_fingerprint: str = ""):
-        if profile not in PROFILES:
-            raise ValueError(f"profile (={profile!r}) must be one of {', '.join(PROFILES)}")
+        if profile not in TIERS:
+            raise ValueError(f"profile (={profile!r}) must be one of {', '.join(TIERS)}")
         self.notebook, self.profile = notebook, profile
         self.parameters, self.data_fingerprint = dict(parameters), data_fingerprint
         self.root = _folder(notebook, profile)
@@ -53,7 +53,7 @@ class Results:
     @property
     def judged(self) -> bool:
         """Whether this profile's numbers may fill a row of the claims table."""
-        return PROFILES[self.profile].judged
+        return TIERS[self.profile].judged
 
     def observe(self, claim_id: str, metric: str, seed: int, value: float | None, **condition: object) -> None:
         """Note one metric of one claim under one seed.

@@ -50,4 +50,3 @@ def check_parameters(parameters: Mapping[str, object], declared: Mapping[str, Ma
 
 FOLDER = Path(__file__).with_suffix("")
 TIERS = {name: read_tier(FOLDER / f"{name}.yaml") for name in ("smoke", "cpu", "gpu", "paper")}
-PROFILES = TIERS

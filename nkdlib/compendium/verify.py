@@ -16,7 +16,7 @@ from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id
 from nkdlib.compendium.criteria import Assessment, short
 from nkdlib.compendium.judge import Judgement, Observation, Verdicts, judge
 from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, REFERENCE, markdown, write_json
-from nkdlib.compendium.tiers import PROFILES
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.places import figures_root, write_atomically
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
@@ -172,7 +172,7 @@ def updated(text: str, table: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print verdicts and differences; 0: as the reference, 1: not, 2: a file cannot be read or written."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.verify", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--profile", choices=list(PROFILES), default="cpu")
+    parser.add_argument("--profile", choices=list(TIERS), default="cpu")
     act = parser.add_mutually_exclusive_group()
     act.add_argument("--write-reference", action="store_true", help="make this run the reference")
     act.add_argument("--table", type=Path, metavar="FILE", help=f"put the reference's table into a file, below {BEGIN}")
@@ -193,7 +193,7 @@ def _verify(profile: str, write_reference: bool) -> int:
     print(here.claims)
     counts = Counter(judgement.verdict for judgement in here.claims.values())
     print(f"\nprofile {profile}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
-    if not PROFILES[profile].judged:
+    if not TIERS[profile].judged:
         print(f"{profile} is a first look and judges nothing; PROFILE=cpu does")
         return 0
     if write_reference:
