@@ -184,11 +184,15 @@ def legend_below(fig: Figure, columns: int = 3) -> None:
     fig.legend(handles.values(), handles, loc="outside lower center", ncols=columns)
 
 
-def plain_ticks(axis: Axis) -> None:
-    """Label a logarithmic axis with plain numbers: 1, 2 and 5 of each decade, or 1 alone if there are many."""
+def plain_ticks(axis: Axis, prefixes: bool = False) -> None:
+    """Label a logarithmic axis with plain numbers: 1, 2 and 5 of each decade, or 1 alone if there are many.
+
+    prefixes: write 5k and 2M.
+    """
     low, high = axis.get_view_interval()
     axis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5) if high <= 500 * low else (1,)))
-    axis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    plain = mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(mpl.ticker.EngFormatter(sep="") if prefixes else plain)
     axis.set_minor_locator(mpl.ticker.NullLocator())
 
 
