@@ -1,10 +1,9 @@
-"""Distillation tasks on 1, 2 and 4 workers of a local Ray cluster, and simulated on up to 1,000.
+"""Distillation tasks on 1, 2 and 4 workers of a local Ray cluster.
 
 Six blocks of a ResNet-14 distilled into two students each, on random images of Fashion-MNIST's size: twelve tasks,
 the longest first, workers started before the clock. Speed-up is against one worker; the critical path, the longest
-task, bounds it, and so do the machine's cores. The simulation takes each task's CPU seconds on one worker, and
-nothing for sending; it is printed beside what was measured, and then for the tasks of 100 seeds. Where the workers
-do not have the cores to themselves, which the last column tells, wall seconds and speed-up say little.
+task, bounds it, and so do the machine's cores. If the workers do not have the cores to themselves, which the last
+column tells, wall seconds and speed-up say little.
 """
 
 import contextlib
@@ -22,13 +21,11 @@ from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.local import train_local
 from nkdlib.networks import reset, resnet
 from nkdlib.tasks.executors import gather, make_executor
-from nkdlib.tasks.makespan import makespan
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule
 
-WORKERS, SIMULATED = (1, 2, 4), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+WORKERS = (1, 2, 4)
 RECIPE, IMAGES = Recipe(Schedule(1000, lr=2e-3), start="random"), 4096
-SEEDS = 100
 
 
 def timed(**task: object) -> float:
@@ -68,21 +65,12 @@ def main() -> None:
     tasks = seconds[1]
     print(f"{len(tasks)} tasks on {os.cpu_count()} cores: {sum(tasks):.1f} CPU-s, the longest {max(tasks):.2f} s")
     print(f"boundaries that tasks name {named / 1e6:.0f} MB, put into the object store {sent[1] / 1e6:.0f} MB")
-    print("workers   wall s  speed-up  bound  simulated s    CPU-s  of its cores")
+    print("workers   wall s  speed-up  bound    CPU-s  of its cores")
     for workers, wall in walls.items():
-        bound = min(workers, os.cpu_count(), sum(tasks) / max(tasks))
-        simulated = makespan(tasks, min(workers, os.cpu_count()))
-        speedup, busy = walls[1] / wall, sum(seconds[workers]) / (wall * min(workers, os.cpu_count()))
-        print(
-            f"{workers:7}{wall:9.2f}{speedup:10.2f}{bound:7.2f}{simulated:13.2f}{sum(seconds[workers]):7.1f}{busy:14.0%}"
-            + ("  (more workers than cores)" if workers > os.cpu_count() else "")
-        )
-    spans = {}
-    print(f"simulated    {len(tasks)} tasks, speed-up    {SEEDS} seeds of them, speed-up")
-    for workers in SIMULATED:
-        spans[workers] = one, many = makespan(tasks, workers), makespan(tasks * SEEDS, workers)
-        print(f"{workers:9}{one:9.2f} s{sum(tasks) / one:8.1f}{many:18.2f} s{SEEDS * sum(tasks) / many:8.1f}")
-    found = {"walls": walls, "seconds": seconds, "put_bytes": sent, "named_bytes": named, "simulated": spans}
+        cores = min(workers, os.cpu_count())
+        bound, busy = min(cores, sum(tasks) / max(tasks)), sum(seconds[workers]) / (wall * cores)
+        print(f"{workers:7}{wall:9.2f}{walls[1] / wall:10.2f}{bound:7.2f}{sum(seconds[workers]):9.1f}{busy:14.0%}")
+    found = {"walls": walls, "seconds": seconds, "put_bytes": sent, "named_bytes": named}
     print(json.dumps({"bench": "cluster", **found}))
 
 

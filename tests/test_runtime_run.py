@@ -208,7 +208,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(command, tmp_path):
         started = subprocess.Popen([sys.executable, "-m", "nkdlib.compendium.run", *options], stderr=subprocess.DEVNULL)
         runner = psutil.Process(started.pid)
         _wait(lambda runner=runner: len(runner.children(recursive=True)) >= 3)  # the kernel and its workers
-        _wait(lambda: any(not path.name.startswith(".") for path in cache.glob("*")))
+        _wait(lambda: any(cache.glob("*/info.json")))
         family = runner.children(recursive=True)
         started.send_signal(number)
         assert started.wait(20) == status

@@ -13,7 +13,7 @@ import torch
 
 from nkdlib.tasks import cache
 from nkdlib.tasks.cache import Artefact, ArtefactDamaged, Cache, Task, open_artefact
-from nkdlib.tasks.executors import make_executor
+from nkdlib.tasks.executors import Processes
 from nkdlib.tasks.keys import fingerprint
 
 
@@ -176,6 +176,7 @@ def test_damage_of_every_kind_is_reported_and_made_good(runs):
     values = Cache().call(noise, seed=0).tensors["values"].clone()
     damages = [truncate, flip, Path.unlink, lambda path: path.write_bytes(b"")]
     everything = [(damage, name) for damage in damages for name in ("tensors.safetensors", "info.json")]
+    everything.remove((Path.unlink, "info.json"))  # is written last: without it nothing is there
     everything += [(lambda path: path.write_text("[]"), "info.json"), (a_file_instead, ""), (another_artefact, "")]
     other = Cache().call(noise, seed=1).path
     for count, (damage, name) in enumerate(everything, start=2):
@@ -200,28 +201,29 @@ def test_a_full_disk_names_the_place_and_the_need(runs, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("nkdlib.tasks.cache.os.fsync", full)
+    monkeypatch.setattr("nkdlib.tasks.places.os.fsync", full)
     with pytest.raises(OSError, match="No space left") as caught:
         Cache().call(noise, seed=0, size=1_000)
     assert any("bytes are needed" in note and "noise" in note and "NKD_RUNS" in note for note in caught.value.__notes__)
-    assert files(runs) == [] and list((runs / "cache" / "noise").iterdir()) == []
+    assert files(runs) == []
 
 
-def test_of_two_writers_the_first_stands(runs):
-    place = Cache().call(noise, seed=0).path
-    before = (place / "info.json").stat().st_ino
-    cache._write(place, {"info.json": b"late"})
-    assert (place / "info.json").stat().st_ino == before
-    assert os.listdir(place.parent) == [place.name]
+def test_of_two_writers_one_stands(runs):
+    made = Cache().call(noise, seed=0)
+    contents = {path.name: path.read_bytes() for path in made.path.iterdir()}
+    values = made.tensors["values"]  # mapped from the file of the first
+    assert cache._keep((made.path, dict(sorted(contents.items(), reverse=True)))) == made
+    assert sorted(os.listdir(made.path)) == sorted(contents) and torch.equal(values, made.tensors["values"])
 
 
-def test_what_a_killed_writer_left_is_swept(runs):
-    place = Cache().call(noise, seed=0).path
-    written, left = place.parent / ".part-written", place.parent / ".part-left"
-    for folder in (written, left):
-        folder.mkdir()
+def test_a_killed_writer_leaves_no_artefact_and_is_swept(runs):
+    made = Cache().call(noise, seed=0)
+    written, left = made.path / ".info.json.1.tmp", made.path / ".info.json.2.tmp"
+    for file in (written, left):
+        file.touch()
     os.utime(left, (0, 0))
-    Cache().call(noise, seed=1)
+    (made.path / "info.json").unlink()
+    assert Cache().call(noise, seed=0) == made and len(noise.calls) == 2
     assert written.exists() and not left.exists()
 
 
@@ -249,7 +251,7 @@ def test_a_result_of_another_form_is_an_error():
 
 def test_workers_give_the_same_bits_and_a_killed_one_loses_only_its_own(runs):
     here = Cache(runs / "here").run(tasks(matrix, range(4)))
-    with make_executor(jobs=2) as executor:
+    with Processes(jobs=1) as executor:
         there = Cache(runs / "there").run(tasks(matrix, range(4)), executor)
         for a, b in zip(here, there, strict=True):
             assert a.key == b.key and a.info == b.info
@@ -266,17 +268,6 @@ def test_the_ingredients_are_readable():
     assert content["ingredients"]["arguments"] == {"seed": 0}
     assert __name__ in content["ingredients"]["code"]
     assert content["ingredients"]["torch"] == torch.__version__
-
-
-def test_another_writer_may_end_while_what_it_left_is_looked_at(tmp_path):
-    folder = tmp_path / "cache" / "vanishing"
-    folder.mkdir(parents=True)
-    (folder / ".part-gone").symlink_to(folder / "nowhere")  # listed, and not there when it is asked for its age
-
-    def vanishing():
-        return {}, {"made": True}
-
-    assert Cache(tmp_path).call(vanishing).info == {"made": True}
 
 
 def test_an_input_is_made_when_its_task_is_missing_and_is_no_part_of_the_key(runs):
@@ -297,3 +288,30 @@ def test_an_input_is_made_when_its_task_is_missing_and_is_no_part_of_the_key(run
     with pytest.raises(ZeroDivisionError) as caught:
         Cache().run([Task(half, {"x": 4}, "half of 4", inputs={"boundary": lambda: 1 / 0})])
     assert "in an input of task 'half of 4'" in caught.value.__notes__
+
+
+def test_the_longest_of_known_tasks_is_run_first_and_results_keep_their_order(runs, monkeypatch):
+    class Watch:
+        """Measures what a nap says it took; a real one could be held up by what else the machine does."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exc):
+            self.wall_s = self.cpu_s = order[-1]
+
+    def nap(seconds, version):
+        order.append(seconds)
+        return {}, {"seconds": seconds}
+
+    def run(version, *naps):
+        order.clear()
+        tasks = [Task(nap, {"seconds": s, "version": version}, f"nap of {s}") for s in naps]
+        assert [made.info["seconds"] for made in Cache().run(tasks)] == list(naps)
+        return list(order)
+
+    order: list = []
+    monkeypatch.setattr(cache, "Stopwatch", Watch)
+    assert run(1, 0.02, 0.0, 0.04) == [0.02, 0.0, 0.04]  # nothing is known yet
+    assert run(2, 0.02, 0.0, 0.04) == [0.04, 0.02, 0.0]
+    assert run(3, 0.02, 0.01, 0.04, 0.0) == [0.01, 0.04, 0.02, 0.0]  # 0.01 may be longer than all of them

@@ -11,20 +11,17 @@ import psutil
 import pytest
 import torch
 
-from nkdlib.tasks.executors import InProcess, computing, make_executor
+from nkdlib.tasks.executors import InProcess, Processes, computing, make_executor
 
 ORPHANS = """
 import os, time
-from nkdlib.tasks.executors import make_executor
+from nkdlib.tasks.executors import Processes
 def nap():
+    print(os.getppid(), os.getpid(), flush=True)
     time.sleep(60)
 if __name__ == "__main__":
-    executor = make_executor(jobs=2)
-    pids = [executor.submit(os.getpid).result()]
-    futures = [executor.submit(nap) for _ in range(4)]
-    print(os.getpid(), *executor._pool._processes, flush=True)
-    with executor:
-        futures[0].result()
+    with Processes(jobs=1) as executor:
+        executor.submit(nap).result()
 """
 
 
@@ -50,10 +47,10 @@ def test_one_job_runs_in_this_process_under_its_own_threads():
         torch.set_num_threads(1)
 
 
-def test_more_jobs_run_elsewhere_under_the_same_threads():
-    with make_executor(jobs=2, threads=1) as executor:
-        found = [executor.submit(threads).result() for _ in range(2)]
-    assert {item[:2] for item in found} == {(1, "1")} and os.getpid() not in {item[2] for item in found}
+def test_a_worker_runs_elsewhere_under_the_same_threads():
+    with Processes(jobs=1, threads=1) as executor:
+        count, variable, process = executor.submit(threads).result()
+    assert (count, variable) == (1, "1") and process != os.getpid()
 
 
 def test_a_failure_is_in_the_future():
@@ -68,19 +65,23 @@ def test_what_cannot_be_is_named(wrong):
         make_executor(**wrong)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_no_worker_outlives_its_parent(tmp_path, number):
+def test_no_worker_outlives_its_parent(tmp_path):
     script = tmp_path / "orphans.py"
     script.write_text(ORPHANS)
-    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == 3
-    parent.send_signal(number)
-    parent.communicate(timeout=20)
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    signals = (signal.SIGINT, signal.SIGKILL)
+    parents = [subprocess.Popen([sys.executable, script], **quiet) for _ in signals]
+    pids = [[int(word) for word in parent.stdout.readline().split()] for parent in parents]
+    for parent, number, (name, _) in zip(parents, signals, pids, strict=True):
+        assert parent.pid == name
+        parent.send_signal(number)
+    for parent in parents:
+        parent.communicate(timeout=20)
+    family = [pid for pair in pids for pid in pair]
     until = time.monotonic() + 5
-    while any(map(_running, pids)) and time.monotonic() < until:
+    while any(map(_running, family)) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not any(map(_running, pids))
+    assert not any(map(_running, family))
 
 
 def _running(pid):

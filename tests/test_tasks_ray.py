@@ -1,7 +1,6 @@
-"""A Ray cluster: the same bits as here, also where a node dies; large arguments once; and what to run first."""
+"""A Ray cluster: the same bits as here, even if a node dies; large tensors travel once."""
 
 import io
-import itertools
 import os
 import shutil
 import subprocess
@@ -19,16 +18,14 @@ from torch import nn
 from nkdlib.neighbourhoods import Recipe, distill
 from nkdlib.neighbourhoods.local import train_local
 from nkdlib.networks import resnet
-from nkdlib.tasks import cache
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import make_executor, packed
-from nkdlib.tasks.makespan import makespan
 from nkdlib.training import Schedule
 from nkdlib.training.store import Store
 
 RECIPE = Recipe(Schedule(3, batch_size=8, lr=2e-3), start="given", holdout=8, bn_images=8, solve_images=2)
 DRIVER = """
-from test_runtime_ray import tasks_of
+from test_tasks_ray import tasks_of
 from nkdlib.tasks.cache import Cache
 from nkdlib.tasks.executors import make_executor
 with make_executor("ray") as executor:
@@ -209,13 +206,13 @@ def by_loky(value):
 
 def by_ray(value):
     pytest.importorskip("ray")
-    from nkdlib.tasks.ray_cluster import _content, _Pickler, _Unpickler
+    from nkdlib.tasks.ray_cluster import _Pickler, _Unpickler
 
     file, contents = io.BytesIO(), []
 
-    def share(shared):
-        contents.append(_content(shared))
-        return id(shared)
+    def share(tensor):
+        contents.append(packed(tensor.detach())[1])
+        return id(tensor)
 
     _Pickler(file, share).dump(value)
     return _Unpickler(io.BytesIO(file.getvalue()), contents).load()
@@ -246,58 +243,3 @@ def test_tensors_arrive_as_they_were(travel, size):
     assert tied[0].weight is tied[1].weight and isinstance(tied[0].weight, nn.Parameter)
     assert [p.requires_grad for p in tied.parameters()] == [False, True]
     assert torch.equal(tied[0].weight, layer.weight) and torch.equal(tied[0].bias, layer.bias)
-
-
-def test_the_longest_of_known_tasks_is_run_first_and_results_keep_their_order(runs, monkeypatch):
-    class Watch:
-        """Measures what a nap says it took; a real one could be held up by what else the machine does."""
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *exc):
-            self.wall_s = self.cpu_s = order[-1]
-
-    def nap(seconds, version):
-        order.append(seconds)
-        return {}, {"seconds": seconds}
-
-    def run(version, *naps):
-        order.clear()
-        tasks = [Task(nap, {"seconds": s, "version": version}, f"nap of {s}") for s in naps]
-        assert [made.info["seconds"] for made in Cache().run(tasks)] == list(naps)
-        return list(order)
-
-    order: list = []
-    monkeypatch.setattr(cache, "Stopwatch", Watch)
-    assert run(1, 0.02, 0.0, 0.04) == [0.02, 0.0, 0.04]  # nothing is known yet
-    assert run(2, 0.02, 0.0, 0.04) == [0.04, 0.02, 0.0]
-    assert run(3, 0.02, 0.01, 0.04, 0.0) == [0.01, 0.04, 0.02, 0.0]  # 0.01 may be longer than all of them
-
-
-def best(seconds, workers):
-    """The shortest makespan there is, by trying every assignment."""
-    return min(
-        max(sum(task for owner, task in zip(owners, seconds, strict=True) if owner == w) for w in range(workers))
-        for owners in itertools.product(range(workers), repeat=len(seconds))
-    )
-
-
-def test_makespans_by_hand():
-    assert makespan([], 3) == 0
-    assert makespan([2, 5, 1], 1) == 8
-    assert makespan([3, 3, 2, 2, 2], 2) == 7  # 3+2+2 and 3+2; 3+3 and 2+2+2 would be 6
-    assert makespan([5, 5, 4, 4, 3, 3, 3], 3) == 11  # the worst there is: 4/3 - 1/9 of 9
-    assert makespan([2, 5, 1], 1000) == 5
-    with pytest.raises(ValueError, match=r"workers \(=0\)"):
-        makespan([1], 0)
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_makespans_keep_their_bounds(workers):
-    draw = torch.Generator().manual_seed(workers)
-    for count in range(1, 8):
-        seconds = torch.rand(count, generator=draw).tolist()
-        span, shortest = makespan(seconds, workers), best(seconds, workers)
-        assert max(max(seconds), sum(seconds) / workers) <= shortest + 1e-9
-        assert shortest - 1e-9 <= span <= (4 / 3 - 1 / (3 * workers)) * shortest + 1e-9

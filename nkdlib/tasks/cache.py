@@ -1,8 +1,7 @@
 """Artefacts: expensive results, kept under the SHA-256 of what determines them.
 
-An artefact is a directory with `tensors.safetensors` and a readable `info.json`. It is written beside its
-place and renamed into it, so it is there whole or not at all; its digests are checked when a process first
-opens it.
+An artefact is a directory with `tensors.safetensors` and a readable `info.json`, which is written last: with it the
+artefact is complete. Digests are checked when a process first opens it.
 """
 
 import hashlib
@@ -11,7 +10,6 @@ import os
 import platform
 import random
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,17 +19,18 @@ from functools import cached_property, partial
 from importlib import metadata
 from math import inf
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import safetensors.torch
 import torch
 
-from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
+from nkdlib.tasks.executors import REDUCERS, InProcess, Processes, gather, make_executor
 from nkdlib.tasks.keys import Ingredients, qualified_name, sha256
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.tasks.places import runs_root
+from nkdlib.tasks.places import runs_root, write_atomically
 
-TENSORS, INFO, PART = "tensors.safetensors", "info.json", ".part-"
+TENSORS, INFO = "tensors.safetensors", "info.json"
 _VERIFIED: set[tuple[Path, int]] = set()
 
 
@@ -81,9 +80,19 @@ class Artefact:
         return open_artefact, (self.path,)
 
 
+def _arrived(key: str, path: Path, info: dict[str, object], tensors: dict[str, torch.Tensor]) -> Artefact:
+    """Return an artefact that was sent whole."""
+    artefact = Artefact(key, path, info)
+    vars(artefact)["tensors"] = tensors
+    return artefact
+
+
+REDUCERS[Artefact] = lambda artefact: (_arrived, (artefact.key, artefact.path, artefact.info, artefact.tensors))
+
+
 def open_artefact(path: Path) -> Artefact:
     """Open the artefact at `path`; raises FileNotFoundError, or ArtefactDamaged naming path and reason."""
-    if not os.path.lexists(path):
+    if not os.path.lexists(path) or (path.is_dir() and not (path / INFO).exists()):
         raise FileNotFoundError(f"there is no artefact {path}")
     try:
         content = json.loads((path / INFO).read_bytes())
@@ -116,11 +125,11 @@ class Cache:
         return sha256(_ingredients(task))
 
     def find(self, task: Task) -> Artefact | None:
-        """Return the task's artefact where it is there, None where it would have to be made."""
+        """Return the task's artefact, None if it would have to be made."""
         return _open_or_discard(self._place(task, self.key(task)))
 
     def call(self, fn: Callable, **kwargs: object) -> Artefact:
-        """Return the artefact of `fn(**kwargs)`, made in this process where it is not there."""
+        """Return the artefact of `fn(**kwargs)`, made in this process if it is missing."""
         return self.run([Task(fn, kwargs, fn.__name__)])[0]
 
     def run(
@@ -132,31 +141,37 @@ class Cache:
         The first task that fails cancels those not yet begun; its error is raised with the task's label in a
         note. What is done by then is kept.
         """
-        wanted = [(task, _ingredients(task)) for task in tasks]
-        keys = [sha256(ingredients) for _, ingredients in wanted]
-        by_key = dict(zip(keys, wanted, strict=True))
-        artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in by_key.items()}
-        missing = self._longest_first({key: by_key[key] for key, artefact in artefacts.items() if artefact is None})
+        tasks = list(tasks)
+        ingredients = [_ingredients(task) for task in tasks]
+        keys = [sha256(each) for each in ingredients]
+        wanted = dict(zip(keys, zip(tasks, ingredients, strict=True), strict=True))
+        artefacts = {key: _open_or_discard(self._place(task, key)) for key, (task, _) in wanted.items()}
+        missing = self._longest_first({key: wanted[key][0] for key, found in artefacts.items() if found is None})
         calls = (
-            (task.label, partial(_make, _called(task), key, ingredients, self._place(task, key)))
-            for key, (task, ingredients) in missing.items()
+            (task.label, partial(_make, _with_inputs(task), key, content, self._place(task, key)))
+            for key, (task, content) in ((key, wanted[key]) for key in missing)
         )
-        title = title or (wanted[0][0].label if wanted else "")
-        made = gather(calls, executor or make_executor(), title, len(missing), len(by_key) - len(missing), _keep)
+        title, done = title or (tasks[0].label if tasks else ""), len(wanted) - len(missing)
+        made = gather(calls, executor or make_executor(), title, list(missing.values()), done, _keep)
         artefacts |= zip(missing, made, strict=True)
         return [artefacts[key] for key in keys]
 
-    def _longest_first(self, missing: dict[str, tuple]) -> dict[str, tuple]:
-        """Order tasks by what those of the same label took with other code or arguments; unknown ones go first."""
-        seconds = {}
-        for folder in {self._place(task, key).parent for key, (task, _) in missing.items()}:
-            with suppress(FileNotFoundError):  # one that another process takes for damaged
-                for info in sorted(folder.glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime):
+    def _longest_first(self, tasks: dict[str, Task]) -> dict[str, float]:
+        """Return what tasks may take in seconds, in the order to run them.
+
+        A task takes as long as the last one of its label; those of new labels go first, since they may take longest.
+        """
+        took: dict[str, dict[str, float]] = {task.fn.__name__: {} for task in tasks.values()}
+        for name, labels in took.items():
+            with suppress(FileNotFoundError):  # one that another process found damaged
+                for info in sorted((self.root / name).glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime):
                     with suppress(ValueError, KeyError):
                         content = json.loads(info.read_bytes())
-                        seconds[folder.name, content["label"]] = content["seconds"]["wall"]
-        known = {key: seconds.get((task.fn.__name__, task.label), inf) for key, (task, _) in missing.items()}
-        return dict(sorted(missing.items(), key=lambda item: -known[item[0]]))
+                        labels[content["label"]] = content["seconds"]["wall"]
+        known = {key: took[task.fn.__name__].get(task.label, inf) for key, task in tasks.items()}
+        usual = {name: fmean(labels.values()) if labels else 1.0 for name, labels in took.items()}
+        order = sorted(tasks, key=lambda key: -known[key])
+        return {key: known[key] if known[key] < inf else usual[tasks[key].fn.__name__] for key in order}
 
     def _place(self, task: Task, key: str) -> Path:
         return self.root / task.fn.__name__ / key[:16]
@@ -209,7 +224,7 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def _called(task: Task) -> Task:
+def _with_inputs(task: Task) -> Task:
     """Return the task with its inputs among its arguments, ready to travel to a worker."""
     try:
         inputs = {name: make() for name, make in task.inputs.items()}
@@ -253,31 +268,18 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
 
 
 def _keep(made: tuple[Path, dict[str, bytes]]) -> Artefact:
-    _write(*made)
-    return open_artefact(made[0])
-
-
-def _write(place: Path, files: dict[str, bytes]) -> None:
-    """Write a directory of files so that it appears whole; where another writer was first, theirs stands."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for left in place.parent.glob(f"{PART}*"):  # by writers that were killed, unless one is still at it
-        with suppress(FileNotFoundError):  # one that has just been renamed into its place
+    place, files = made
+    for left in place.glob(".*"):  # by writers that were killed, unless one is still at it
+        with suppress(FileNotFoundError):
             if time.time() - left.stat().st_mtime > 3_600:
-                shutil.rmtree(left, ignore_errors=True)
+                left.unlink()
     try:
-        with tempfile.TemporaryDirectory(prefix=PART, dir=place.parent) as temporary:
-            whole = Path(temporary) / place.name
-            whole.mkdir()
-            for name, data in files.items():
-                with (whole / name).open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            whole.rename(place)
+        for name, data in files.items():
+            write_atomically(place / name, data)
     except OSError as error:
-        if not place.is_dir():
-            error.add_note(
-                f"{sum(map(len, files.values())):,} bytes are needed for {place}; make room, or set NKD_RUNS to a "
-                "larger disk, and run again"
-            )
-            raise
+        error.add_note(
+            f"{sum(map(len, files.values())):,} bytes are needed for {place}; make room, or set NKD_RUNS to a larger "
+            "disk, and run again"
+        )
+        raise
+    return open_artefact(place)

@@ -7,12 +7,9 @@ busy neighbour on the machine does not lengthen, on a GPU the wall seconds betwe
 import platform
 import re
 import resource
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import torch
 
 
@@ -51,28 +48,3 @@ def peak_memory_mb(device: str | torch.device = "cpu") -> float:
     if status.exists():
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
-
-
-class ChildrenMemory:
-    """Watch the memory of this process' children during a `with` block; `peak_mb` is their largest sum in MiB."""
-
-    def __init__(self):
-        self.peak_mb = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.5):
-            resident = 0
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.Error):
-                    resident += process.memory_info().rss
-            self.peak_mb = max(self.peak_mb, resident / 2**20)
-
-    def __enter__(self) -> "ChildrenMemory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._ended.set()
-        self._thread.join()

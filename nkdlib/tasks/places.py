@@ -1,4 +1,4 @@
-"""Where things lie: the checkout, its results and its figures; and the lock that keeps other processes out."""
+"""Folders of the checkout, its results and figures; locks, and files written whole or not at all."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def checkout() -> Path | None:
-    """Return the clone that this package is run from, None for a package installed without its clone."""
+    """Return the clone that this package runs from, None if it was installed without one."""
     root = Path(__file__).resolve().parents[2]
     return root if (root / "Makefile").is_file() else None
 
@@ -18,17 +18,17 @@ def _root(variable: str, folder: str) -> Path:
 
 
 def runs_root() -> Path:
-    """Return where results are kept: NKD_RUNS, else `runs/` in the checkout or in the user's cache."""
+    """Return the folder of results: NKD_RUNS, else `runs/` in the checkout or in the user's cache."""
     return _root("NKD_RUNS", "runs")
 
 
 def figures_root() -> Path:
-    """Return where figures and tables are kept: NKD_FIGURES, else `figures/` beside `runs/`."""
+    """Return the folder of figures and tables: NKD_FIGURES, else `figures/` beside `runs/`."""
     return _root("NKD_FIGURES", "figures")
 
 
 def data_root() -> Path:
-    """Return where fetched data sets are kept: NKD_CACHE, else `runs/data/`."""
+    """Return the folder of fetched data sets: NKD_CACHE, else `runs/data/`."""
     return _root("NKD_CACHE", "runs/data")
 
 
@@ -55,7 +55,10 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

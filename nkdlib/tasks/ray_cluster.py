@@ -1,8 +1,9 @@
-"""Tasks on a Ray cluster: a share of a GPU for each, large arguments once per node, again where a node dies.
+"""Tasks on a Ray cluster: a share of a GPU for each, large tensors once per node, retries when a node dies.
 
-RAY_ADDRESS names a running cluster; without it one is started here. Large tensors and artefacts go to the object
-store once, and every task of a node reads them there, so that no disk has to be shared. What tasks return comes
-back to the caller, who keeps it.
+RAY_ADDRESS names a running cluster; without it one is started on this machine. A large tensor goes to the object
+store once, wherever it stands in the arguments of however many tasks, and the tasks of a node share one copy. (Ray's
+own pickling would put the boundary between two neighbourhoods once for each.) No disk has to be shared, and results
+return to the caller.
 """
 
 import io
@@ -23,9 +24,8 @@ from ray.exceptions import RayTaskError
 from torch.nn import Parameter
 from torch.utils.weak import WeakIdKeyDictionary
 
-from nkdlib.tasks.cache import Artefact
-from nkdlib.tasks.executors import Processes, computing, packed, unpacked
-from nkdlib.tasks.keys import SOURCES
+from nkdlib.tasks.executors import REDUCERS, Processes, computing, packed, unpacked
+from nkdlib.tasks.keys import PACKAGE
 
 SHARED_BYTES = 100_000  # smaller tensors travel with their task, as Ray's own small objects do
 RETRIES = 3  # deaths of its node or worker that a task survives
@@ -33,52 +33,38 @@ SAME = ("PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG")  # variables that tasks fin
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Leaves tensors and artefacts that `share` puts elsewhere out; their references are in `shared`."""
+    """Leave large tensors out: `share` returns their references, which are collected in `shared`."""
 
-    def __init__(self, file: io.BytesIO, share: Callable[[object], ray.ObjectRef]):
+    def __init__(self, file: io.BytesIO, share: Callable[[torch.Tensor], ray.ObjectRef]):
         super().__init__(file)
+        self.dispatch_table = {**self.dispatch_table, **REDUCERS}
         self.share, self.shared = share, []
 
     def persistent_id(self, value: object) -> tuple | None:
         plain = type(value) in (torch.Tensor, Parameter) and value.layout == torch.strided and value.is_leaf
-        large = plain and value.nbytes >= SHARED_BYTES and value.is_contiguous()
-        if not (isinstance(value, Artefact) or large):
+        if not (plain and value.nbytes >= SHARED_BYTES and value.is_contiguous()):
             return None
         ref = self.share(value)
         if ref not in self.shared:
             self.shared.append(ref)
-        return self.shared.index(ref), type(value), getattr(value, "requires_grad", False)
+        return self.shared.index(ref), type(value), value.requires_grad
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what `_Pickler` wrote; shared: what its references refer to."""
+    """Read what `_Pickler` wrote; shared: the packed tensors that its references stand for."""
 
     def __init__(self, file: io.BytesIO, shared: Sequence[tuple]):
         super().__init__(file)
         self.shared, self.made = shared, {}
 
-    def persistent_load(self, name: tuple) -> object:
-        place, kind, requires_grad = name
-        if place not in self.made:  # what was one object stays one
-            self.made[place] = _restored(kind, self.shared[place], requires_grad)
-        return self.made[place]
-
-
-def _content(value: Artefact | torch.Tensor) -> tuple:
-    """What is put into the object store, bytes as arrays: nodes map those instead of copying them."""
-    if isinstance(value, Artefact):
-        return value.key, value.path, value.info, {name: packed(tensor)[1] for name, tensor in value.tensors.items()}
-    return packed(value.detach())[1]
-
-
-def _restored(kind: type, content: tuple, requires_grad: bool) -> object:
-    if kind is Artefact:
-        *about, tensors = content
-        artefact = Artefact(*about)
-        vars(artefact)["tensors"] = {name: unpacked(*tensor) for name, tensor in tensors.items()}
-        return artefact
-    tensor = unpacked(*content)  # read only: other tasks of the node see the same memory
-    return Parameter(tensor.clone(), requires_grad) if kind is Parameter else tensor.requires_grad_(requires_grad)
+    def persistent_load(self, name: tuple) -> torch.Tensor:
+        index, kind, requires_grad = name
+        if index not in self.made:  # what was one tensor stays one
+            tensor = unpacked(*self.shared[index])  # read only: other tasks of the node see the same memory
+            self.made[index] = tensor.requires_grad_(requires_grad)
+            if kind is Parameter:
+                self.made[index] = Parameter(tensor.detach().clone(), requires_grad)
+        return self.made[index]
 
 
 def _versions() -> tuple[str, str]:
@@ -98,13 +84,13 @@ def _call(pickled: bytes, versions: tuple[str, str], folders: Sequence[str], *sh
 class RayCluster(Processes):
     """Run tasks on the cluster at RAY_ADDRESS, or on one of `jobs` workers that is started here.
 
-    A task has `threads` CPUs and, where there are GPUs, NKD_GPU_SHARE of one; 1/jobs where that is not set.
+    A task gets `threads` CPUs and, if the cluster has GPUs, NKD_GPU_SHARE of one, by default 1/jobs.
     """
 
     def __init__(self, jobs: int, threads: int = 1):
         super().__init__(jobs, threads)
         self._remote: ray.remote_function.RemoteFunction | None = None
-        self._shared = WeakIdKeyDictionary()  # object -> its version, its place in the object store
+        self._shared = WeakIdKeyDictionary()  # tensor -> its version, its place in the object store
         self._pending: set[Future] = set()
 
     def _connect(self) -> None:
@@ -113,18 +99,18 @@ class RayCluster(Processes):
         size = {} if address else {"num_cpus": self.jobs * self.threads, "include_dashboard": False}
         variables = computing(self.threads) | {"NKD_PROGRESS": os.devnull}
         variables |= {name: os.environ[name] for name in SAME if name in os.environ}
-        code = {"py_modules": [str(SOURCES / "nkdlib")], "env_vars": variables}
+        code = {"py_modules": [str(PACKAGE)], "env_vars": variables}
         quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
         ray.init(address or "local", runtime_env=code, **quiet, **size)
         share = os.environ.get("NKD_GPU_SHARE") or ("GPU" in ray.cluster_resources()) / self.jobs
         gpus = math.floor(float(share) * 1e4) / 1e4  # Ray counts in ten-thousandths
         self._remote = ray.remote(_call).options(num_cpus=self.threads, num_gpus=gpus, max_retries=RETRIES)
 
-    def _share(self, value: Artefact | torch.Tensor) -> ray.ObjectRef:
-        version = getattr(value, "_version", 0)  # of a tensor: goes up when it is changed in place
-        if self._shared.get(value, (None,))[0] != version:
-            self._shared[value] = version, ray.put(_content(value))
-        return self._shared[value][1]
+    def _share(self, tensor: torch.Tensor) -> ray.ObjectRef:
+        version = tensor._version  # goes up when the tensor is changed in place
+        if self._shared.get(tensor, (None,))[0] != version:
+            self._shared[tensor] = version, ray.put(packed(tensor.detach())[1])
+        return self._shared[tensor][1]
 
     def submit(self, fn: Callable, *args: object, **kwargs: object) -> Future:
         """Hand `fn(*args, **kwargs)`, which a notebook's cell may define, to the cluster; return its future."""
