@@ -20,7 +20,7 @@ else
   done
   if [ $python = none ]; then echo "error: Python 3.11 or newer is needed; install it, or uv" >&2; exit 1; fi
   [ -d .venv ] || $python -m venv .venv
-  install() { .venv/bin/python -m pip install $quiet --disable-pip-version-check "$@"; }
+  install() { .venv/bin/python -m pip install $quiet --no-compile --disable-pip-version-check "$@"; }
 fi
 install -r requirements.txt
 install --no-deps --no-build-isolation --editable .
