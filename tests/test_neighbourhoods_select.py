@@ -64,6 +64,23 @@ def test_one_below_what_is_needed_is_not_met_however_large_the_numbers(cost):
     assert found.error == 1.0 and found.costs[cost] <= all_wide - 1
 
 
+@pytest.mark.parametrize(("errors", "costs"), [(2.0**-40, 1.0), (2.0**40, 1.0), (1.0, 2.0**-30), (2.0**-40, 2.0**30)])
+def test_the_choice_does_not_depend_on_units(errors, costs):
+    for seed in range(4):
+        menu = random_menu(seed)
+        scaled = {
+            name: {
+                k: Option(o.error * errors, {cost: value * costs for cost, value in o.costs.items()})
+                for k, o in options.items()
+            }
+            for name, options in menu.options.items()
+        }
+        base = {cost: value * costs for cost, value in menu.base.items()}
+        budget = menu.selection(dict.fromkeys(menu.options, "k1")).costs
+        found = select(Menu(scaled, base), {cost: limit * costs for cost, limit in budget.items()})
+        assert found.error == select(menu, budget).error * errors
+
+
 @pytest.mark.parametrize("names", [COSTS[:1], COSTS[:2]])
 def test_twenty_neighbourhoods_of_a_hundred_candidates_take_less_than_a_second(names):
     draw, options = np.random.default_rng(0), {}

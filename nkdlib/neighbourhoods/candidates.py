@@ -6,7 +6,7 @@ can stand beside any of them (ND, arXiv 2010.01189, with the closed form of `clo
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -25,20 +25,15 @@ from nkdlib.tasks.measure import Stopwatch, cpu_name
 from nkdlib.training.store import Store, images_of
 
 
-@dataclass
-class Known:
-    """A task input whose cache key is known before its value."""
-
-    fingerprint: str
-    value: Store | Artefact | None = None
-
-
 class SameImages:
-    """Batches of images with one fingerprint; ValueError when a later pass gives other images or another order."""
+    """Batches of images with one fingerprint; ValueError if a later pass gives other images or another order."""
 
     def __init__(self, inputs: Iterable):
         self.inputs = repeatable(inputs)
-        self.digests = [digest([images_of(batch)]) for batch in self.inputs]
+        self.digests, self.count = [], 0
+        for batch in self.inputs:
+            self.digests.append(digest([images_of(batch)]))
+            self.count += len(images_of(batch))
         self.fingerprint = sha256(self.digests)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -69,6 +64,11 @@ class Candidate:
             return 0.0
         return self.artefact.info["local_error"] if self.artefact else None
 
+    @property
+    def ranked(self) -> bool:
+        """Whether its channels are chosen by the ranking that all widths of the neighbourhood share."""
+        return self.recipe.start == "solved" and isinstance(self.student, int | float)
+
     def build(self) -> nn.Module:
         """A copy with its learned weights, if there are any, in evaluation mode; all parameters get gradients."""
         module = copy.deepcopy(self.module).requires_grad_(True)
@@ -78,10 +78,13 @@ class Candidate:
 
 
 def rank(
-    piece: nn.Module, boundary: Known, holdout: int, solve_images: int, ridge: float, to_own: bool
+    piece: nn.Module, boundary: Store, holdout: int, solve_images: int, ridge: float, to_own: bool, source: str
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
-    """Rank the channels of the teacher's `piece` for all widths at once, see `Ranking`; a task for the cache."""
-    rows = boundary.value[holdout : holdout + solve_images]
+    """Rank the channels of the teacher's `piece` for all widths at once, see `Ranking`; a task for the cache.
+
+    `source` names the boundary in the key.
+    """
+    rows = boundary[holdout : holdout + solve_images]
     with Stopwatch(rows.device) as watch:
         ranking = rank_channels(piece, input_pairs(rows), ridge, to_own)
     tensors, plain = {"order": ranking.order}, {"seconds": watch.device_s}
@@ -100,33 +103,23 @@ def distill_candidate(
     name: str,
     piece: nn.Module,
     student: Student,
-    boundary: Known,
-    ranking: Known | None,
     recipe: Recipe,
     seed: int,
+    source: str,
+    boundary: Store,
+    ranking: Artefact | None,
 ) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Make one candidate of the teacher's `piece`; a task for the cache.
 
     It learns from the boundary's x (N, ...) and y (N, ...), the held-out images first, and from the artefact of `rank`
-    if a width is solved. Returns its state; local_error, losses, and device-seconds of start, steps and ranking.
+    if a width is solved; `source` names the boundary in the key. Returns its state; local_error, losses, and
+    device-seconds of start, steps and ranking.
     """
-    store = boundary.value
-    with Stopwatch(store.device) as watch:
-        shared = _ranking(ranking.value, store.device) if ranking else None
-        module = initialize_student(
-            piece, copy.deepcopy(student), recipe, input_pairs(store[recipe.solved]), seed, shared
-        )
-    state, info = train_local(name, module, store, recipe, seed)
-    ranking_s = ranking.value.info["seconds"] if ranking else 0.0
-    return state, {**info, "start_s": watch.device_s, "ranking_s": ranking_s}
-
-
-def ranking_task(task: Task) -> Task:
-    """The task whose result all widths of a neighbourhood share, from the task of one of them."""
-    recipe, given = task.kwargs["recipe"], {name: task.kwargs[name] for name in ("piece", "boundary")}
-    given |= {"holdout": recipe.holdout, "solve_images": recipe.solve_images, "ridge": recipe.ridge}
-    given["to_own"] = recipe.ridge_to == "own"
-    return Task(rank, given, task.kwargs["name"])
+    with Stopwatch(boundary.device) as watch:
+        pairs, shared = input_pairs(boundary[recipe.solved]), _ranking(ranking, boundary.device) if ranking else None
+        module = initialize_student(piece, copy.deepcopy(student), recipe, pairs, seed, shared)
+    state, info = train_local(name, module, boundary, recipe, seed)
+    return state, {**info, "start_s": watch.device_s, "ranking_s": ranking.info["seconds"] if ranking else 0.0}
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ class Timing:
     channels_last: bool = False
 
 
-def measure(cache: Cache, modules: Iterable[tuple[nn.Module, Tensor]], timing: Timing) -> list[Latency]:
+def measure(cache: Cache, modules: Sequence[tuple[nn.Module, Tensor]], timing: Timing) -> list[Latency]:
     """Latencies of (module, example of one image), measured in this process; equal shapes are timed once."""
     blanks = [(_blank(module), (timing.batch, *example.shape[1:])) for module, example in modules]
     keys = [(fingerprint(module), shape) for module, shape in blanks]

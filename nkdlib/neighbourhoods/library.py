@@ -15,15 +15,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nkdlib.neighbourhoods.candidates import (
-    Candidate,
-    Known,
-    SameImages,
-    Timing,
-    distill_candidate,
-    measure,
-    ranking_task,
-)
+from nkdlib.neighbourhoods.candidates import Candidate, SameImages, Timing, distill_candidate, measure, rank
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, passes
 from nkdlib.neighbourhoods.distill import Executor, Student, build_student, check_student, seed_of
 from nkdlib.neighbourhoods.local import Recipe
@@ -83,13 +75,18 @@ class Library(Tabled):
         self.recipe, self.cache = recipe or Recipe(Schedule(0)), cache or Cache()
         self.teacher = copy.deepcopy(teacher).eval()
         self.inputs = SameImages(inputs)
-        self._source = [fingerprint(self.teacher), self.inputs.fingerprint]
         self.example = first_batch(self.inputs)[:1].to(device_of(self.teacher))
+        if self.inputs.count < self.recipe.holdout + 2:
+            raise ValueError(
+                f"inputs holds {self.inputs.count} images, recipe.holdout (={self.recipe.holdout}) leaves fewer than 2 "
+                "to learn from; give more images or a smaller holdout"
+            )
+        self._source = sha256([fingerprint(self.teacher), self.inputs.fingerprint])
         self.neighbourhoods = split(self.teacher, list(candidates), self.example)
         maps = [p for p in self.teacher.parameters() if p.dim() == 4 and not p.is_contiguous()]
         channels_last = any(p.is_contiguous(memory_format=torch.channels_last) for p in maps)
         self.timing = Timing(channels_last=channels_last)
-        self.latency: Latency | None = None  # of the teacher, from `fill(threads=...)` on
+        self.latency: Latency | None = None  # of the teacher, from `measure_latency` on
         self.candidates: dict[str, dict[str, Candidate]] = {}
         for piece in self.neighbourhoods:
             self.candidates[piece.name] = {TEACHER: Candidate(None, piece.module, self.recipe, piece.cost)}
@@ -121,86 +118,84 @@ class Library(Tabled):
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **shared)
         self.candidates[name][label] = Candidate(student, module, recipe, cost(module, piece.example))
 
-    def fill(
-        self, executor: Executor | None = None, threads: int = 0, batch: int = 1, repeats: int = 50
-    ) -> list[tuple[str, str]]:
-        """Distill the candidates that are not in the cache yet, and measure latencies on request.
+    def fill(self, executor: Executor | None = None) -> list[tuple[str, str]]:
+        """Distill the candidates that are not in the cache yet.
 
         Args:
             executor: distills candidates; this process by default.
-            threads: to measure latencies with, in this process while nothing else runs; 0 measures none.
-            batch, repeats: images of a timed forward pass, and passes.
 
         Returns:
             (neighbourhood, label) of the candidates that this call distilled.
 
         Raises:
-            ValueError: too few images, or boundaries above `recipe.memory_limit_gb`.
+            ValueError: boundaries of one neighbourhood above `recipe.memory_limit_gb`, or other images than before.
         """
         students = [(n, k) for n, family in self.candidates.items() for k in family if k != TEACHER]
-        tasks = {place: self._task(*place) for place in students}
-        artefacts = {place: self.cache.find(task) for place, task in tasks.items()}
-        missing = [place for place, artefact in artefacts.items() if artefact is None]
-        if missing:
-            artefacts |= dict(zip(missing, self._distill([tasks[place] for place in missing], executor), strict=True))
-        for (name, label), artefact in artefacts.items():
+        artefacts = {student: self.cache.find(self._task(*student)) for student in students}
+        missing = [student for student, artefact in artefacts.items() if artefact is None]
+        for (name, label), artefact in (artefacts | self._distill(missing, executor)).items():
             self.candidates[name][label].artefact = artefact
-        if threads:
-            timing = dataclasses.replace(self.timing, threads=threads, batch=batch, repeats=repeats)
-            timed = [(c, p.example) for p in self.neighbourhoods for c in self.candidates[p.name].values()]
-            modules = [(self.teacher, self.example), *((c.module, example) for c, example in timed)]
-            self.latency, *latencies = measure(self.cache, modules, timing)
-            self.timing = timing
-            for (candidate, _), latency in zip(timed, latencies, strict=True):
-                candidate.latency = latency
         return missing
 
-    def _distill(self, tasks: list[Task], executor: Executor | None) -> list[Artefact]:
-        """Capture the boundaries of all tasks, in one pass of the teacher if memory allows, and run the tasks."""
-        recipe, made = self.recipe, {}
-        parts = split(self.teacher, list({task.kwargs["name"]: None for task in tasks}), self.example)
+    def measure_latency(self, threads: int = 1, batch: int = 1, repeats: int = 50) -> Latency:
+        """Time the teacher and all candidates in this process, which nothing else may keep busy meanwhile.
+
+        Args:
+            threads: of a CPU.
+            batch: images of a timed forward pass.
+            repeats: timed passes, at least 6.
+
+        Returns:
+            The teacher's latency.
+        """
+        timing = dataclasses.replace(self.timing, threads=threads, batch=batch, repeats=repeats)
+        timed = [(c, piece.example) for piece in self.neighbourhoods for c in self.candidates[piece.name].values()]
+        modules = [(self.teacher, self.example), *((candidate.module, example) for candidate, example in timed)]
+        self.latency, *latencies = measure(self.cache, modules, timing)
+        self.timing = timing
+        for (candidate, _), latency in zip(timed, latencies, strict=True):
+            candidate.latency = latency
+        return self.latency
+
+    def _distill(self, missing: list[tuple[str, str]], executor: Executor | None) -> dict[tuple[str, str], Artefact]:
+        """Distill candidates, with one pass of the teacher, or several if boundaries do not fit into memory."""
+        if not missing:
+            return {}
+        made, recipe = {}, self.recipe
+        pieces = split(self.teacher, list(dict.fromkeys(name for name, _ in missing)), self.example)
         how = {"images": None, "dtype": recipe.dtype, "adapt": recipe.adapt}
-        sets = passes(parts, self.inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
-        for number, members in enumerate(sets, 1):
+        sets = passes(pieces, self.inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
+        for number, members in enumerate(sets, start=1):
             boundaries = capture(self.teacher, members, self.inputs, **how)
-            if (images := len(boundaries.store)) < recipe.holdout + 2:
-                raise ValueError(
-                    f"inputs holds {images} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 to learn "
-                    "from; give more images or a smaller holdout"
-                )
+            students = [(name, label) for name, label in missing if name in members.names]
+            rankings = {(n, k): self._ranking(n, k, boundaries) for n, k in students if self.candidates[n][k].ranked}
+            if rankings:
+                found = self.cache.run(rankings.values(), executor, "ranking the channels of neighbourhoods")
+                rankings = dict(zip(rankings, found, strict=True))  # equal tasks were run once
+            tasks = [self._task(*student, boundaries, rankings.get(student)) for student in students]
             said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
-            part = [task for task in tasks if task.kwargs["name"] in members.names]
-            made |= zip(map(id, part), self._run(part, boundaries, executor, said), strict=True)
-        return [made[id(task)] for task in tasks]
+            artefacts = self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({said})")
+            made |= zip(students, artefacts, strict=True)
+        return made
 
-    def _run(self, tasks: list[Task], boundaries: Boundaries, executor: Executor | None, said: str) -> list[Artefact]:
-        """Rank channels once for all widths, and run the tasks."""
-        for task in tasks:
-            task.kwargs["boundary"].value = boundaries.of(task.kwargs["name"])
-        if solved := [task for task in tasks if task.kwargs["ranking"]]:
-            rankings = map(ranking_task, solved)  # equal ones are made once
-            found = self.cache.run(rankings, executor, "ranking the channels of neighbourhoods")
-            for task, artefact in zip(solved, found, strict=True):
-                task.kwargs["ranking"].value = artefact
-        artefacts = self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({said})")
-        for task in tasks:
-            task.kwargs["boundary"].value = None  # for the next boundaries
-        return artefacts
+    def _task(
+        self, name: str, label: str, boundaries: Boundaries | None = None, ranking: Artefact | None = None
+    ) -> Task:
+        """The task that makes a candidate; without boundaries it only has a key."""
+        candidate = self.candidates[name][label]
+        kwargs = {"name": name, "piece": self.neighbourhoods[name].module, "source": self._source}
+        kwargs |= {"student": candidate.student, "recipe": candidate.recipe}
+        kwargs["seed"] = seed_of(candidate.recipe.seed, name, "library")
+        inputs = {"boundary": lambda: boundaries.of(name), "ranking": lambda: ranking}
+        return Task(distill_candidate, kwargs, f"{name} {label}", inputs)
 
-    def _task(self, name: str, label: str) -> Task:
-        """The task that makes a candidate; its boundary and `ranking`, which widths share, become known later."""
-        student, recipe = self.candidates[name][label].student, self.candidates[name][label].recipe
-        width = not isinstance(student, nn.Module)
-        kwargs = {
-            "name": name,
-            "piece": self.neighbourhoods[name].module,
-            "student": student,
-            "boundary": Known(sha256([*self._source, name, str(recipe.dtype), recipe.adapt])),
-            "ranking": Known("follows from the rest") if recipe.start == "solved" and width else None,
-            "recipe": recipe,
-            "seed": seed_of(recipe.seed, name, "library"),
-        }
-        return Task(distill_candidate, kwargs, f"{name} {label}")
+    def _ranking(self, name: str, label: str, boundaries: Boundaries) -> Task:
+        """The task that ranks channels for a candidate and for all others of the neighbourhood with the same ridge."""
+        recipe = self.candidates[name][label].recipe
+        source = sha256([self._source, name, str(recipe.dtype), recipe.adapt])
+        kwargs = {"piece": self.neighbourhoods[name].module, "source": source, "ridge": recipe.ridge}
+        kwargs |= {"holdout": recipe.holdout, "solve_images": recipe.solve_images, "to_own": recipe.ridge_to == "own"}
+        return Task(rank, kwargs, name, {"boundary": lambda: boundaries.of(name)})
 
     @property
     def _every(self) -> list[Candidate]:
@@ -214,14 +209,12 @@ class Library(Tabled):
         base = dict(vars(self.neighbourhoods.total))
         if timed := all(c.latency for c in self._every):
             base["latency_ms"] = self.latency.ms
-
-        def option(candidate: Candidate) -> Option:
-            costs = vars(candidate.cost) | ({"latency_ms": candidate.latency.ms} if timed else {})
-            return Option(candidate.error, costs)
-
-        options = {name: {k: option(c) for k, c in family.items()} for name, family in self.candidates.items()}
-        for family in options.values():
-            base = {cost: value - family[TEACHER].costs[cost] for cost, value in base.items()}
+        options = {}
+        for name, family in self.candidates.items():
+            usable = {label: c for label, c in family.items() if c.error < math.inf}
+            costs = {k: vars(c.cost) | ({"latency_ms": c.latency.ms} if timed else {}) for k, c in usable.items()}
+            options[name] = {label: Option(c.error, costs[label]) for label, c in usable.items()}
+            base = {cost: value - costs[TEACHER][cost] for cost, value in base.items()}
         return Menu(options, base)
 
     def best(
@@ -236,7 +229,7 @@ class Library(Tabled):
 
         Args:
             params, macs, latency_ms: limits of the whole network: parameters, multiply-accumulates of one image,
-                predicted milliseconds of a batch (needs `fill(threads=...)`).
+                predicted milliseconds of a batch (after `measure_latency`).
             rule: `select`, which is exact, or another one that takes a menu and a budget.
 
         Raises:
@@ -252,8 +245,8 @@ class Library(Tabled):
 
     def sample(self, count: int, seed: int = 0) -> list["Composition"]:
         """Networks of random candidates, each candidate of a neighbourhood as likely as the others."""
-        draw = random.Random(seed)
-        return [self.compose({n: draw.choice(list(c)) for n, c in self.candidates.items()}) for _ in range(count)]
+        draw, options = random.Random(seed), self.menu.options
+        return [self.compose({n: draw.choice(list(c)) for n, c in options.items()}) for _ in range(count)]
 
     @property
     def device_s(self) -> float:
