@@ -2,11 +2,12 @@
 
 import math
 
+import pandas as pd
 import pytest
 from scipy import stats
 
 from nkdlib.compendium.claims import CLAIMS, claim_by_id
-from nkdlib.compendium.criteria import Criterion, t_interval
+from nkdlib.compendium.criteria import Criterion, difference, t_interval
 from nkdlib.compendium.judge import Observation, judge
 
 SPEEDUP = [1.0, 2.0, 3.0, 4.0, 5.0]  # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764: 3 ± 1.9632
@@ -36,6 +37,17 @@ def test_interval_of_one_seed_and_of_a_seed_that_did_not_reach():
     assert t_interval({0: 2.0}).low is None and t_interval({0: 2.0}).mean == 2.0
     missed = t_interval({0: 2.0, 1: None, 2: 2.0})
     assert missed.mean is None and "seed 1" in str(missed) and missed.n == 3
+
+
+def test_differences_are_paired_by_seed():
+    runs = pd.DataFrame(
+        [("ND", 0, 80.0), ("ND", 1, 82.0), ("ND", 1, 84.0), ("ND", 2, 90.0), ("rival", 0, 79.0), ("rival", 1, 80.0)],
+        columns=["method", "seed", "accuracy"],
+    )
+    assert difference(runs, "accuracy", "method", "ND", "rival").values == {0: 1.0, 1: 3.0}
+    assert difference(runs, "accuracy", "method", "ND", "nobody") is None
+    sides = [t_interval({0: 1.0, 1: high}).side for high in (1.1, -1.0)]
+    assert [*sides, t_interval({0: -1.0, 1: -1.1}).side, t_interval({0: 1.0}).side] == ["above", "", "below", ""]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -1,12 +1,14 @@
 """Figures: the same bytes for the same figure, intervals as scipy's, words for those who do not see them."""
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 from PIL import Image
 from scipy import stats
 
 from nkdlib.compendium import plots
 from nkdlib.compendium.claims import CLAIMS
+from nkdlib.compendium.criteria import t_interval
 from nkdlib.compendium.judge import Observation, Verdicts, judge
 
 
@@ -67,6 +69,32 @@ def test_one_seed_has_no_band_and_unequal_seeds_are_refused():
     assert not ax.collections
     with pytest.raises(ValueError, match=r"values_by_seed\[1\] has 1 values for 2 points"):
         plots.line_with_interval(ax, [1, 2], {0: [1.0, 2.0], 1: [1.0]}, "ND")
+
+
+def test_a_table_is_drawn_by_method():
+    runs = pd.DataFrame(
+        [("ND", seed, step, 10 * step + seed + draw) for seed in range(2) for step in (1, 2) for draw in (0, 2)],
+        columns=["method", "seed", "steps", "accuracy"],
+    )
+    _, (left, right) = plt.subplots(1, 2)
+    plots.lines(left, runs, "steps", "accuracy", "method", {"ND": {"marker": "s"}, "nobody": {}})
+    assert left.lines[0].get_ydata().tolist() == [11.5, 21.5] and left.lines[0].get_marker() == "s"
+    plots.dots(right, runs, "steps", "accuracy", "method")
+    assert right.lines[0].get_ydata().tolist() == list(runs.accuracy)
+    assert right.lines[0].get_color() == plots.method_colors["ND"]
+    plots.level(right, "teacher", 30.0)
+    plots.legend_below(left.figure)
+    assert [text.get_text() for text in left.figure.legends[0].get_texts()] == ["ND", "teacher"]
+
+
+def test_intervals_stand_in_rows_from_top_to_bottom():
+    _, ax = plt.subplots()
+    plots.intervals(ax, {"ND": t_interval({0: 1.0, 1: 3.0}), "end to end": t_interval({0: None, 1: 2.0})})
+    seeds, span, mean = ax.lines
+    assert seeds.get_xdata().tolist() == [1.0, 3.0] and mean.get_xdata()[0] == 2.0
+    assert span.get_xdata().tolist() == pytest.approx([2 - 12.706, 2 + 12.706], abs=1e-3)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["ND", "end to end"] and ax.get_ylim() == (1.5, -0.5)
+    assert ax.texts[0].get_text() == "not reached by seed 0, n=2"
 
 
 def test_forest_draws_what_was_observed_and_says_when_nothing_was():

@@ -6,6 +6,7 @@ from math import isfinite, sqrt
 from statistics import fmean, stdev
 from typing import Literal
 
+import pandas as pd
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -35,6 +36,13 @@ class Interval:
     def missed(self) -> str:
         """The seeds that did not reach their goal."""
         return ", ".join(str(seed) for seed, value in self.values.items() if value is None)
+
+    @property
+    def side(self) -> str:
+        """The side of zero that it lies on: "above", "below", or empty if it holds zero or has no ends."""
+        if self.low is None:
+            return ""
+        return "above" if self.low > 0 else "below" if self.high < 0 else ""
 
     def __str__(self) -> str:
         if self.mean is None:
@@ -85,6 +93,23 @@ def t_interval(values: Mapping[int, float | None]) -> Interval:
         return Interval(mean, None, None, ordered)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(reached) - 1)) * stdev(reached) / sqrt(len(reached))
     return Interval(mean, mean - half, mean + half, ordered)
+
+
+def difference(frame: pd.DataFrame, column: str, by: str, one: str, other: str) -> Interval | None:
+    """Return the interval over seeds of one method's value minus another's.
+
+    Args:
+        frame: one row a run, with a column `seed`; several runs of a seed count by their mean.
+        column: the values.
+        by: column of the methods.
+        one, other: two of the methods.
+
+    Returns:
+        The interval over the seeds that have both, None if there are none.
+    """
+    values = frame.pivot_table(index="seed", columns=by, values=column).reindex(columns=[one, other])
+    paired = (values[one] - values[other]).dropna()
+    return t_interval(paired.to_dict()) if len(paired) else None
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def lines(
 def dots(
     ax: Axes, frame: pd.DataFrame, x: str, y: str, by: str, looks: Mapping[str, Mapping[str, str]] | None = None
 ) -> None:
-    """Draw a dot for each row of a table, every seed by itself; arguments as those of `lines`."""
+    """Draw a dot for each row of a table, so every seed by itself; the arguments are those of `lines`."""
     for label, look in (looks or {label: {} for label in frame[by].unique()}).items():
         part, style = frame[frame[by] == label], {"color": method_colors.get(label), "marker": "o", **look}
         ax.plot(part[x], part[y], linestyle="", alpha=0.6, markeredgewidth=0, label=label, **style)
@@ -240,18 +240,16 @@ def forest(judgements: Mapping[str, Judgement]) -> Figure:
 
 def _forest_row(ax: Axes, claim: str, criterion: Criterion, assessment: Assessment) -> None:
     color, marker, _ = _OUTCOMES[assessment.outcome]
-    marks = [mark for mark in (criterion.bound, criterion.reaches) if mark is not None]
-    ends = [assessment.low, assessment.high, *assessment.values.values(), *marks]
-    low, high = (end([value for value in ends if value is not None]) for end in (min, max))
-    margin = 0.08 * (high - low or 1.0)
-    left, right = low - margin, high + margin
-    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
-    ax.axvspan(*((criterion.bound, right) if criterion.sense == "above" else (left, criterion.bound)), color="0.94")
-    for mark, style in zip(marks, "-:", strict=False):
-        ax.axvline(mark, color="0.2", linewidth=1.2, linestyle=style)
+    ax.axvline(criterion.bound, color="0.2", linewidth=1.2)
+    if criterion.reaches is not None:
+        ax.axvline(criterion.reaches, color="0.2", linewidth=1.2, linestyle=":")
     _interval(ax, 0.15, assessment, color, marker, seeds_at=-0.45)
+    ax.margins(x=0.08)
+    left, right = ax.get_xlim()
+    ax.axvspan(*((criterion.bound, right) if criterion.sense == "above" else (left, criterion.bound)), color="0.94")
     metric = criterion.metric.removesuffix(f"_{criterion.unit}").replace("_", " ")
     ax.set_title(f"{claim}  {metric} ({criterion.unit})", fontsize=8, pad=2)
+    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
     ax.grid(False)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="x", labelsize=7, pad=1)

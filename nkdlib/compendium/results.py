@@ -120,6 +120,23 @@ class Results:
         return self.root
 
 
+def describe(title: str, values: pd.Series, unit: str = "", digits: int = 1) -> str:
+    """Put a series of numbers into words, as the alternative text of a figure.
+
+    Args:
+        title: the figure's subject.
+        values: numbers, indexed by one or several labels.
+        unit: of the numbers.
+        digits: after the point.
+
+    >>> print(describe("Accuracy", pd.Series({("ND", 100): 81.25, ("ND", 200): 84.0}), "%"))
+    Accuracy: ND, 100: 81.2 %; ND, 200: 84.0 %.
+    """
+    labels = [", ".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in values.index]
+    words = (f"{label}: {value:.{digits}f} {unit}".strip() for label, value in zip(labels, values, strict=True))
+    return f"{title}: {'; '.join(words)}."
+
+
 def words_left(styled: Styler) -> Styler:
     """Align columns of words, and the names of rows, to the left; JupyterLab aligns all to the right."""
 
