@@ -1,12 +1,12 @@
 """Generated scenes: small gray articles, tinted and scaled, on textured backgrounds; a data set in COCO's layout.
 
-For detection where no photographs are at hand, and where what is in a picture has to be known exactly.
+For detection without photographs at hand, or if everything in a picture has to be known exactly.
 """
 
 import hashlib
+import io
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from nkdlib.data import DeadLeaves, Images, NoiseImages, SmoothImages
-from nkdlib.detection.coco import CocoImages
-from nkdlib.tasks.places import locked
+from nkdlib.detection import CocoImages
+from nkdlib.tasks.cache import Cache
+from nkdlib.tasks.places import write_atomically
 from nkdlib.tasks.progress import Progress
 
-VERSION = 1  # raise it with every change of what is drawn
-FAINT = 0.08  # of white; what is darker in an article is transparent
+FAINT = 0.08  # of white; darker pixels of an article are transparent
 CROWDING = 0.15  # of the smaller of two boxes may lie in the other
-TRIES = 30  # places for one article, before it is left out
+TRIES = 30  # positions for one article, before it is left out
 
 
 def write_scenes(
@@ -33,40 +33,36 @@ def write_scenes(
     size: int = 128,
     seed: int = 0,
     split: str | None = None,
-    articles: tuple[int, int] = (1, 6),
-    sides: tuple[float, float] = (0.11, 0.9),
+    articles: Sequence[int] = (1, 6),
+    sides: Sequence[float] = (0.11, 0.9),
 ) -> CocoImages:
-    """Write `count` pictures as `folder/<split>/*.png` with COCO's annotations, and open them.
+    """Write `count` pictures as `folder/<split>/*.png` with COCO's annotations, and open them; drawn once (cached).
 
-    A picture has one to six articles of `images`, gray on black, each with a box tight around its visible pixels; they
-    cover little of each other. Boxes' sides (the root of their area) are log-uniform in `sides`. COCO calls boxes below
-    32^2 pixels small and those from 96^2 large, whatever the picture: of 128 pixels, sides are 14 to 115, and about
-    half of the boxes that find room are small, few large. The annotated area is the box's, so that truths and
-    detections are told apart by the same measure.
-
-    Articles of several splits must come from different images: give `images` of their own, such as the parts of
-    `images.hold_out(...)`. Equal arguments give equal bytes, and scenes that are there already are not drawn again.
+    A picture has articles of `images`, each with a box tight around its visible pixels; they cover little of each
+    other. Boxes' sides (the root of their area) are log-uniform in `sides`. COCO calls boxes below 32^2 pixels small
+    and those from 96^2 large, whatever the picture's size. The annotated area is the box's.
 
     Args:
-        images: uint8 (N, 1, h, w), of which articles are drawn with replacement.
-        folder: made if need be; it may hold other splits.
+        images: uint8 (N, 1, h, w), gray on black, of which articles are drawn with replacement; other splits need
+            other images, such as the parts of `images.hold_out(...)`.
+        folder: made if need be; it may hold other splits, and earlier scenes of this one are replaced.
         count: pictures.
         size: pixels of their sides.
         seed: of everything drawn; another split gets other draws.
-        split: what it is called; `images.split` where it is left out.
-        articles: fewest and most in a picture; there are fewer where there is no room, but never none.
-        sides: shortest and longest, of the picture's side.
+        split: its name; `images.split` by default.
+        articles: fewest and most in a picture; fewer if there is no room, but never none.
+        sides: shortest and longest, as shares of the picture's side.
 
     Raises:
-        ValueError: arguments out of range, other scenes in this place, or articles that another split has.
+        ValueError: arguments out of range, or a folder with other annotations.
 
+    >>> import tempfile
     >>> from nkdlib.data import load
-    >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
-    ...     scenes = write_scenes(load("digits"), folder, count=2, size=64)
-    ...     pixels, target = scenes[0]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pixels, target = write_scenes(load("digits"), folder, count=2, size=64)[0]  # doctest: +ELLIPSIS
     drawing scenes: 2/2 pictures, done after ...
-    >>> len(scenes), tuple(pixels.shape), sorted(target)
-    (2, (3, 64, 64), ['area', 'boxes', 'image_id', 'iscrowd', 'labels'])
+    >>> tuple(pixels.shape), sorted(target)
+    ((3, 64, 64), ['area', 'boxes', 'image_id', 'iscrowd', 'labels'])
     """
     split = split or images.split
     if images.shape[0] != 1 or not split.isidentifier():
@@ -76,25 +72,19 @@ def write_scenes(
             f"count (={count}) must be 1 or more, size (={size}) 16 or more, articles (={articles}) two numbers from "
             f"1 up, sides (={sides}) two shares of the picture's side from {4 / size:.3f} (4 pixels) to 1"
         )
-    folder = Path(folder).resolve()
-    pictures, path = folder / split, folder / "annotations" / f"instances_{split}.json"
-    recipe = {"articles of": images.fingerprint, "count": count, "size": size, "seed": seed, "version": VERSION}
-    recipe |= {"articles": list(articles), "sides": list(sides)}
-    with locked(folder, f"another run draws scenes in {folder}; waiting for it"):
-        ours = path.exists() and json.loads(path.read_bytes()).get("info", {}).get("recipe") == recipe
-        if not ours and (path.exists() or pictures.exists()):
-            raise ValueError(f"{pictures} or {path} holds other pictures; remove both, or take another folder")
-        if not (ours and pictures.exists()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
-                part = Path(temporary) / split
-                part.mkdir()
-                content = _write(images, part, count, size, _seed(seed, split), articles, sides)
-                _check_apart(content, path)
-                content["info"] = {"description": f"generated scenes of {images.name}", "recipe": recipe}
-                (Path(temporary) / path.name).write_text(json.dumps(content))
-                (Path(temporary) / path.name).rename(path)
-                part.rename(pictures)  # last: a folder of pictures is complete
+    pictures = Path(folder).resolve() / split
+    path = pictures.parent / "annotations" / f"instances_{split}.json"
+    drawn = {"count": count, "size": size, "seed": _seed(seed, split), "articles": articles, "sides": sides}
+    scenes = Cache().call(draw_scenes, images=images, **drawn)
+    content, before = scenes.info["coco"], json.loads(path.read_bytes()) if path.exists() else None
+    if before and before.get("info") != content["info"]:
+        raise ValueError(f"{path} holds other annotations; take another folder or split")
+    if before != content:
+        for image, picture in zip(content["images"], scenes.tensors["pixels"], strict=True):
+            file = io.BytesIO()
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
+            write_atomically(pictures / image["file_name"], file.getvalue())
+        write_atomically(path, json.dumps(content).encode())  # last: it stands for all pictures
     return CocoImages.open(pictures, path)
 
 
@@ -102,53 +92,29 @@ def _seed(seed: int, split: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {split}".encode()).digest()[:6], "big")
 
 
-def _write(images: Images, part: Path, count: int, size: int, seed: int, articles: tuple, sides: tuple) -> dict:
-    """Draw and write the pictures; return their annotations."""
-    generator, annotations = np.random.default_rng(seed), []
-    names = [f"{number:06d}.png" for number in range(1, count + 1)]
+def draw_scenes(
+    images: Images, count: int, size: int, seed: int, articles: Sequence[int], sides: Sequence[float]
+) -> dict[str, object]:
+    """Pixels, uint8 (count, 3, size, size), and COCO's dictionary of their boxes; a task for the cache."""
+    generator, pictures, entries, annotations = np.random.default_rng(seed), [], [], []
     with Progress("drawing scenes", count, "pictures") as progress:
-        for number, (name, picture) in enumerate(zip(names, backgrounds(count, size, seed), strict=True), 1):
+        for number, picture in enumerate(backgrounds(count, size, seed), 1):
             for row, (x1, y1, x2, y2) in draw(picture, images, generator, articles, sides):
-                digest = hashlib.sha256(images.pixels[row].numpy().tobytes()).hexdigest()[:16]
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": number,
-                        "category_id": int(images.labels[row]) + 1,
-                        "bbox": [x1, y1, x2 - x1, y2 - y1],
-                        "area": (x2 - x1) * (y2 - y1),
-                        "iscrowd": 0,
-                        "article": digest,
-                    }
-                )
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(part / name, compress_level=1)
+                width, height = x2 - x1, y2 - y1
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": int(images.labels[row]) + 1}
+                annotations.append(entry | {"bbox": [x1, y1, width, height], "area": width * height, "iscrowd": 0})
+            entries.append({"id": number, "file_name": f"{number:06d}.png", "width": size, "height": size})
+            pictures.append(picture)
             progress.advance()
-    return {
-        "images": [{"id": i, "file_name": name, "width": size, "height": size} for i, name in enumerate(names, 1)],
-        "annotations": annotations,
-        "categories": [{"id": id, "name": name} for id, name in enumerate(images.classes, 1)],
-    }
-
-
-def _check_apart(content: dict, path: Path) -> None:
-    """Raise ValueError where another split beside `path` has one of these articles."""
-    used = {annotation["article"] for annotation in content["annotations"]}
-    for other in path.parent.glob("instances_*.json"):
-        shared = used & {annotation.get("article") for annotation in json.loads(other.read_bytes())["annotations"]}
-        if shared and other != path:
-            raise ValueError(
-                f"{len(shared):,} articles are in {other} as well; give each split images of its own, such as the "
-                "parts of images.hold_out(...)"
-            )
+    categories = [{"id": number, "name": name} for number, name in enumerate(images.classes, 1)]
+    coco = {"info": {"description": "generated scenes"}, "images": entries, "annotations": annotations}
+    return {"pixels": torch.stack(pictures), "coco": coco | {"categories": categories}}
 
 
 def backgrounds(count: int, size: int, seed: int) -> Iterator[Tensor]:
     """Textures in colors, uint8 (3, size, size): dead leaves and smooth noise in turn.
 
     Leaves are drawn at half the size, which takes an eighth of the time and makes their edges soft.
-
-    >>> [tuple(picture.shape) for picture in backgrounds(2, 32, seed=0)]
-    [(3, 32, 32), (3, 32, 32)]
     """
     half, each = (3, -(-size // 2), -(-size // 2)), -(-count // 2)
     about = {"mean": (0.45,) * 3, "std": (0.22,) * 3, "batch_size": 1}
@@ -174,12 +140,12 @@ def draw(
     picture: Tensor,
     images: Images,
     generator: np.random.Generator,
-    articles: tuple[int, int] = (1, 6),
-    sides: tuple[float, float] = (0.11, 0.9),
+    articles: Sequence[int] = (1, 6),
+    sides: Sequence[float] = (0.11, 0.9),
 ) -> list[tuple[int, Box]]:
-    """Put articles onto a picture, uint8 (3, S, S), in place; return of each its row of images and its box.
+    """Put articles onto a picture, uint8 (3, S, S), in place; return the row of images and the box of each.
 
-    The large ones are put first, each where it covers at most CROWDING of another's box or is covered by it.
+    The large ones come first. A new box and an older one share at most CROWDING of the smaller of them.
     """
     size, drawn = picture.shape[-1], []
     wanted = generator.integers(articles[0], articles[1] + 1)
