@@ -235,7 +235,7 @@ def test_capture_takes_the_first_images_once_and_says_how_much_it_keeps():
     boundaries = capture(net, neighbourhoods, [(torch.randn(4, 3, 5, 5), torch.zeros(4))] * 5, images=10)
     assert calls == [1, 1, 1]  # one teacher pass, which ends at the last boundary
     numbers = 25 * (3 + 4 + 4 + 4)
-    assert len(boundaries.store) == 10 and boundaries.store.bytes == 10 * 2 * numbers
+    assert len(boundaries.store) == 10 and boundaries.store.nbytes == 10 * 2 * numbers
     assert repr(boundaries) == "boundaries of 10 images kept in memory, 0 MB"
     with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
         capture(net, neighbourhoods, [])

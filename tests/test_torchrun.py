@@ -23,7 +23,7 @@ from nkdlib.compendium.torchrun import main
 from nkdlib.data import DataNotFound, load
 from nkdlib.figs import Search, search
 from nkdlib.training import Checkpoints, Schedule, fit
-from nkdlib.training.distributed import process_group
+from nkdlib.training.distributed import data_parallel, process_group
 from nkdlib.training.loop import Trainer
 
 CPU = torch.device("cpu")
@@ -58,14 +58,14 @@ def digits(steps):
 def trained():
     """A plain network and its losses, trained on digits."""
     network = plain()
-    losses = fit(network, digits(6), Schedule(steps=6, batch_size=32, ema=0.5), label_smoothing=0.1)
+    losses = fit(data_parallel(network), digits(6), Schedule(steps=6, batch_size=32, ema=0.5), label_smoothing=0.1)
     return {"losses": torch.tensor(losses), **network.state_dict()}
 
 
 def searched():
     """The history and weights of a search in a plain network."""
     example, recipe = torch.zeros(1, 1, 8, 8), Search(steps=10, batch_size=32, open_share=0.3)
-    found = search(plain(), example, digits(10), 250, recipe=recipe)
+    found = search(plain(), example, digits(10), 250, recipe=recipe, wrap=data_parallel)
     history = {name: torch.tensor(found.history[name]) for name in ("loss", "expected", "accuracy", "counted")}
     return {"cost": torch.tensor(found.cost.params), "log_odds": found.log_odds} | history | found.network.state_dict()
 

@@ -333,7 +333,7 @@ def test_a_store_gives_back_what_was_put_in(build):
     rows = store.take(torch.tensor([4, 1]))
     assert torch.equal(rows["x"], x[[4, 1]]) and torch.equal(rows["y"], y[[4, 1]])
     assert rows["x"].is_contiguous(memory_format=torch.channels_last)
-    assert len(store) == 6 and store.bytes == 4 * (x.numel() + y.numel())
+    assert len(store) == 6 and store.nbytes == 4 * (x.numel() + y.numel())
     chunks = list(store[1:].chunks(2))
     assert [len(chunk["x"]) for chunk in chunks] == [2, 2, 1]
     assert torch.equal(torch.cat([chunk["x"] for chunk in chunks]), x[1:])

@@ -36,7 +36,7 @@ from nkdlib.detection import (
 from nkdlib.figs import Search, rebuild, search
 from nkdlib.networks import Cost, cost, mixed_space, reset
 from nkdlib.training import Checkpoints, Schedule, accuracy, fit
-from nkdlib.training.distributed import gather, mean_over_processes, process_group, rank_and_size
+from nkdlib.training.distributed import data_parallel, gather, mean_over_processes, process_group, rank_and_size
 
 MAY_CHANGE = ("out", "device", "workers", "checkpoint_s")  # when a training is resumed
 
@@ -126,7 +126,8 @@ def classify(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkpoi
     network, about = build(args, train.num_classes, train.shape[0])
     network = network.to(device, memory_format=torch.channels_last)
     batches = images_to_train_on(train, args, checkpoints, device)
-    fit(network, batches, schedule, label_smoothing=args.label_smoothing, seed=args.seed, checkpoints=checkpoints)
+    options = {"label_smoothing": args.label_smoothing, "seed": args.seed, "checkpoints": checkpoints}
+    fit(data_parallel(network), batches, schedule, **options)
     scores = validate(network, val, args.workers, device)
     return network, cost(network, torch.zeros(1, *train.shape, device=device)), scores, {"counts": about}
 
@@ -138,7 +139,7 @@ def find(args: argparse.Namespace, schedule: Search, checkpoints: Checkpoints, d
     network = network.to(device, memory_format=torch.channels_last)
     batches, example = images_to_train_on(train, args, checkpoints, device), torch.zeros(1, *train.shape, device=device)
     loss = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
-    options = {"recipe": schedule, "loss": loss, "seed": args.seed, "checkpoints": checkpoints}
+    options = {"recipe": schedule, "loss": loss, "seed": args.seed, "checkpoints": checkpoints, "wrap": data_parallel}
     found = search(network, example, batches, args.target, args.metric, **options)
     scores = validate(found.network, val, args.workers, device)
     files = {"counts": about | {"counts": found.counts}, "history": found.history.to_dict("list")}
@@ -197,7 +198,7 @@ def find_boxes(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkp
     batches = training_batches(
         changed, args.batch_size, args.steps, args.seed, checkpoints.start, args.workers, collate=stack
     )
-    train_detector(detector, batches, schedule, seed=args.seed, checkpoints=checkpoints)
+    train_detector(data_parallel(detector), batches, schedule, seed=args.seed, checkpoints=checkpoints)
     found = gather(detect(detector, validation_batches(Boxes(val), 24, args.workers, collate=stack)))
     precision = evaluate(val.on_disk(found), val.images.to_coco())
     scores = {"map": 100 * precision.ap, "ap50": 100 * precision.ap50, "classes": classes, "images": len(val)}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nkdlib.detection.ssdlite import Detector
 from nkdlib.networks.module import device_of
-from nkdlib.training.distributed import Checkpoints, data_parallel
+from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, minimize
 
 Batch = tuple[Tensor, Sequence[Mapping]]
@@ -49,12 +49,12 @@ def train_detector(
     >>> len(train_detector(detector, [batch] * 2, Schedule(steps=2)))
     2
     """
-    device, network = device_of(detector), data_parallel(detector)
+    device = device_of(detector)
 
     def loss(batch: Batch) -> Tensor:
         images, targets = batch
         targets = [{key: target[key].to(device) for key in ("boxes", "labels")} for target in targets]
-        return sum(network(images.to(device), targets).values())
+        return sum(detector(images.to(device), targets).values())
 
     return minimize(detector, batches, loss, schedule, name, seed, checkpoints)
 

@@ -17,7 +17,7 @@ from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.module import device_of
 from nkdlib.tasks.progress import Progress
-from nkdlib.training.distributed import Checkpoints, data_parallel, mean_over_processes
+from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, Trainer, minimize
 
 MOMENTS = 21  # of a search in which the gates are kept
@@ -84,6 +84,7 @@ def search(
     seed: int = 0,
     prepare: Callable[[Gates], object] | None = None,
     checkpoints: Checkpoints | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> SearchResult:
     """Train a network with gates until it costs `target`, and cut out what lives.
 
@@ -99,6 +100,7 @@ def search(
         seed: of the gates' noise.
         prepare: called with the gates before the search.
         checkpoints: to resume from and to write to.
+        wrap: of each module before it is trained: `data_parallel` if the processes of a group share each step.
 
     Raises:
         ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
@@ -121,19 +123,19 @@ def search(
         if prepare is not None:
             prepare(gates)
         gates.check(metric, target)
-        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints)
+        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
         gates.fit(metric, target)
         slim, counts = gates.slim(), gates.counts
     finally:
         gates.remove()
         network.eval()
 
-    forward = data_parallel(slim)
+    forward = wrap(slim)
 
     def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss(forward(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
 
-    minimize(slim, inputs, objective, recipe.settling, "the slim network", seed, checkpoints)
+    minimize(forward, inputs, objective, recipe.settling, "the slim network", seed, checkpoints)
     return SearchResult(slim, gates.model(counts), counts, history, alive, log_odds)
 
 
@@ -146,11 +148,13 @@ def _train(
     loss: Callable[[Tensor, Tensor], Tensor],
     seed: int,
     checkpoints: Checkpoints | None,
+    wrap: Callable[[nn.Module], nn.Module],
 ) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
     network, generator = gates.network, torch.Generator().manual_seed(seed)
     device, name = device_of(network), f"a search for {target:,.6g} {metric}"
-    weights = Trainer(gates, recipe.searching, name, seed, network.parameters())
-    chooser, forward = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas), data_parallel(gates)
+    forward = wrap(gates)
+    weights = Trainer(forward, recipe.searching, name, seed, network.parameters())
+    chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
     opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
     arrive = max(round(recipe.arrive_share * (steps - opened)), 1)
     whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
@@ -198,7 +202,7 @@ def _train(
                 with torch.no_grad():  # what has fallen too low is raised, so that the path is kept from both sides
                     gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
             if step % -(-steps // ROWS) == 0:
-                numbers, counts = mean_over_processes(torch.stack(seen)), gates.counts
+                numbers, counts = weights.mean(torch.stack(seen)), gates.counts
                 row = dict(zip(("loss", "expected", "accuracy"), numbers, strict=True))
                 rows.append({"step": step, "path": path, **row, "counted": gates.model.total(counts, metric)})
                 alive.append({"step": step, **counts})

@@ -31,7 +31,7 @@ class Boundaries:
         return Store({"x": self.store.tensors[x], "y": self.store.tensors[y]})
 
     def __repr__(self) -> str:
-        return f"boundaries of {len(self.store):,} images kept in memory, {self.store.bytes / 1e6:,.0f} MB"
+        return f"boundaries of {len(self.store):,} images kept in memory, {self.store.nbytes / 1e6:,.0f} MB"
 
 
 class _LastBoundary(Exception):

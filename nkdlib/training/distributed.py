@@ -53,13 +53,12 @@ def rank_and_size() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def data_parallel(model: nn.Module, **options: object) -> nn.Module:
-    """Wrap a model in DistributedDataParallel with `options`, or return it as it is in a group of one.
+def data_parallel(model: nn.Module) -> nn.Module:
+    """A model in DistributedDataParallel, which averages gradients over processes; as it is in a group of one.
 
-    Gradients are averaged over processes in the backward pass of a loss of the wrapped model's output. BatchNorm
-    normalizes within a process, and the first process's running statistics are the model's.
+    BatchNorm normalizes within a process, and the running statistics of the first process are the model's.
     """
-    return DistributedDataParallel(model, **options) if rank_and_size()[1] > 1 else model
+    return DistributedDataParallel(model) if rank_and_size()[1] > 1 else model
 
 
 @torch.no_grad()
@@ -89,7 +88,7 @@ def gather(values: list) -> list:
 
 
 class Checkpoints:
-    """States of a training's stages in a folder, written by the first process and read by it when it starts again.
+    """States of a training's stages in a folder, written and read by the first of the processes that share it.
 
     Args:
         folder: for `<stage>.pt` and metrics.jsonl; only the first process needs to see it.

@@ -1,7 +1,7 @@
-"""Training from labels, and distillation of a whole network at once, the rival of distilling its parts.
+"""Training from labels, and end-to-end distillation, the rival of distilling neighbourhoods.
 
-Hinton, Vinyals and Dean 2015 (arXiv 1503.02531). The teacher's logits are computed once and kept, as the boundaries
-are for Neighbourhood Distillation.
+Hinton, Vinyals and Dean 2015 (arXiv 1503.02531). The teacher's logits are computed once and kept, as boundaries are in
+Neighbourhood Distillation.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nkdlib.networks.module import device_of, evaluating
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.training.distributed import Checkpoints, data_parallel
+from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.evaluate import check_shapes
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import Store, images_of
@@ -21,7 +21,7 @@ from nkdlib.training.store import Store, images_of
 
 @dataclass
 class EndToEnd:
-    """A network distilled as a whole, and what that cost."""
+    """A network distilled as a whole, and its costs."""
 
     module: nn.Module
     losses: list[float]  # of every step
@@ -43,21 +43,18 @@ def fit(
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
 ) -> list[float]:
-    """Train in place with cross-entropy on batches of (images, labels); returns the loss of every step.
+    """Train in place with cross-entropy on batches of (images, labels); return the loss of every step.
 
     Args:
-        label_smoothing: share of each label that is spread over all classes, 0 to 1.
+        model: on any device; images and labels are moved there. See `minimize`.
+        label_smoothing: share of each label spread evenly over all classes, 0 to 1.
         schedule, seed, checkpoints: see `minimize`.
-
-    >>> batch = torch.randn(8, 3), torch.arange(8) % 2
-    >>> len(fit(nn.Linear(3, 2), [batch] * 3, Schedule(steps=3)))
-    3
     """
-    device, network = device_of(model), data_parallel(model)
+    device = device_of(model)
 
     def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
         images, labels = batch
-        return F.cross_entropy(network(images.to(device)), labels.to(device), label_smoothing=label_smoothing)
+        return F.cross_entropy(model(images.to(device)), labels.to(device), label_smoothing=label_smoothing)
 
     return minimize(model, batches, loss, schedule, seed=seed, checkpoints=checkpoints)
 
@@ -76,7 +73,7 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 @torch.no_grad()
 def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
-    """Images, the teacher's logits and, where given, labels of every batch of one pass over `inputs`."""
+    """Images, the teacher's logits and labels, if there are any, of one pass over `inputs`."""
     device = device_of(teacher)
 
     def rows() -> Iterator[dict[str, Tensor]]:
@@ -106,14 +103,14 @@ def distill_end_to_end(
     Args:
         teacher: takes (B, C, H, W), returns logits (B, classes); not changed.
         student: likewise; trained in place.
-        inputs: batches of images, with labels where `label_weight` is positive; gone through once.
+        inputs: batches of images, with labels if `label_weight` is positive; read once.
         schedule: steps, batch size and rates.
         temperature: of both distributions; higher weighs the wrong classes more.
         label_weight: share of the cross-entropy with true labels in the loss, 0 to 1.
-        seed: of the order in which examples are drawn, and of what the student draws in a step, such as dropout.
+        seed: of the order of examples, and of the random numbers that the student draws, such as dropout.
 
     Raises:
-        ValueError: `label_weight` outside 0 to 1, or positive where `inputs` has no labels.
+        ValueError: `label_weight` outside 0 to 1, or positive if `inputs` has no labels.
         FloatingPointError: a loss that is not finite.
 
     >>> from nkdlib.networks import resnet

@@ -1,4 +1,4 @@
-"""The loop of every training by gradient steps."""
+"""One loop for every training by gradient steps."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nkdlib.networks.module import seeded
@@ -16,7 +17,7 @@ from nkdlib.training.distributed import Checkpoints, broadcast, mean_over_proces
 
 @dataclass(frozen=True)
 class Schedule:
-    """How weights are optimized: Adam or SGD, a linear warm-up, a cosine to zero. Every value is our choice."""
+    """Settings of an optimization: Adam or SGD, a linear warm-up, a cosine to zero. Every value is our choice."""
 
     steps: int = 1000  # optimizer steps in all
     batch_size: int = 128  # images a step
@@ -24,7 +25,7 @@ class Schedule:
     warmup: float = 0.1  # share of the steps in which the rate rises from zero
     weight_decay: float = 0.0  # of Adam decoupled (AdamW), of SGD added to the gradient
     momentum: float = 0.0  # of SGD, Nesterov's; 0 is Adam
-    max_grad_norm: float | None = 5.0  # gradients are scaled down to this norm; None leaves them
+    max_grad_norm: float | None = 5.0  # longer gradients are scaled down to this norm; None leaves them
     amp: bool = False  # convolutions and products in bfloat16 (autocast), all else and the weights in float32
     ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
 
@@ -33,8 +34,9 @@ class Schedule:
             raise ValueError(f"steps (={self.steps}) must not be negative")
         if self.batch_size < 2:
             raise ValueError(f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images")
-        if not self.lr > 0:
-            raise ValueError(f"lr (={self.lr}) must be positive")
+        for name in ("lr", "max_grad_norm"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} (={value}) must be positive")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup (={self.warmup}) is a share of the steps; choose 0 to 1")
         for name in ("momentum", "ema"):
@@ -53,7 +55,7 @@ class Trainer:
     """Optimizer steps on one module; the caller brings the loss, so that several modules can share a batch.
 
     Args:
-        model: put into training mode.
+        model: put into training mode. In DistributedDataParallel, its processes share each step.
         schedule: learning rates and number of steps; one step more is refused.
         name: of the model, for errors.
         seed: of the random numbers that the model draws in a step (dropout, stochastic depth).
@@ -71,7 +73,8 @@ class Trainer:
         seed: int = 0,
         parameters: Iterable[Tensor] | None = None,
     ):
-        self.model, self.schedule, self.name, self.seed = model.train(), schedule, name, seed
+        self.shared = isinstance(model.train(), DistributedDataParallel)
+        self.model, self.schedule, self.name, self.seed = model.module if self.shared else model, schedule, name, seed
         self.parameters = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
         if not self.parameters and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
@@ -84,10 +87,10 @@ class Trainer:
         self.losses: list[Tensor] = []
         self.average = None
         if schedule.ema:
-            self.average = AveragedModel(model, multi_avg_fn=_moving_average(schedule.ema), use_buffers=True)
+            self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(schedule.ema), use_buffers=True)
 
     def step(self, loss: Callable[[], Tensor]) -> None:
-        """Make one optimizer step on `loss()`, a scalar; its mean over processes is kept.
+        """Make one optimizer step on `loss()`, a scalar.
 
         Raises:
             ValueError: the schedule's steps are done.
@@ -99,7 +102,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.lr * self.schedule.rate(step)
         self.model.zero_grad()
-        device, rank = self.parameters[0].device, rank_and_size()[0]
+        device, rank = self.parameters[0].device, rank_and_size()[0] if self.shared else 0
         draws = seeded(device, self.seed + step + (rank << 32))
         with draws, torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp):
             value = loss()
@@ -109,9 +112,13 @@ class Trainer:
         self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
-        self.losses.append(mean_over_processes(value.detach()))
+        self.losses.append(self.mean(value.detach()))
         if step % 50 == 49 or step + 1 == self.schedule.steps:  # seldom: it waits for the device
             self.check()
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes that share a step."""
+        return mean_over_processes(value) if self.shared else value
 
     def state_dict(self) -> dict[str, object]:
         """Return everything that `load_state_dict` needs; raises FloatingPointError if a loss was not finite."""
@@ -142,7 +149,8 @@ class Trainer:
         """Put the model into evaluation mode, with averages if it has any; return the losses of all steps."""
         if self.average:
             self.model.load_state_dict(self.average.module.state_dict())
-        broadcast(self.model.buffers())
+        if self.shared:
+            broadcast(self.model.buffers())
         self.model.eval()
         return torch.stack(self.losses).tolist() if self.losses else []
 
@@ -168,10 +176,11 @@ def minimize(
     """Train `model` in place, one step a batch.
 
     Args:
-        model: left in evaluation mode.
+        model: left in evaluation mode. With `data_parallel(model)` the processes of a group share each step, each
+            giving its own part of a batch.
         batches: of anything that `loss` takes, at least `schedule.steps`; with `checkpoints` those from step
             `checkpoints.start` on.
-        loss: batch -> scalar tensor. In a group of processes it calls `data_parallel(model)`.
+        loss: batch -> scalar tensor; calls `model`.
         schedule, name, seed: see `Trainer`.
         checkpoints: to resume from and to write to.
 

@@ -1,4 +1,4 @@
-"""Tensors of many examples that belong together, drawn in batches: images with logits, inputs with outputs."""
+"""Named tensors of the same examples, kept in memory and drawn in batches: images with logits, inputs with outputs."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,11 +14,7 @@ Batch = Tensor | tuple | list
 
 
 def images_of(batch: Batch) -> Tensor:
-    """The images of a batch that may carry labels: the tensor itself or the first of a tuple.
-
-    >>> images_of((torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))).shape
-    torch.Size([2, 3, 8, 8])
-    """
+    """The images of a batch with or without labels: the tensor itself, or the first of a tuple."""
     images = batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(images, Tensor):
         raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")
@@ -39,23 +35,23 @@ def first_images(inputs: Iterable[Batch], images: int) -> Iterator[Tensor]:
 
 @dataclass
 class Store:
-    """Named tensors of the same N examples, feature maps with channels last, as convolutions are fastest.
+    """Named tensors of the same N examples; feature maps are kept with channels last, fastest for convolutions.
 
     >>> store = Store.of({"x": torch.arange(6.0).reshape(3, 2)})
     >>> [batch["x"].shape[0] for batch in store.batches(2, steps=2, seed=0)]
     [2, 2]
     """
 
-    tensors: dict[str, Tensor]  # (N, ...), four-dimensional ones are maps, (N, H, W, C)
+    tensors: dict[str, Tensor]  # (N, ...); feature maps are (N, H, W, C)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Store":
-        """A store of tensors (N, ...); feature maps come as (N, C, H, W)."""
+        """A store of whole tensors (N, ...), feature maps as (N, C, H, W)."""
         return cls.collect([tensors])
 
     @classmethod
     def collect(cls, rows: Iterable[Mapping[str, Tensor]]) -> "Store":
-        """Put batches of named tensors, which nobody changes meanwhile, together; feature maps as (B, C, H, W)."""
+        """Concatenate batches of named tensors, feature maps as (B, C, H, W); nobody may change them meanwhile."""
         parts: dict[str, list[Tensor]] = {}
         for row in rows:
             for name, value in row.items():
@@ -70,12 +66,12 @@ class Store:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """The device of the tensors."""
         return next(iter(self.tensors.values())).device
 
     @property
-    def bytes(self) -> int:
-        """Memory that the tensors take."""
+    def nbytes(self) -> int:
+        """Memory of the tensors in bytes."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
     @property
@@ -84,7 +80,7 @@ class Store:
         return digest(itertools.chain(*sorted(self.tensors.items())))
 
     def select(self, names: Iterable[str]) -> "Store":
-        """The store of some of the tensors."""
+        """A store of some of the tensors."""
         return Store({name: self.tensors[name] for name in names})
 
     def __getitem__(self, rows: slice) -> "Store":
@@ -96,17 +92,17 @@ class Store:
         for name, tensor in self.tensors.items():
             value = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
             if value.is_floating_point():
-                value = value.to(torch.float32, copy=isinstance(index, slice))  # never a view: layers work in place
+                value = value.to(torch.float32, copy=isinstance(index, slice))  # no view: layers may work in place
             rows[name] = value.permute(0, 3, 1, 2) if value.dim() == 4 else value
         return rows
 
     def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
-        """`steps` random batches; every epoch visits each example at most once, in an order drawn from `seed`."""
+        """`steps` random batches; an epoch draws each example at most once, in an order that `seed` decides."""
         for rows in random_rows(len(self), min(batch_size, len(self)), steps, seed):
             yield self.take(rows.to(self.device))
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
-        """All examples in order, `size` at a time, or 32 MB: what a network makes of them is several times larger."""
+        """All examples in order, at most `size` or 32 MB at a time, since a network needs several times as much."""
         each = sum(tensor[:1].numel() for tensor in self.tensors.values())
         size = max(min(size, 8_000_000 // max(each, 1)), 1)
         for start in range(0, len(self), size):
