@@ -21,7 +21,7 @@ LINES_TODAY = {  # numbers may only shrink, and a line goes when it reaches LINE
     "06_figs_detection": 49,
     "08_imagenet_teacher": 58,
 }
-GPU = ("amp", "augment", "teacher_recipe")  # what only the gpu tier switches on
+WITH_GPU_SWITCHES = ("05_figs_classification", "06_figs_detection")  # small, with what only the gpu tier turns on
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -59,12 +59,13 @@ def test_parameters_are_typed_and_commented(path):
 
 @notebooks
 def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, reproduced, monkeypatch, capfd):
-    if path.stem in ("01_local_replacement", "05_figs_classification", "06_figs_detection"):
+    command = [str(path), "--profile", "smoke", "--jobs", "1", "--out", str(reproduced)]
+    if path.stem in WITH_GPU_SWITCHES:
         taken, gpu = papermill.inspect_notebook(str(path)), TIERS["gpu"].for_notebook(path.stem)
-        switches = {name: gpu[name] for name in GPU if name in taken}
+        switches = {name: gpu[name] for name in ("amp", "augment", "teacher_recipe") if name in taken}
         assert switches["amp"] and switches.get("augment", True)
         monkeypatch.setitem(TIERS, "smoke", dataclasses.replace(TIERS["smoke"], notebooks={path.stem: switches}))
-    command = [str(path), "--profile", "smoke", "--jobs", "1", "--out", str(reproduced)]
+        command += ["--seeds", "1"]
     assert run.main(command) == 0, capfd.readouterr().err
     executed = nbformat.read(reproduced / "runs" / "smoke" / path.name, as_version=4)
     for cell in executed.cells:
