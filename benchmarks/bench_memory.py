@@ -1,7 +1,7 @@
-"""What it takes to get memory from the system and give it back: EfficientNet-Lite0 on 64 pictures of 224 pixels.
+"""The cost of getting memory from the system and giving it back: MobileNetV2 on 64 images of 224 pixels.
 
-Processes that are started as the runner starts them, with `computing`, and plain ones run its forward pass by turns on
-one thread; CPU seconds an image and the process' highest memory are compared.
+Processes started as the runner starts them, with `computing`, and plain ones take turns at its forward pass on one
+thread; compared are CPU seconds an image and the highest memory of the process.
 """
 
 import json
@@ -15,8 +15,8 @@ from nkdlib.tasks.executors import computing
 REPEATS = 5
 PASS = """
 import resource, time, torch
-from nkdlib.networks import efficientnet_lite
-network = efficientnet_lite(0).eval().to(memory_format=torch.channels_last)
+from torchvision.models import mobilenet_v2
+network = mobilenet_v2(weights=None).eval().to(memory_format=torch.channels_last)
 images = torch.zeros(64, 3, 224, 224).contiguous(memory_format=torch.channels_last)
 with torch.no_grad():
     network(images)
@@ -28,7 +28,7 @@ print((time.process_time() - started) / 128, resource.getrusage(resource.RUSAGE_
 
 
 def main() -> None:
-    """Measure and print one line of JSON."""
+    """Measure both and print one line of JSON."""
     plain = {**os.environ, **{name: value for name, value in computing(1).items() if not name.startswith("MALLOC")}}
     kept, found = {**os.environ, **computing(1)}, {"plain": [], "kept": []}
     for _ in range(REPEATS):

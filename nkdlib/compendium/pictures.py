@@ -1,7 +1,7 @@
 """Labeled images read one by one, for data sets that do not fit into memory, and batches of them for a process group.
 
-Torch's DistributedSampler decides the order, so a batch holds the same images whatever the number of processes. What
-is drawn to change an image depends on the seed, the step and the image alone, so a resumed training sees the same.
+DistributedSampler decides the order, so a batch holds the same images for any number of processes. Random crops depend
+on the seed, the step and the image alone, so a resumed training gets the same ones.
 """
 
 import itertools

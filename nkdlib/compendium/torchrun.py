@@ -4,7 +4,7 @@
     torchrun --nproc-per-node=8 -m ...torchrun classify --data imagenet --counts runs/found/counts.json ...
     torchrun --nproc-per-node=8 -m ...torchrun detect --data coco --counts ... --weights ...
 
-The same command goes on where it was cut off. Without torchrun it is one process. Nothing has been run at the size of
+The same command resumes an interrupted run; without torchrun it is one process. Nothing has been run at the size of
 ImageNet or COCO yet: the defaults are guesses.
 """
 
@@ -79,7 +79,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(given: list[str] | None = None) -> dict[str, float]:
-    """Run the command; returns the content of result.json, which the first process writes."""
+    """Run the command; return the content of result.json, which the first process writes."""
     args = arguments().parse_args(given)
     settings = json.loads(json.dumps({k: v for k, v in vars(args).items() if k not in MAY_CHANGE}, default=str))
     with process_group(args.device) as device:
