@@ -152,17 +152,20 @@ class Recipe:
 def scale(x):
     return Net()(x) * math.pi * torch.ones(1)
 
+def again(x):
+    return scale(x) + Net.scaled(x)
+
 def task(x, recipe=Recipe(), *, power=2):
     # a comment
     try:
-        return [scale(y) for y in x], math.inf
+        return [scale(y) + again(y) for y in x], math.inf
     except ValueError:
         return Recipe().steps in {7, 8}
 """
 
 
 def test_what_a_function_of_a_notebook_names_is_listed(cell):
-    names = {f"__main__.{name}" for name in ("FACTOR", "Net", "Recipe", "scale", "math", "torch")}
+    names = {f"__main__.{name}" for name in ("FACTOR", "Net", "Recipe", "again", "scale", "math", "torch")}
     assert code_of(cell(CELL).task) == names
 
 
@@ -182,6 +185,7 @@ def test_what_a_function_of_a_notebook_names_is_listed(cell):
         ("# a comment", '"""A docstring."""', False),
         ("    return Net", '    """A docstring."""\n\n    return Net', False),
         ("Net()(x)", "Base()(x)", True),
+        ("Net.scaled(x)", "Base.scaled(x)", True),
     ],
 )
 def test_a_change_in_a_notebook_counts_where_it_is_reached(cell, old, new, counts):

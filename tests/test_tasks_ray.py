@@ -47,6 +47,12 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
+def gpu_node(cluster):
+    """One more node, with what it says is a GPU."""
+    return cluster.add_node(num_cpus=1, num_gpus=1)
+
+
+@pytest.fixture(scope="module")
 def executor(cluster):
     """An executor on that cluster, whose tasks ask for no GPU."""
     with pytest.MonkeyPatch.context() as variables:
@@ -120,8 +126,7 @@ def test_a_node_dies_and_the_results_are_the_same(cluster, executor, runs, tmp_p
         assert (here.path / "tensors.safetensors").read_bytes() == (elsewhere.path / "tensors.safetensors").read_bytes()
 
 
-def test_what_was_finished_survives_the_caller(cluster, runs, tmp_path):
-    cluster.add_node(num_cpus=1)  # the task that waits stands in nobody's way
+def test_what_was_finished_survives_the_caller(cluster, gpu_node, runs, tmp_path):
     (notes := tmp_path / "notes").mkdir()
     script = tmp_path / "driver.py"
     script.write_text(DRIVER.format(notes=str(notes)))
@@ -166,6 +171,17 @@ def test_an_artefact_needs_no_disk_that_is_shared(executor, runs):
     assert child.info == {"total": 50_002, "seed": 7} and child.path.is_dir()
 
 
+def test_an_artefact_travels_whole(runs):
+    def weights(seed):
+        return {"w": torch.ones(50_000), "b": torch.ones(2), "seed": seed}
+
+    parent = Cache().call(weights, seed=7)
+    twin, again = by_ray([parent, {"again": parent}])
+    shutil.rmtree(parent.path)
+    assert twin == parent and twin is again["again"] and twin.info == {"seed": 7}
+    assert torch.equal(twin.tensors["w"], torch.ones(50_000)) and len(twin.tensors["b"]) == 2
+
+
 def test_a_failure_keeps_its_type_and_the_others_are_cancelled(executor):
     def fail(seed):
         if seed == 1:
@@ -185,7 +201,7 @@ def test_what_changed_in_place_is_put_again(executor):
     assert executor.submit(torch.sum, weight).result(timeout=180) == 50_000
 
 
-def test_a_task_has_its_share_of_a_gpu(cluster, executor, monkeypatch):
+def test_a_task_has_its_share_of_a_gpu(gpu_node, executor, monkeypatch):
     def resources():
         import ray
 
@@ -193,7 +209,6 @@ def test_a_task_has_its_share_of_a_gpu(cluster, executor, monkeypatch):
 
     assert executor.submit(resources).result(timeout=180) == {"CPU": 1}
     executor.shutdown()
-    cluster.add_node(num_cpus=1, num_gpus=1)
     monkeypatch.delenv("NKD_GPU_SHARE")
     assert executor.submit(resources).result(timeout=180) == {"CPU": 1, "GPU": 0.25}  # four jobs share one
 

@@ -189,9 +189,8 @@ def _ingredients(task: Task) -> dict[str, object]:
         "torchvision": metadata.version("torchvision"),
         "machine": platform.machine(),
     }
-    if "device" in task.kwargs:
-        device = torch.device(task.kwargs["device"])
-        ingredients["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if (device := torch.device(task.kwargs.get("device", "cpu"))).type == "cuda":
+        ingredients["device"] = torch.cuda.get_device_name(device)
     return ingredients
 
 
@@ -268,6 +267,7 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
 
 
 def _keep(made: tuple[Path, dict[str, bytes]]) -> Artefact:
+    """Write an artefact's files, its information last; if another process did so too, either stands."""
     place, files = made
     for left in place.glob(".*"):  # by writers that were killed, unless one is still at it
         with suppress(FileNotFoundError):

@@ -1,7 +1,6 @@
-"""Where tasks run: in this process, in local worker processes or on a Ray cluster.
+"""Executors: tasks run in this process, in local worker processes or on a Ray cluster.
 
-Every task runs under the same number of BLAS threads wherever it runs, so results are equal bit for bit
-whatever the number of workers.
+Each runs under the same number of BLAS threads, so results do not depend on the number of workers, bit for bit.
 """
 
 import os
@@ -22,10 +21,10 @@ from nkdlib.tasks.progress import Progress
 
 
 def computing(threads: int) -> dict[str, str]:
-    """Variables that a process which computes with so many threads is started with.
+    """Return the environment variables of a process that computes with so many threads.
 
-    glibc would return every block of 32 MB and more to the system and get it anew, zeroed page by page: two thirds of
-    the seconds of EfficientNet-Lite0's forward pass on 64 photographs. So up to 512 MB of it stay with the process.
+    glibc would return every block of 32 MB and more to the system and get it anew, zeroed page by page: up to two
+    thirds of the seconds of a large network's forward pass. So up to 512 MB of it stay with the process.
     """
     several = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     return several | {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**29)}
@@ -116,32 +115,27 @@ class Processes(Executor):
         self.shutdown(kill=kind is not None)
 
 
-def _ray(jobs: int, threads: int) -> Processes:
-    if find_spec("ray") is None:
-        raise ValueError("executor (='ray') needs the package ray; install nkdlib[ray]")
-    from nkdlib.tasks.ray_cluster import RayCluster
-
-    return RayCluster(jobs, threads)
-
-
-EXECUTORS: dict[str, Callable[[int, int], InProcess | Processes]] = {
-    "local": lambda jobs, threads: InProcess(threads) if jobs == 1 else Processes(jobs, threads),
-    "ray": _ray,
-}
+EXECUTORS = ("local", "ray")
 
 
 def make_executor(kind: str = "local", jobs: int = 1, threads: int = 1) -> InProcess | Processes:
     """Return an executor, to be used as a context manager.
 
-    kind: a name in EXECUTORS. jobs: number of workers; 1 runs in this process. On a Ray cluster that is there
-    already it has as many as it has room for, and `jobs` of them share a GPU. threads: BLAS threads of each.
+    kind: "local" or "ray". jobs: number of workers; 1 runs in this process. A Ray cluster that is running already has
+    as many as it has room for, and `jobs` of them share a GPU. threads: BLAS threads of each worker.
     Raises ValueError for an unknown kind or a count below one.
     """
     if kind not in EXECUTORS:
         raise ValueError(f"executor (={kind!r}) is not known; choose one of {', '.join(EXECUTORS)}")
     if min(jobs, threads) < 1:
         raise ValueError(f"jobs (={jobs}) and threads (={threads}) must be at least 1")
-    return EXECUTORS[kind](jobs, threads)
+    if kind == "local":
+        return InProcess(threads) if jobs == 1 else Processes(jobs, threads)
+    if find_spec("ray") is None:
+        raise ValueError("executor (='ray') needs the package ray; install nkdlib[ray]")
+    from nkdlib.tasks.ray_cluster import RayCluster
+
+    return RayCluster(jobs, threads)
 
 
 def gather(

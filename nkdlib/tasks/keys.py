@@ -123,7 +123,7 @@ class Ingredients:
 
     def _network(self, module: nn.Module, name: str) -> str:
         """Return the SHA-256 of all that a module holds: attributes, hooks, parameters, buffers and children."""
-        torchs = set(vars(nn.Module()))
+        torchs = {*vars(nn.Module())}  # attributes that every module has
         held = {f"hooks {key}": list(getattr(module, key).values()) for key in HOOKS}
         if isinstance(module, fx.GraphModule):
             torchs |= vars(fx.GraphModule(nn.Module(), fx.Graph())).keys()
@@ -163,7 +163,8 @@ class Ingredients:
                 "it an argument"
             )
         whole = f"{function.__module__}.{read}"
-        self.code[whole] = sha256(self.canonical(value, f"the variable `{whole}` that a task reads"))
+        found = self.canonical(value, f"the variable `{whole}` that a task reads")
+        self.code[whole] = sha256([found, self.code.get(whole)])  # another function may have met it first
 
     def _callable(self, value: Callable, name: str) -> list:
         """Describe bound methods, wrappers and functions of extensions by name and by what they hold."""

@@ -1,7 +1,7 @@
 """Seconds and bytes, measured the same way everywhere.
 
-Device-seconds are what a method occupies its device for: on a CPU the process' own CPU seconds, which a
-busy neighbour on the machine does not lengthen, on a GPU the wall seconds between two synchronizations.
+Device-seconds say how long a method occupies its device: on a CPU the process' own CPU seconds, which other
+processes do not lengthen, on a GPU the wall seconds between two synchronizations.
 """
 
 import platform

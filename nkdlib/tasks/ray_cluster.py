@@ -36,8 +36,8 @@ class _Pickler(cloudpickle.Pickler):
     """Leave large tensors out: `share` returns their references, which are collected in `shared`."""
 
     def __init__(self, file: io.BytesIO, share: Callable[[torch.Tensor], ray.ObjectRef]):
+        self.dispatch_table = {**self.dispatch_table, **REDUCERS}  # is read by what follows
         super().__init__(file)
-        self.dispatch_table = {**self.dispatch_table, **REDUCERS}
         self.share, self.shared = share, []
 
     def persistent_id(self, value: object) -> tuple | None:
