@@ -139,8 +139,8 @@ def training_batches(
                 step += 1
             epoch, done = epoch + 1, 0
 
-    own = itertools.islice(places(), steps - start)
-    return _loader(_Seeded(dataset, seed), workers, collate, batch_sampler=own)
+    options = {"num_workers": workers, "collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(_Seeded(dataset, seed), batch_sampler=itertools.islice(places(), steps - start), **options)
 
 
 def validation_batches(
@@ -148,8 +148,6 @@ def validation_batches(
 ) -> DataLoader:
     """This process's share of a data set, each item once, in order."""
     rank, size = rank_and_size()
-    return _loader(dataset, workers, collate, batch_size=batch_size, sampler=range(rank, len(dataset), size))
-
-
-def _loader(dataset: Dataset, workers: int, collate: Callable | None, **options: object) -> DataLoader:
-    return DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=torch.cuda.is_available(), **options)
+    own = range(rank, len(dataset), size)
+    options = {"num_workers": workers, "collate_fn": collate, "pin_memory": torch.cuda.is_available()}
+    return DataLoader(dataset, batch_size, sampler=own, **options)

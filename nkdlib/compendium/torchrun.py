@@ -11,7 +11,7 @@ ImageNet or COCO yet: the defaults are guesses.
 import argparse
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -79,16 +79,8 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         if not first:
             os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows progress
         checkpoints = Checkpoints(args.out, args.checkpoint_s, settings)
-        schedule = (Search if args.task == "search" else Schedule)(
-            args.steps,
-            args.batch_size,
-            args.lr,
-            args.warmup,
-            args.weight_decay,
-            args.momentum,
-            amp=args.amp,
-            ema=args.ema,
-        )
+        values = {field.name: getattr(args, field.name) for field in fields(Schedule) if field.name in args}
+        schedule = Search(**values) if args.task == "search" else Schedule(**values)
         network, spent, result, files = TASKS[args.task](args, schedule, checkpoints, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}
         if first:

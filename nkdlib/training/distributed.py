@@ -7,7 +7,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,14 +59,6 @@ def data_parallel(model: nn.Module) -> nn.Module:
     BatchNorm normalizes within a process, and the running statistics of the first process are the model's.
     """
     return DistributedDataParallel(model) if rank_and_size()[1] > 1 else model
-
-
-@torch.no_grad()
-def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give every process the first one's tensors, in place."""
-    if rank_and_size()[1] > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor, 0)
 
 
 def mean_over_processes(value: Tensor) -> Tensor:

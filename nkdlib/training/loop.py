@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nkdlib.networks.module import seeded
 from nkdlib.tasks.progress import progress
-from nkdlib.training.distributed import Checkpoints, broadcast, mean_over_processes, rank_and_size
+from nkdlib.training.distributed import Checkpoints, mean_over_processes, rank_and_size
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Trainer:
         self.losses: list[Tensor] = []
         self.average = None
         if schedule.ema:
-            self.average = AveragedModel(self.model, multi_avg_fn=_moving_average(schedule.ema), use_buffers=True)
+            self.average = AveragedModel(self.model, multi_avg_fn=partial(_average, schedule.ema), use_buffers=True)
 
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Make one optimizer step on `loss()`, a scalar.
@@ -150,18 +151,15 @@ class Trainer:
         if self.average:
             self.model.load_state_dict(self.average.module.state_dict())
         if self.shared:
-            broadcast(self.model.buffers())
+            for buffer in self.model.buffers():  # the first process's statistics, which are validated and saved
+                dist.broadcast(buffer, 0)
         self.model.eval()
         return torch.stack(self.losses).tolist() if self.losses else []
 
 
-def _moving_average(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], None]:
-    """An update of averages by `decay`, in the first steps by less: they then average fewer steps."""
-
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor) -> None:
-        get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
-
-    return update
+def _average(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor) -> None:
+    """Move averages towards values; after few steps by a smaller decay, so that they average fewer."""
+    get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
 
 
 def minimize(
