@@ -107,7 +107,7 @@ def training_batches(
     workers: int = 0,
     collate: Callable[[list], object] | None = None,
 ) -> DataLoader:
-    """This process's share of each batch from step `start` to `steps`, in an order drawn anew for each epoch.
+    """This process's share of each batch from step `start` to `steps`, reshuffled every epoch; to be iterated once.
 
     Args:
         batch_size: over all processes.
