@@ -31,6 +31,7 @@ from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
 from nkdlib.compendium.tiers import TIERS, check_parameters
+from nkdlib.data.load import search_root
 from nkdlib.tasks.executors import EXECUTORS, computing
 from nkdlib.tasks.places import checkout, figures_root, locked, runs_root
 
@@ -103,6 +104,19 @@ def state(job: Job) -> dict[str, object]:
         "parameters": json.loads(json.dumps(job.parameters)),
         "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
+
+
+def lacking(job: Job) -> str:
+    """Return what a notebook needs and lacks, or nothing.
+
+    Its metadata names the parameter that is a folder of images: `{"nkdlib": {"needs": "photos"}}`. A tier that leaves
+    this parameter to the notebook needs no folder.
+    """
+    name = nbformat.read(job.notebook, as_version=4).metadata.get("nkdlib", {}).get("needs")
+    folder, root = job.parameters.get(name), search_root(None)
+    if folder is None or any(path.is_dir() for path in (Path(folder), *([root / folder] if root else []))):
+        return ""
+    return f"it needs {name}, the folder {folder!r} in NKD_DATA; docs/data.md says where photographs come from"
 
 
 def last_run(job: Job) -> dict[str, object]:
@@ -224,6 +238,9 @@ def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
             if not options.force and up_to_date(job):
                 print(f"{job.notebook.stem}: up to date", flush=True)
                 kept += 1
+                continue
+            if reason := lacking(job):
+                print(f"{job.notebook.stem}: left out, {reason}", flush=True)
                 continue
             ran += 1
             if error := execute(job):

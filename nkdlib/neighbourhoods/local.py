@@ -64,13 +64,8 @@ class Recipe:
         return slice(self.holdout, self.holdout + self.solve_images)
 
     @property
-    def in_sequence(self) -> bool:
-        """Whether a start waits for the student before."""
-        return self.start == "solved" and self.front_to_back and not self.adapt
-
-    @property
     def images(self) -> int:
-        """The largest number of images that are used."""
+        """How many images are used at most."""
         solved = self.solve_images if self.start == "solved" else 2
         return self.holdout + max(self.schedule.steps * self.schedule.batch_size, solved)
 
