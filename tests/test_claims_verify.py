@@ -91,9 +91,13 @@ def test_an_empty_run_is_no_reference_and_a_damaged_one_is_an_error(figures, cap
     assert "make reproduce PROFILE=cpu" in capsys.readouterr().err
     run()
     path = figures / "cpu" / "02_distillation_speed" / "observations.json"
-    path.write_text("{}")
-    assert verify([]) == 2
-    assert "observations.json" in capsys.readouterr().err
+    verify(["--write-reference"])
+    for damaged in (path, figures / "cpu" / "reference.json"):
+        whole = damaged.read_text()
+        damaged.write_text("{}")
+        assert verify([]) == 2
+        assert f"error: {damaged} is not" in capsys.readouterr().err
+        damaged.write_text(whole)
 
 
 def test_the_reference_carries_seeds_and_provenance(figures):

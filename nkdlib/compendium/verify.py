@@ -22,6 +22,7 @@ from nkdlib.tasks.places import figures_root, write_atomically
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
 COLUMNS = ("claim", "published", "here: mean [95 % interval]", "verdict", "evidence", "cost")
 INDIFFERENT = {"jobs", "executor"}  # parameters that must not change a result
+NOTHING = Judgement("not attempted", "", "", {})
 UPDATE = "python -m nkdlib.compendium.verify --table README.md"
 
 
@@ -39,14 +40,17 @@ class Record:
 
     @classmethod
     def read(cls, path: Path) -> "Record":
-        """Read what `write` wrote."""
-        content = json.loads(path.read_text())
-        for judged in content["claims"].values():
-            for metric, found in judged["metrics"].items():
-                values = {int(seed): value for seed, value in found["values"].items()}
-                judged["metrics"][metric] = Assessment(**found | {"values": values})
-        claims = {name: Judgement(**judged) for name, judged in content["claims"].items()}
-        return cls(content["profile"], Verdicts(claims), content["provenance"])
+        """Read what `write` wrote; `ValueError` for any other file."""
+        try:
+            content = json.loads(path.read_text())
+            for judged in content["claims"].values():
+                for metric, found in judged["metrics"].items():
+                    values = {int(seed): value for seed, value in found["values"].items()}
+                    judged["metrics"][metric] = Assessment(**found | {"values": values})
+            claims = {name: Judgement(**judged) for name, judged in content["claims"].items()}
+            return cls(content["profile"], Verdicts(claims), content["provenance"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a reference ({error!r}); restore it, or write it anew") from error
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ def read_reference(profile: str, figures: Path | None = None) -> Record | None:
 
 def compare(reference: Record, here: Record) -> list[Comparison]:
     """Compare every verdict, and the mean of every metric, with the reference's."""
-    found, nothing = [], Judgement("not attempted", "", "", {})
+    found = []
     for claim in sorted({*reference.claims, *here.claims}):
-        now, then = here.claims.get(claim), reference.claims.get(claim, nothing)
+        now, then = here.claims.get(claim), reference.claims.get(claim, NOTHING)
         verdict = now.verdict if now else "no longer in claims.toml"
         found.append(Comparison(claim, "verdict", verdict, then.verdict, "", verdict == then.verdict))
         after, before = now.metrics if now else {}, then.metrics
@@ -107,9 +111,7 @@ def compare(reference: Record, here: Record) -> list[Comparison]:
 
 def _compared(claim: str, metric: str, now: Assessment | None, then: Assessment | None) -> Comparison:
     if now is None or then is None:
-        return Comparison(
-            claim, metric, *("not observed" if one is None else str(one) for one in (now, then)), "", False
-        )
+        return Comparison(claim, metric, str(now or "not observed"), str(then or "not observed"), "", False)
     criterion = claim_by_id(claim).criterion(metric)
     values = [short(one.mean) + ("" if one.mean is None else f" {criterion.unit}") for one in (now, then)]
     tolerance = "" if then.mean is None else short(criterion.allowance(then.mean))
@@ -136,28 +138,28 @@ def claims_table(record: Record | None, notebooks: Path) -> str:
     """
     profile, judged = (record.profile, record.claims) if record else ("cpu", {})
     claims, extensions = (
-        markdown(COLUMNS, [_row(c, judged.get(c.id), profile, notebooks) for c in CLAIMS if c.extension is kind])
+        markdown(
+            COLUMNS, [_row(c, judged.get(c.id, NOTHING), profile, notebooks) for c in CLAIMS if c.extension is kind]
+        )
         for kind in (False, True)
     )
     source = f"profile `{profile}`" if record else "no reference run is committed yet"
     return f"The papers' claims ({source}):\n\n{claims}\nExtensions, which never fill a claim's row:\n\n{extensions}"
 
 
-def _row(claim: Claim, judged: Judgement | None, profile: str, notebooks: Path) -> tuple[str, ...]:
+def _row(claim: Claim, judged: Judgement, profile: str, notebooks: Path) -> tuple[str, ...]:
     name = f"**{claim.id}** {claim.title}"
     if (notebooks / f"{claim.notebook}.ipynb").exists():
         name += f" ([{claim.notebook}](notebooks/{claim.notebook}.ipynb))"
     published = claim.published if claim.extension else f"{claim.published} ({claim.source})"
-    cost = claim.cost.get(profile, "")
-    if judged is None:
-        return name, published, "", "not attempted", "", cost
     here = [
         f"{criterion.metric} {judged.metrics[criterion.metric]} ({criterion.unit}; asked: {criterion})"
         for criterion in claim.criteria
         if criterion.metric in judged.metrics
     ]
-    reason = "" if judged.verdict == "reproduced" else f": {judged.reason}"
-    return name, published, "<br>".join(here), f"**{judged.verdict}**{reason}", judged.evidence, cost
+    reason = f": {judged.reason}" if judged.reason and judged.verdict != "reproduced" else ""
+    verdict = f"**{judged.verdict}**{reason}"
+    return name, published, "<br>".join(here), verdict, judged.evidence, claim.cost.get(profile, "")
 
 
 def updated(text: str, table: str) -> str:
