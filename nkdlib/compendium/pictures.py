@@ -59,9 +59,6 @@ def open_pictures(data: str, pixels: int = 224, augment: bool = True) -> tuple[P
     Raises:
         DataNotFound: no such data set, and no folder with both parts.
         ValueError: the two parts have different classes.
-
-    >>> [picture.shape for picture in open_pictures("digits")]
-    [(1, 8, 8), (1, 8, 8)]
     """
     if data in NAMES:
         parts = [load(data, "train"), load(data, "test")]

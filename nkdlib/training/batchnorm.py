@@ -104,10 +104,6 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
 
     Raises:
         ValueError: no BatchNorm with running statistics, or no image.
-
-    >>> from nkdlib.networks import resnet
-    >>> list(mismatch(resnet(8, 10, seed=0), [torch.randn(32, 3, 8, 8)]))[:2]
-    ['stem.1', 'layer1.0.bn1']
     """
     norms = {n: m for n, m in model.named_modules() if isinstance(m, NORMS) and m.track_running_stats}
     if not norms:

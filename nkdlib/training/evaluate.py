@@ -11,11 +11,7 @@ from nkdlib.training.store import images_of
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Iterable) -> Tensor:
-    """Logits for all batches, (N, classes), float32 on the CPU; the model is left in evaluation mode.
-
-    >>> predict(nn.Identity(), [torch.eye(4), torch.eye(4)]).shape
-    torch.Size([8, 4])
-    """
+    """Logits for all batches, (N, classes), float32 on the CPU; the model is left in evaluation mode."""
     model, device = model.eval(), device_of(model)
     logits = [model(images_of(batch).to(device)).float().cpu() for batch in inputs]
     if not logits:
