@@ -21,7 +21,8 @@ LINES_TODAY = {  # numbers may only shrink, and a line goes when it reaches LINE
     "06_figs_detection": 49,
     "08_imagenet_teacher": 58,
 }
-WITH_GPU_SWITCHES = ("05_figs_classification", "06_figs_detection")  # small, with what only the gpu tier turns on
+ONE_SEED = ("02_distillation_speed", "03_student_search", "04_synthetic_data")  # half the seconds
+WITH_GPU_SWITCHES = ("05_figs_classification", "06_figs_detection")  # one seed, with what only the gpu tier turns on
 
 notebooks = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -65,6 +66,7 @@ def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, reproduced, monke
         switches = {name: gpu[name] for name in ("amp", "augment", "teacher_recipe") if name in taken}
         assert switches["amp"] and switches.get("augment", True)
         monkeypatch.setitem(TIERS, "smoke", dataclasses.replace(TIERS["smoke"], notebooks={path.stem: switches}))
+    if path.stem in ONE_SEED + WITH_GPU_SWITCHES:
         command += ["--seeds", "1"]
     assert run.main(command) == 0, capfd.readouterr().err
     executed = nbformat.read(reproduced / "runs" / "smoke" / path.name, as_version=4)
