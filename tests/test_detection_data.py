@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 from nkdlib.compendium import scenes
 from nkdlib.compendium.scenes import write_scenes
 from nkdlib.data import DataDamaged, DataNotFound, Images
-from nkdlib.detection import CocoImages, SquareImages, augmented, coco_root, ssd_augmentation
+from nkdlib.detection import CocoImages, SquareImages, coco_root, ssd_augmentation
+from nkdlib.detection.batches import augmented
 from nkdlib.networks.module import seeded
 from nkdlib.tasks.keys import Ingredients
 

@@ -18,8 +18,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
 
-from nkdlib.detection import detect, evaluate, feature_maps, ssdlite, train_detector
+from nkdlib.detection import detect, evaluate, ssdlite, train_detector
 from nkdlib.detection.precision import NUMBERS
+from nkdlib.detection.ssdlite import feature_maps
 from nkdlib.figs import Gates
 from nkdlib.networks import CellNetwork, cost, mixed_space, residual_space
 from nkdlib.networks.module import evaluating

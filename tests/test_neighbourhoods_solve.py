@@ -4,6 +4,7 @@ Behind claims ND-1c and ND-1e.
 """
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from nkdlib.neighbourhoods import Recipe, distill, local_error, narrow, recompose, solve, split
 from nkdlib.neighbourhoods.closed_form import Normal, elimination_order, normal_equations, solve_neighbourhood
+from nkdlib.neighbourhoods.local import train_local
 from nkdlib.neighbourhoods.students import importance, width_of
 from nkdlib.networks import BasicBlock, count_params, reset, resnet
 from nkdlib.networks.channels import channel_groups
@@ -427,3 +429,31 @@ def test_local_error_by_hand():
     with torch.no_grad():
         mean[1].bias.copy_(torch.tensor([2.0, 4.0]))
     assert local_error(mean, store) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e6])
+def test_local_errors_do_not_depend_on_the_unit(size):
+    torch.manual_seed(0)
+    x, layer = torch.randn(64, 3, 4, 4), nn.Conv2d(3, 3, 1)
+    y, nothing = nn.Conv2d(3, 3, 1)(x).detach() + 1, nn.Conv2d(3, 3, 1, bias=False)
+    with torch.no_grad():
+        wrong = (layer(x) - y).square().mean() / (y - y.mean(0)).square().mean()
+        none = y.square().mean() / (y - y.mean(0)).square().mean()
+        nothing.weight.zero_()
+        for parameter in layer.parameters():
+            parameter.mul_(size)
+    store = Store.of({"x": x, "y": y * size})
+    assert local_error(layer, store) == pytest.approx(wrong.item(), rel=1e-4)
+    assert local_error(nothing, store) == pytest.approx(none.item(), rel=1e-4)
+
+
+def test_a_constant_target_has_no_scale():
+    x, layer = torch.randn(64, 3), nn.Linear(3, 2)
+    store = Store.of({"x": x, "y": torch.ones(64, 2)})
+    assert local_error(layer, store) == math.inf
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(1.0)
+    assert local_error(layer, store) == 0
+    with pytest.raises(ValueError, match=r"teacher's 'head' gives the same output for all 16 held-out images"):
+        train_local("head", layer, store, Recipe(holdout=16), seed=0)

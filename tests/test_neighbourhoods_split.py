@@ -158,6 +158,81 @@ def test_overlaps_and_runs_are_explained_by_split_and_recompose_alike(names, mes
             act()
 
 
+class Skipping(nn.Module):
+    """Adds a value from inside a run to its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.c(a + self.b(a))
+
+
+class Hourglass(nn.Module):
+    """A small U-Net: the decoder takes what the encoder gave, beside what lies between."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.down = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 8, 2, stride=2)
+        self.up, self.decode = nn.ConvTranspose2d(8, 4, 2, stride=2), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        skip = self.encode(x)
+        return self.decode(torch.cat([skip, self.up(self.down(skip))], 1))
+
+
+class Reading(nn.Module):
+    """Reads a layer's weight beside calling it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return {"out": self.b(self.a(x)) * self.b.weight.norm()}
+
+
+@pytest.mark.parametrize(
+    ("net", "run", "others"),
+    [(Skipping, "a:b", ["b", "c"]), (Hourglass, "encode:down", ["down:up"]), (Reading, "a:b", ["a", "b"])],
+)
+def test_a_run_with_a_value_that_is_read_elsewhere_is_refused(net, run, others):
+    torch.manual_seed(0)
+    net, x = net(), torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=rf"names holds '{run}'.* a layer outside reads a value inside the run"):
+        split(net, [run], x)
+    for name in others:
+        assert len(split(net, [name], x)) == 1
+    assert all(module.training for module in net.modules()) and hooks(net) == 0
+
+
+class Twice(nn.Module):
+    """Holds one block under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
+        self.layers = nn.ModuleList([self.first, nn.Conv2d(3, 3, 1)])
+
+    def forward(self, x):
+        return self.layers[1](self.layers[0](x))
+
+
+@pytest.mark.parametrize(("name", "alias"), [("first", "layers.0"), ("layers.0", "first"), ("first.0", "layers.0.0")])
+def test_a_module_under_two_names_is_refused(name, alias):
+    net = Twice()
+    for act in (
+        lambda: split(net, [name], torch.zeros(1, 3, 4, 4)),
+        lambda: recompose(net, {name: nn.Identity()}),
+        lambda: perturb(net, {name: 0.1}, seed=0),
+    ):
+        with pytest.raises(ValueError, match=rf"names holds '{name}', but '{name}' is the same module as '{alias}'"):
+            act()
+    assert split(net, ["layers.1"], torch.zeros(1, 3, 4, 4)).names == ["layers.1"]
+
+
 def test_layer1_does_not_overlap_layer10():
     net = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(11)))
     assert split(net, ["10", "1"], torch.zeros(1, 2, 3, 3)).names == ["1", "10"]

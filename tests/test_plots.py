@@ -108,18 +108,22 @@ def test_forest_draws_what_was_observed_and_says_when_nothing_was():
     assert plots.forest(Verdicts()).axes[0].texts
 
 
+def test_architectures_show_channels_and_operators():
+    whole = {"stem.0": 8, "cells.0.nodes.1.2_skip.operators.conv.0": 4, "cells.0.nodes.1.2_skip.operators.skip": 1}
+    found = dict(zip(whole, (3, 2, 1), strict=True))
+    fig = plots.architectures({"DARTS cells": {"supernet": whole, "FiGS": found}})
+    (ax,) = fig.axes
+    assert [bar.get_width() for bar in ax.patches] == [8, 4, 3, 2]
+    assert len(ax.lines[0].get_xdata()) == 1  # the skip connection has no channels
+    assert ax.get_yticklabels()[0].get_text() == "stem"
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["FiGS"]
+
+
 def test_colors_of_rivals_differ():
+    starts = [f"{method}{start}" for method in ("ND", "end to end") for start in ("", ", solved", ", copied")]
     families = [
-        (
-            "ND",
-            "ND, solved",
-            "ND, copied",
-            "end to end",
-            "end to end, solved",
-            "end to end, copied",
-            "teacher",
-        ),
-        ("exact", "in context", "local", "random", "uniform", "local search", "teacher"),
+        (*starts, "teacher"),
+        ("exact", "local", "random", "uniform", "teacher"),
         ("FiGS", "uniform", "random", "original", "magnitude"),
         ("FiGS", "MobileNetV3", "MnasNet"),
     ]

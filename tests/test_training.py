@@ -12,20 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from nkdlib.networks import resnet
-from nkdlib.training import (
-    Schedule,
-    Store,
-    accuracy,
-    distill_end_to_end,
-    fit,
-    images_of,
-    minimize,
-    mismatch,
-    predict,
-    reestimate_batchnorm,
-)
+from nkdlib.training import Schedule, Store, accuracy, distill_end_to_end, fit, mismatch, predict, reestimate_batchnorm
 from nkdlib.training.end_to_end import capture_logits, soft_targets
-from nkdlib.training.loop import Trainer
+from nkdlib.training.loop import Trainer, minimize
+from nkdlib.training.store import images_of
 
 
 def test_rates_rise_and_fall():

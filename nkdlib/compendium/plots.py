@@ -40,11 +40,9 @@ method_colors: dict[str, str] = {
     "teacher": "#333333",
     "chance": _GREY,
     "exact": _BLUE,
-    "in context": _PURPLE,
     "local": _GREEN,
     "random": _GREY,
     "uniform": _YELLOW,
-    "local search": _PINK,
     "FiGS": _BLUE,
     "original": _GREEN,
     "magnitude": _PINK,
@@ -284,7 +282,7 @@ def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figu
             ax.barh(y[: len(layers)], [counts[name] for name in layers], height=height, color=color, label=label)
             stays = [at for at, name in zip(y[len(layers) :], bare, strict=True) if counts[name]]
             ax.plot([0.02] * len(stays), stays, "s", color=color, markersize=2.5, transform=ax.get_yaxis_transform())
-        ax.set_yticks(rows, map(_layer_name, layers + bare), fontsize=4.5)
+        ax.set_yticks(rows, list(map(_layer_name, layers + bare)), fontsize=4.5)
         ax.set(title=title, xlabel="channels", ylim=(len(rows) - 0.5, -0.5))
         ax.grid(axis="y", visible=False)
     legend_below(fig, len(spaces))

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from nkdlib.data import DeadLeaves, Images, NoiseImages, SmoothImages
+from nkdlib.data import DeadLeaves, Images, SmoothImages
+from nkdlib.data.noise import NoiseImages
 from nkdlib.detection import CocoImages
 from nkdlib.tasks.cache import Cache
 from nkdlib.tasks.places import write_atomically

@@ -23,16 +23,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from nkdlib.compendium.pictures import Pictures, open_pictures, training_batches, validation_batches
-from nkdlib.detection import (
-    CocoImages,
-    SquareImages,
-    augmented,
-    detect,
-    evaluate,
-    ssd_augmentation,
-    ssdlite,
-    train_detector,
-)
+from nkdlib.detection import CocoImages, SquareImages, detect, evaluate, ssd_augmentation, ssdlite, train_detector
+from nkdlib.detection.batches import augmented
 from nkdlib.figs import Search, rebuild, search
 from nkdlib.networks import Cost, cost, mixed_space, reset
 from nkdlib.training import Checkpoints, Schedule, accuracy, fit

@@ -1,19 +1,17 @@
 """Images: data sets by name or folder, batches on the device, synthetic images, published weights."""
 
-from nkdlib.data.images import Batches, Images, random_shift_flip
+from nkdlib.data.images import Images, random_shift_flip
 from nkdlib.data.load import DataNotFound, load
-from nkdlib.data.noise import DeadLeaves, GaussianImages, NoiseImages, SmoothImages, SpectrumImages
+from nkdlib.data.noise import DeadLeaves, GaussianImages, SmoothImages, SpectrumImages
 from nkdlib.data.readers import DataDamaged
 from nkdlib.data.weights import mobilenet_v2
 
 __all__ = [
-    "Batches",
     "DataDamaged",
     "DataNotFound",
     "DeadLeaves",
     "GaussianImages",
     "Images",
-    "NoiseImages",
     "SmoothImages",
     "SpectrumImages",
     "load",

@@ -5,14 +5,13 @@ Chaudhuri, Eban, Li, Moroz and Movshovitz-Attias, arXiv 2006.09581.
 
 from nkdlib.figs.cost import CostModel
 from nkdlib.figs.gates import Gates, rebuild
-from nkdlib.figs.latency import LatencyModel, measure_latency
+from nkdlib.figs.latency import measure_latency
 from nkdlib.figs.rivals import score_at_random, score_by_magnitude, score_by_scale, score_evenly
 from nkdlib.figs.search import Search, SearchResult, search
 
 __all__ = [
     "CostModel",
     "Gates",
-    "LatencyModel",
     "Search",
     "SearchResult",
     "measure_latency",

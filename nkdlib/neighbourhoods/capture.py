@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods
-from nkdlib.networks.module import device_of
+from nkdlib.neighbourhoods.split import Neighbourhood
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.store import Store, first_images, images_of
 
 BATCH = 256  # images of one tensor that go through the teacher at a time
+Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
 
 
 @dataclass
@@ -41,7 +41,7 @@ class _LastBoundary(Exception):
 @torch.no_grad()
 def capture(
     teacher: nn.Module,
-    neighbourhoods: Neighbourhoods,
+    neighbourhoods: Sequence[Neighbourhood],
     inputs: Iterable,
     *,
     images: int | None = None,
@@ -73,8 +73,10 @@ def capture(
     """
     images = sys.maxsize if images is None else images
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
-    front = reestimate_batchnorm(deepcopy(teacher), inputs, images) if adapt else teacher
-    teacher.eval()
+    front = teacher.eval()
+    if adapt:
+        front = deepcopy(teacher)
+        reestimate_batchnorm(front, inputs, images)
     names = _boundary_names(neighbourhoods, adapt)
     last, (_, last_output) = list(names.items())[-1]
     row: dict[str, Tensor] = {}
@@ -89,7 +91,7 @@ def capture(
             raise _LastBoundary
 
     def rows() -> Iterator[dict[str, Tensor]]:
-        device = device_of(front)
+        device = neighbourhoods[0].example.device
         for batch in first_images(inputs, images):
             row.clear()
             try:
@@ -136,14 +138,14 @@ def _boundary_names(neighbourhoods: Sequence[Neighbourhood], adapt: bool) -> dic
 
 
 def passes(
-    neighbourhoods: Neighbourhoods,
+    neighbourhoods: Sequence[Neighbourhood],
     inputs: Iterable,
     *,
-    images: int | None,
-    dtype: torch.dtype,
-    adapt: bool,
     memory_limit_gb: float,
-) -> list[Neighbourhoods]:
+    images: int | None = None,
+    dtype: torch.dtype = torch.float16,
+    adapt: bool = False,
+) -> list[list[Neighbourhood]]:
     """Divide neighbourhoods, front to back, into sets with boundaries that fit into memory; arguments as `capture`.
 
     Raises:
@@ -176,7 +178,19 @@ def passes(
             f"(={memory_limit_gb:g}) asks for {len(sets)} passes; give a loader with shuffle=False and without "
             "augmentation, or a list of batches"
         )
-    return [Neighbourhoods(members, neighbourhoods.total) for members in sets]
+    return sets
+
+
+def input_pairs(rows: Store, previous: list[Tensor] | None = None) -> Pairs:
+    """Batches to solve from: the teacher's input, and the student's: `previous`, or the same.
+
+    Both are copies, since a layer may work in place.
+    """
+
+    def of_teacher() -> Iterator[Tensor]:
+        return (row["x"] for row in rows.select(["x"]).chunks(BATCH))
+
+    return lambda: zip(of_teacher(), of_teacher() if previous is None else (x.clone() for x in previous), strict=True)
 
 
 def repeatable(inputs: Iterable) -> Iterable:

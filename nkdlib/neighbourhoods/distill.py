@@ -5,19 +5,19 @@ Shao et al., arXiv 2010.01189.
 
 import copy
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.capture import BATCH, Boundaries, capture, first_batch, passes, repeatable
-from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
+from nkdlib.neighbourhoods.capture import Boundaries, Pairs, capture, first_batch, input_pairs, passes, repeatable
+from nkdlib.neighbourhoods.closed_form import Ranking, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe, train_local
-from nkdlib.neighbourhoods.split import Neighbourhood, Neighbourhoods, recompose, split
+from nkdlib.neighbourhoods.split import Neighbourhood, Student, recompose, split
 from nkdlib.neighbourhoods.students import narrow
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
@@ -25,10 +25,8 @@ from nkdlib.networks.module import device_of, evaluating, reset
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.training.store import Store
 
 Executor = InProcess | Processes
-Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
 
 
 @dataclass
@@ -37,10 +35,16 @@ class Distilled:
 
     name: str  # of the neighbourhood
     module: nn.Module = field(repr=False)
+    example: Tensor = field(repr=False)  # an input of the right shape
+    start_s: float  # device-seconds of its start (the closed form, mostly)
+    device_s: float  # and of its gradient steps
     local_error: float  # on held-out inputs, see `local_error`
-    cost: Cost
-    device_s: float  # of its own gradient steps
     losses: list[float] = field(default_factory=list, repr=False)  # of every step
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Its parameters, and MACs of one example."""
+        return cost(self.module, self.example.to(device_of(self.module)))
 
 
 @dataclass(repr=False)
@@ -49,7 +53,6 @@ class Distillation(Tabled, Mapping[str, Distilled]):
 
     students: dict[str, Distilled]
     teacher_s: float  # device-seconds of the teacher's passes
-    start_s: dict[str, float]  # device-seconds of each neighbourhood's start (the closed form, mostly)
     sequential_start: bool  # starts waited for each other (front to back)
     boundaries: str  # their number and size, and how many passes they took
 
@@ -65,7 +68,7 @@ class Distillation(Tabled, Mapping[str, Distilled]):
     @property
     def device_s(self) -> float:
         """Device-seconds on one worker: the teacher's passes, the starts and every student's steps."""
-        return self.teacher_s + sum(self.start_s.values()) + sum(student.device_s for student in self.values())
+        return self.teacher_s + sum(student.start_s + student.device_s for student in self.values())
 
     def critical_path_s(self, workers: int | None = None) -> float:
         """Seconds until the last student is done with one worker for each neighbourhood; boundaries take no time.
@@ -76,9 +79,9 @@ class Distillation(Tabled, Mapping[str, Distilled]):
         # DEVIATION D6: computed from measured tasks, not run on as many machines.
         workers = len(self) if workers is None else workers
         if self.sequential_start:
-            longest = sum(self.start_s.values()) + max(student.device_s for student in self.values())
+            longest = sum(s.start_s for s in self.values()) + max(s.device_s for s in self.values())
         else:
-            longest = max(self.start_s[name] + student.device_s for name, student in self.items())
+            longest = max(s.start_s + s.device_s for s in self.values())
         return self.teacher_s / workers + longest
 
     def recompose(self, teacher: nn.Module) -> nn.Module:
@@ -94,7 +97,7 @@ class Distillation(Tabled, Mapping[str, Distilled]):
                     "local error": student.local_error,
                     "params": student.cost.params,
                     "MACs": student.cost.macs,
-                    "start [s]": self.start_s[name],
+                    "start [s]": student.start_s,
                     "steps [s]": student.device_s,
                 }
                 for name, student in self.items()
@@ -150,28 +153,39 @@ def distill(
     previous: list[Tensor] | None = None  # outputs of the student before, batch by batch
     with evaluating(teacher):
         neighbourhoods = split(teacher, list(students), example)
-        students = {n.name: copy.deepcopy(students[n.name]) for n in neighbourhoods}
-        for neighbourhood in neighbourhoods:
-            check_student(neighbourhood, students[neighbourhood.name], recipe, f"students[{neighbourhood.name!r}]")
+        students = {part.name: copy.deepcopy(students[part.name]) for part in neighbourhoods}
+        for part in neighbourhoods:
+            part.check(students[part.name], recipe.start, f"students[{part.name!r}]")
         sets = passes(neighbourhoods, inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
-        for number, members in enumerate(sets, 1):
+        for number, parts in enumerate(sets, 1):
             with Stopwatch(example.device) as watch:
-                boundaries = capture(teacher, members, inputs, **how)
+                boundaries = capture(teacher, parts, inputs, **how)
             teacher_s += watch.device_s
             if (images := len(boundaries.store)) < recipe.holdout + 2:
                 raise ValueError(
                     f"inputs holds {images} images, recipe.holdout (={recipe.holdout}) leaves fewer than 2 to learn "
                     "from; give more images or a smaller holdout"
                 )
+            for part in parts:
+                with Stopwatch(example.device) as watch:
+                    rows = boundaries.of(part.name)[recipe.solved]
+                    pairs = input_pairs(rows, previous if part.chained else None)
+                    student = initialize_student(
+                        part.module, students[part.name], recipe, pairs, seed_of(recipe.seed, part.name, "")
+                    )
+                    if recipe.in_sequence:
+                        previous = outputs_of(student, pairs)
+                students[part.name], start_s[part.name] = student, watch.device_s
             said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
-            started, seconds, previous = _start(members, boundaries, students, recipe, previous)
-            start_s |= seconds
-            done |= _train(members, boundaries, started, recipe, executor, cache, said)
+            infos = _train(parts, students, boundaries, recipe, executor, cache, said)
+            for part in parts:
+                student = students[part.name].eval()
+                done[part.name] = Distilled(part.name, student, part.example, start_s[part.name], **infos[part.name])
     if len(sets) > 1:
         said = (
             f"boundaries above recipe.memory_limit_gb (={recipe.memory_limit_gb:g}): {len(sets)} passes of the teacher"
         )
-    return Distillation(done, teacher_s, start_s, _front_to_back(recipe), said)
+    return Distillation(done, teacher_s, recipe.in_sequence, said)
 
 
 def solve(
@@ -188,40 +202,6 @@ def seed_of(seed: int, *words: str) -> int:
     return int.from_bytes(hashlib.sha256("/".join((str(seed), *words)).encode()).digest()[:6])
 
 
-def check_student(neighbourhood: Neighbourhood, student: Student, recipe: Recipe, called: str) -> None:
-    """Raise ValueError for a student that is none, cannot start as the recipe says, or has other shapes.
-
-    A module is moved to the teacher's device and put into evaluation mode; a width is left to `narrow`. `called` is its
-    name in errors.
-    """
-    if not isinstance(student, Student):
-        raise ValueError(f"{called} (={student}) must be a module or a width; several candidates are for Library")
-    if not isinstance(student, nn.Module):
-        return
-    if recipe.start == "copied":
-        raise ValueError(
-            f"start (='copied') needs a width for {called}, not a module; give a share such as 0.5, or start='given'"
-        )
-    with torch.no_grad():
-        try:
-            output = student.to(neighbourhood.example.device).eval()(neighbourhood.example)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{called} cannot take the neighbourhood's input of shape {neighbourhood.input_shape}: {error}"
-            ) from error
-    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-    if shape != neighbourhood.output_shape:
-        raise ValueError(
-            f"{called} returns shape {shape}, the teacher's part {neighbourhood.output_shape}; "
-            "give a student with the same output shape"
-        )
-
-
-def build_student(piece: nn.Module, student: Student, example: Tensor) -> nn.Module:
-    """An untrained student's module: itself, or the teacher's `piece` made narrower."""
-    return student if isinstance(student, nn.Module) else narrow(piece, example, student)
-
-
 def initialize_student(
     piece: nn.Module, student: Student, recipe: Recipe, pairs: Pairs, seed: int, ranking: Ranking | None = None
 ) -> nn.Module:
@@ -232,74 +212,40 @@ def initialize_student(
     if recipe.start == "solved":
         module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking, recipe.ridge_to == "own")
     else:
-        module = build_student(piece, student, next(pairs())[0][:1])
+        module = student if isinstance(student, nn.Module) else narrow(piece, next(pairs())[0][:1], student)
         module = reset(module, seed) if recipe.start == "random" else module
     return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
 
 
-def input_pairs(rows: Store, previous: list[Tensor] | None = None) -> Pairs:
-    """Batches to solve from: the teacher's input, and the student's: `previous`, or the same.
-
-    Both are copies, since a layer may work in place.
-    """
-
-    def of_teacher() -> Iterator[Tensor]:
-        return (row["x"] for row in rows.select(["x"]).chunks(BATCH))
-
-    return lambda: zip(of_teacher(), of_teacher() if previous is None else (x.clone() for x in previous), strict=True)
-
-
-def _front_to_back(recipe: Recipe) -> bool:
-    return recipe.start == "solved" and recipe.front_to_back and not recipe.adapt
-
-
-def _start(
-    members: Neighbourhoods,
-    boundaries: Boundaries,
-    students: Mapping[str, Student],
-    recipe: Recipe,
-    previous: list[Tensor] | None,
-) -> tuple[dict[str, nn.Module], dict[str, float], list[Tensor] | None]:
-    """Students with their starting weights, their device-seconds, and the outputs of the last one, batch by batch."""
-    started, seconds = {}, {}
-    for neighbourhood in members:
-        name, piece = neighbourhood.name, neighbourhood.module
-        with Stopwatch(boundaries.store.device) as watch:
-            pairs = input_pairs(boundaries.of(name)[recipe.solved], previous if neighbourhood.chained else None)
-            started[name] = initialize_student(piece, students[name], recipe, pairs, seed_of(recipe.seed, name, ""))
-            if _front_to_back(recipe):
-                with torch.no_grad():
-                    previous = [started[name].eval()(x) for _, x in pairs()]
-        seconds[name] = watch.device_s
-    return started, seconds, previous
+@torch.no_grad()
+def outputs_of(student: nn.Module, pairs: Pairs) -> list[Tensor]:
+    """Outputs of a solved student, batch by batch."""
+    student.eval()
+    return [student(x) for _, x in pairs()]
 
 
 def _train(
-    members: Neighbourhoods,
+    parts: list[Neighbourhood],
+    students: Mapping[str, nn.Module],
     boundaries: Boundaries,
-    started: Mapping[str, nn.Module],
     recipe: Recipe,
     executor: Executor | None,
     cache: Cache | None,
     said: str,
-) -> dict[str, Distilled]:
+) -> dict[str, dict[str, object]]:
     """Train each student in a task of its own, the dearest first, so that no worker waits for it at the end."""
     tasks = {}
-    for name in sorted(started, key=lambda name: -members[name].cost.macs):
-        given = {"name": name, "student": started[name], "store": boundaries.of(name), "recipe": recipe}
-        tasks[name] = Task(train_local, {**given, "seed": seed_of(recipe.seed, name, "", "order")}, name)
+    for part in sorted(parts, key=lambda part: -part.cost.macs):
+        given = {"name": part.name, "student": students[part.name], "store": boundaries.of(part.name), "recipe": recipe}
+        tasks[part.name] = Task(train_local, given | {"seed": seed_of(recipe.seed, part.name, "", "order")}, part.name)
     title = f"distilling {len(tasks)} neighbourhoods ({said})"
     if recipe.schedule.steps == 0:
         made = [task.fn(**task.kwargs) for task in tasks.values()]
     elif cache is not None:
         made = [(artefact.tensors, artefact.info) for artefact in cache.run(tasks.values(), executor, title)]
     else:
-        calls = [(task.label, functools.partial(task.fn, **task.kwargs)) for task in tasks.values()]
+        calls = [(task.label, partial(task.fn, **task.kwargs)) for task in tasks.values()]
         made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
-    trained = dict(zip(tasks, made, strict=True))
-    done = {}
-    for name, module in started.items():
-        state, info = trained[name]
-        module.load_state_dict(state)
-        done[name] = Distilled(name, module, cost=cost(module.eval(), members[name].example), **info)
-    return done
+    for name, (state, _) in zip(tasks, made, strict=True):
+        students[name].load_state_dict(state)
+    return {name: info for name, (_, info) in zip(tasks, made, strict=True)}

@@ -17,10 +17,11 @@ from torch import nn
 
 from nkdlib.neighbourhoods.candidates import Candidate, SameImages, Timing, distill_candidate, measure, rank
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, passes
-from nkdlib.neighbourhoods.distill import Executor, Student, build_student, check_student, seed_of
+from nkdlib.neighbourhoods.distill import Executor, seed_of
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.select import Budget, Menu, Option, Selection, select
-from nkdlib.neighbourhoods.split import recompose, split
+from nkdlib.neighbourhoods.split import Student, recompose, split
+from nkdlib.neighbourhoods.students import narrow
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import cost
 from nkdlib.networks.latency import Latency
@@ -112,8 +113,8 @@ class Library(Tabled):
         if label in self.candidates[name]:
             raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
         student = copy.deepcopy(student)
-        check_student(piece, student, recipe, f"students[{name!r}][{label!r}]")
-        module = build_student(piece.module, student, piece.example)
+        piece.check(student, recipe.start, f"students[{name!r}][{label!r}]")
+        module = student if isinstance(student, nn.Module) else narrow(piece.module, piece.example, student)
         shared = {field: getattr(self.recipe, field) for field in ("holdout", "dtype", "adapt")}
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **shared)
         self.candidates[name][label] = Candidate(student, module, recipe, cost(module, piece.example))
@@ -167,7 +168,8 @@ class Library(Tabled):
         sets = passes(pieces, self.inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
         for number, members in enumerate(sets, start=1):
             boundaries = capture(self.teacher, members, self.inputs, **how)
-            students = [(name, label) for name, label in missing if name in members.names]
+            names = [piece.name for piece in members]
+            students = [(name, label) for name, label in missing if name in names]
             rankings = {(n, k): self._ranking(n, k, boundaries) for n, k in students if self.candidates[n][k].ranked}
             if rankings:
                 found = self.cache.run(rankings.values(), executor, "ranking the channels of neighbourhoods")

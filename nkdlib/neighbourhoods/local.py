@@ -64,8 +64,13 @@ class Recipe:
         return slice(self.holdout, self.holdout + self.solve_images)
 
     @property
+    def in_sequence(self) -> bool:
+        """Whether a start waits for the student before."""
+        return self.start == "solved" and self.front_to_back and not self.adapt
+
+    @property
     def images(self) -> int:
-        """How many images are used at most."""
+        """The largest number of images that are used."""
         solved = self.solve_images if self.start == "solved" else 2
         return self.holdout + max(self.schedule.steps * self.schedule.batch_size, solved)
 

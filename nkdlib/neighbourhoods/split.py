@@ -1,7 +1,7 @@
-"""Cut a network into neighbourhoods by the names of its submodules, and put students in their place.
+"""Cut a network into neighbourhoods by the names of its submodules, and replace them by students.
 
 ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodule (`layer2.0`) or a run of consecutive
-children (`features.3:features.5`, both ends included); what lies between neighbourhoods stays the teacher's.
+children (`features.3:features.5`, both ends included); the layers between neighbourhoods stay the teacher's.
 """
 
 import copy
@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 import torch
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import device_of, evaluating
+from nkdlib.networks.module import evaluating
+
+Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
 
 
 @dataclass(frozen=True)
@@ -27,27 +30,64 @@ class Neighbourhood:
     name: str  # as given: a submodule path, or first:last
     paths: tuple[str, ...]  # the submodules that it consists of, in the order in which they run
     module: nn.Module = field(repr=False)  # the teacher's own part, weights shared with it
-    input_shape: tuple[int, ...]  # without the batch
-    output_shape: tuple[int, ...]
-    cost: Cost
+    example: Tensor = field(repr=False, compare=False)  # zeros of its input's shape, (1, *input_shape)
+    output_shape: tuple[int, ...]  # without the batch
     chained: bool  # its input is the output of the neighbourhood before it, with nothing between
 
     @property
-    def example(self) -> Tensor:
-        """An input of the right shape, `(1, *input_shape)`, zeros on the teacher's device."""
-        return torch.zeros(1, *self.input_shape, device=device_of(self.module))
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of its input, without the batch."""
+        return tuple(self.example.shape[1:])
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Its parameters, and MACs of one example."""
+        return cost(self.module, self.example)
+
+    def check(self, student: Student, start: str, called: str) -> None:
+        """Raise ValueError for a student that cannot take its place.
+
+        Args:
+            student: a module, moved to the teacher's device and put into evaluation mode, or a width, left to `narrow`.
+            start: of a `Recipe`.
+            called: the student's name in errors.
+        """
+        if not isinstance(student, Student):
+            raise ValueError(f"{called} (={student}) must be a module or a width; several candidates are for Library")
+        if not isinstance(student, nn.Module):
+            return
+        if start == "copied":
+            raise ValueError(f"start (='copied') needs a width for {called}, not a module; give 0.5, or start='given'")
+        with torch.no_grad():
+            try:
+                output = student.to(self.example.device).eval()(self.example.clone())
+            except RuntimeError as error:
+                raise ValueError(
+                    f"{called} cannot take the neighbourhood's input of shape {self.input_shape}: {error}"
+                ) from error
+        shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+        if shape != self.output_shape:
+            raise ValueError(
+                f"{called} returns shape {shape}, the teacher's part {self.output_shape}; "
+                "give a student with the same output shape"
+            )
 
 
 class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
-    """Neighbourhoods in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
+    """Neighbourhoods of a model in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
 
-    def __init__(self, members: Sequence[Neighbourhood], total: Cost):
-        self.members, self.total = tuple(members), total
+    def __init__(self, members: Sequence[Neighbourhood], model: nn.Module, example: Tensor):
+        self.members, self.model, self.example = tuple(members), model, example
 
     @property
     def names(self) -> list[str]:
         """Their names, front to back."""
         return [member.name for member in self.members]
+
+    @cached_property
+    def total(self) -> Cost:
+        """Cost of the whole model."""
+        return cost(self.model, self.example)
 
     def __getitem__(self, key: int | str) -> Neighbourhood:
         if isinstance(key, str):
@@ -74,8 +114,8 @@ class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The submodule paths that each name stands for; ValueError for names that do not exist or overlap."""
-    known, paths = dict(model.named_modules()), {}
+    """Submodule paths by name; ValueError for names that do not exist or overlap, and modules with a second name."""
+    known, paths = dict(model.named_modules(remove_duplicate=False)), {}
     if isinstance(names, str) or not names:
         raise ValueError(f"names (={names!r}) must be a list of at least one submodule path")
     for name in names:
@@ -106,12 +146,18 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
                 )
     if len(paths) != len(names):
         raise ValueError(f"names (={list(names)}) names a neighbourhood twice; name each once")
+    for name, path in ((name, path) for name, members in paths.items() for path in members):
+        if aliases := [other for other, module in known.items() if module is known[path] and other != path]:
+            raise ValueError(
+                f"names holds {name!r}, but {path!r} is the same module as {', '.join(map(repr, aliases))}, and would "
+                "be replaced under one name only; register it under one name"
+            )
     return paths
 
 
 @dataclass
 class _Call:
-    """What was seen of one submodule in the traced pass; tensors are held so that identity means something."""
+    """One call of a submodule; it keeps the tensors, so that `is` compares live ones."""
 
     order: int
     inputs: tuple
@@ -120,52 +166,53 @@ class _Call:
     versions: tuple[int, int]  # of the first input before, and of the output after; work in place raises them
 
 
+@torch.no_grad()
 def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Neighbourhoods:
     """Find neighbourhoods in any network, by submodule names.
 
     Args:
-        model: the teacher; run once in evaluation mode, otherwise left alone.
+        model: the teacher; run twice in evaluation mode, otherwise left alone.
         names: submodule paths (`layer2.0`) and runs of consecutive children (`features.3:features.5`).
-        example_inputs: images of the right shape, (B, C, H, W), B at least 1.
+        example_inputs: images of the right shape, (B, C, H, W), B at least 1. On them, and only on them, it is proven
+            that the model put together from these neighbourhoods is the model, so real ones are better than zeros.
 
     Raises:
-        ValueError: a name that does not exist, overlaps another, or is not run exactly once in a forward pass on
-            one tensor that gives one tensor.
+        ValueError: a name that does not exist, overlaps another, is not run exactly once in a forward pass on one
+            tensor that gives one tensor, or has a value inside that other layers read as well.
 
     >>> from nkdlib.networks import resnet
     >>> split(resnet(8, 10, seed=0), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 32, 32)).names
     ['layer1.0', 'layer2.0']
     """
     paths = resolve(model, names)
-    calls = _observe(model, [p for members in paths.values() for p in members], example_inputs)
-    order = sorted(paths, key=lambda name: calls[paths[name][0]].order)
-    members, previous = [], None  # previous: the last call of the neighbourhood before
-    for name in order:
-        first, last = calls[paths[name][0]], calls[paths[name][-1]]
-        for a, b in zip(paths[name], paths[name][1:], strict=False):
-            if not _follows(calls[a], calls[b]):
-                raise ValueError(
-                    f"names holds {name!r}, but {b!r} does not take what {a!r} returns and nothing else; "
-                    "name the parts one by one"
-                )
-        parts = [model.get_submodule(path) for path in paths[name]]
-        module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-        h_in, h_out = first.inputs[0], last.output
-        shapes, price = (tuple(h_in.shape[1:]), tuple(h_out.shape[1:])), cost(module, torch.zeros_like(h_in[:1]))
-        chained = previous is not None and _follows(previous, first)
-        members.append(Neighbourhood(name, paths[name], module, *shapes, price, chained))
-        previous = last
-    return Neighbourhoods(members, cost(model, example_inputs[:1]))
+    with evaluating(model):
+        calls, output = _observe(model, [path for run in paths.values() for path in run], example_inputs)
+        members, previous = [], None  # previous: the last call of the neighbourhood before
+        for name in sorted(paths, key=lambda name: calls[paths[name][0]].order):
+            run = paths[name]
+            for a, b in itertools.pairwise(run):
+                if not _follows(calls[a], calls[b]):
+                    raise ValueError(
+                        f"names holds {name!r}, but {b!r} does not take what {a!r} returns and nothing else; "
+                        "name the parts one by one"
+                    )
+            first, last, parts = calls[run[0]], calls[run[-1]], [model.get_submodule(path) for path in run]
+            module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+            example, shape = torch.zeros_like(first.inputs[0][:1]), tuple(last.output.shape[1:])
+            chained = previous is not None and _follows(previous, first)
+            members.append(Neighbourhood(name, run, module, example, shape, chained))
+            previous = last
+        _prove(model, members, example_inputs, output)
+    return Neighbourhoods(members, model, example_inputs[:1])
 
 
 def _follows(a: _Call, b: _Call) -> bool:
-    """b takes what a returned, and nothing worked on it in place in between."""
+    """Whether b takes the output of a, which nothing has changed in place in between."""
     return b.inputs[0] is a.output and b.versions[0] == a.versions[1]
 
 
-@torch.no_grad()
-def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict[str, _Call]:
-    """Run the model once and note how each path was called."""
+def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> tuple[dict[str, _Call], object]:
+    """Run the model once; the one call of each path, and the model's output."""
     modules = {path: model.get_submodule(path) for path in paths}
     calls: dict[nn.Module, list[_Call]] = {module: [] for module in modules.values()}
     versions: dict[nn.Module, int] = {}
@@ -180,11 +227,11 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict
         order = sum(map(len, calls.values()))
         calls[module].append(_Call(order, inputs, kwargs, output, (versions[module], version(output))))
 
-    with evaluating(model), ExitStack() as hooks:
+    with ExitStack() as hooks:
         for module in calls:
             hooks.enter_context(module.register_forward_pre_hook(before))
             hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
-        model(example_inputs)
+        result = model(example_inputs.clone())
     for path, module in modules.items():
         seen = calls[module]
         if len(seen) != 1:
@@ -200,7 +247,28 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> dict
                 f"keywords and returns {type(call.output).__name__}; a neighbourhood must take one tensor and "
                 "return one: name a larger or smaller part"
             )
-    return {path: calls[module][0] for path, module in modules.items()}
+    return {path: calls[module][0] for path, module in modules.items()}, result
+
+
+def _prove(model: nn.Module, members: list[Neighbourhood], example_inputs: Tensor, output: object) -> None:
+    """Raise ValueError if the model does not give its `output` when it is put together from its own runs."""
+    size = output.abs().max().item() if isinstance(output, Tensor) else 0.0
+
+    def failure(runs: dict[str, nn.Module]) -> bool:
+        try:
+            found = recompose(model, runs)(example_inputs.clone())
+            torch.testing.assert_close(found, output, rtol=1e-3, atol=1e-3 * size)
+        except Exception:  # a layer may also fail on another shape, or miss an attribute
+            return True
+        return False
+
+    runs = {member.name: member.module for member in members if len(member.paths) > 1}
+    if runs and failure(runs):
+        name = next((name for name in runs if failure({name: runs[name]})), ", ".join(runs))
+        raise ValueError(
+            f"names holds {name!r}, but with this run as one module the model gives another output: a layer outside "
+            "reads a value inside the run, or skips a part of it; name a smaller run or the parts one by one"
+        )
 
 
 def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Module:

@@ -3,7 +3,7 @@
 from nkdlib.networks.cost import Cost, cost, count_params
 from nkdlib.networks.efficientnet_lite import EfficientNetLite, efficientnet_lite, load_efficientnet_lite
 from nkdlib.networks.module import reset
-from nkdlib.networks.resnet import FORMS, BasicBlock, Residual, ResNet, resnet
+from nkdlib.networks.resnet import FORMS, BasicBlock, Residual, resnet
 from nkdlib.networks.spaces import CellNetwork, Sum, mixed_space, residual_space
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "CellNetwork",
     "Cost",
     "EfficientNetLite",
-    "ResNet",
     "Residual",
     "Sum",
     "cost",
