@@ -20,7 +20,6 @@ LAYERS = [  # from the top; a package may import from itself and from the layers
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 FLOORS = 5  # modules in the longest chain of imports inside a folder, its __init__ included
-FLOORS_TODAY = {"neighbourhoods": 7}  # numbers may only shrink, and a line goes when it reaches FLOORS
 CIRCLES_TODAY = {("nkdlib.tasks.executors", "nkdlib.tasks.ray_cluster")}  # an import that closes a circle
 OPTIONAL = {"ray", "faster_coco_eval"}  # imported when something asks for them; they may be missing
 OPTIONAL_TODAY = {"IPython", "cloudpickle", "psutil"}
@@ -104,8 +103,7 @@ def test_a_folder_stands_on_few_floors(folder):
             below = [chains[other] for other in import_graph()[module] if other in chains]
             chains[module] = [module.removeprefix(f"nkdlib.{folder}."), *max(below, key=len, default=[])]
     longest = max(chains.values(), key=len)
-    allowed = FLOORS_TODAY.get(folder, FLOORS)
-    assert len(longest) <= allowed, f"{' imports '.join(longest)}: {len(longest)} floors, {allowed} are allowed"
+    assert len(longest) <= FLOORS, f"{' imports '.join(longest)}: {len(longest)} floors, {FLOORS} are allowed"
 
 
 def test_every_package_has_its_layer():

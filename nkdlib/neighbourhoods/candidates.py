@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.capture import input_pairs, repeatable
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
-from nkdlib.neighbourhoods.distill import initialize_student
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.split import Student
+from nkdlib.neighbourhoods.students import initialize_student
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
 from nkdlib.tasks.cache import Artefact, Cache, Task

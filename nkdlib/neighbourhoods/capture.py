@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nkdlib.neighbourhoods.closed_form import Pairs
 from nkdlib.neighbourhoods.split import Neighbourhood
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.store import Store, first_images, images_of
 
 BATCH = 256  # images of one tensor that go through the teacher at a time
-Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
 
 
 @dataclass

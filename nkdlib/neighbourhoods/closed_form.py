@@ -6,17 +6,16 @@ is known exactly, tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r. (Our extension. La
 and Sun 2017, arXiv 1707.06168; backward elimination as in optimal brain surgeon, Hassibi and Stork 1993.)
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nkdlib.neighbourhoods.capture import Pairs
-from nkdlib.neighbourhoods.students import inner_groups, width_of
-from nkdlib.networks.channels import TYING, ChannelGroup, channel_groups, cut, trace
+from nkdlib.networks.channels import TYING, ChannelGroup, channel_groups, cut, inner_groups, trace, width_of
 
+Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
 
 

@@ -14,14 +14,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.capture import Boundaries, Pairs, capture, first_batch, input_pairs, passes, repeatable
-from nkdlib.neighbourhoods.closed_form import Ranking, solve_neighbourhood
+from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, input_pairs, passes, repeatable
+from nkdlib.neighbourhoods.closed_form import Pairs
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood, Student, recompose, split
-from nkdlib.neighbourhoods.students import narrow
+from nkdlib.neighbourhoods.students import initialize_student
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import device_of, evaluating, reset
+from nkdlib.networks.module import device_of, evaluating
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
 from nkdlib.tasks.measure import Stopwatch
@@ -200,21 +200,6 @@ def solve(
 def seed_of(seed: int, *words: str) -> int:
     """A seed of its own for each student, whatever the order or number of workers."""
     return int.from_bytes(hashlib.sha256("/".join((str(seed), *words)).encode()).digest()[:6])
-
-
-def initialize_student(
-    piece: nn.Module, student: Student, recipe: Recipe, pairs: Pairs, seed: int, ranking: Ranking | None = None
-) -> nn.Module:
-    """A student of the teacher's `piece` with the weights that it starts from; a module is changed in place.
-
-    `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
-    """
-    if recipe.start == "solved":
-        module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking, recipe.ridge_to == "own")
-    else:
-        module = student if isinstance(student, nn.Module) else narrow(piece, next(pairs())[0][:1], student)
-        module = reset(module, seed) if recipe.start == "random" else module
-    return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
 
 
 @torch.no_grad()

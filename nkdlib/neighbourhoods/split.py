@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
 from nkdlib.networks.module import evaluating
 
@@ -73,7 +72,7 @@ class Neighbourhood:
             )
 
 
-class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
+class Neighbourhoods(Sequence[Neighbourhood]):
     """Neighbourhoods of a model in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
 
     def __init__(self, members: Sequence[Neighbourhood], model: nn.Module, example: Tensor):
@@ -111,6 +110,12 @@ class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
                 "share of MACs": [n.cost.macs / max(self.total.macs, 1) for n in self],
             }
         )
+
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -1,20 +1,16 @@
-"""Students made from a teacher's own neighbourhood: the same layers with fewer channels inside."""
+"""Students before they are trained: the teacher's own layers with fewer channels inside, and starting weights."""
 
 from torch import Tensor, nn
 
-from nkdlib.networks.channels import ChannelGroup, channel_groups, cut
-
-
-def width_of(group: ChannelGroup, width: float) -> int:
-    """How many channels of a group a width leaves: a share where it is at most 1, else a number of channels."""
-    if not width > 0 or (width > 1 and width % 1):
-        raise ValueError(f"width (={width}) must be a share above 0 and up to 1, or a whole number of channels")
-    channels = round(group.size * width) if width <= 1 else int(width)
-    return min(max(channels, 1), group.size)
+from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
+from nkdlib.neighbourhoods.local import Recipe
+from nkdlib.neighbourhoods.split import Student
+from nkdlib.networks.channels import ChannelGroup, cut, inner_groups, width_of
+from nkdlib.networks.module import reset
 
 
 def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
-    """How much each channel of a group weighs, (size,): the norm of the weights that read it times its scale.
+    """Importance of each channel of a group, (size,): the norm of the weights that read it times its scale.
 
     The scale is |gamma| of the last BatchNorm that carries it, else the norm of the weights that make it.
     """
@@ -50,12 +46,16 @@ def narrow(piece: nn.Module, example: Tensor, width: float) -> nn.Module:
     return cut(piece, groups, keep)
 
 
-def inner_groups(piece: nn.Module, example: Tensor, joined: bool = True) -> list[ChannelGroup]:
-    """The inner channel groups of a neighbourhood, on request without concatenated ones; ValueError where none is."""
-    groups = [group for group in channel_groups(piece, example) if joined or not group.starts]
-    if not groups:
-        raise ValueError(
-            f"width was given for a neighbourhood ({type(piece).__name__}) that has no inner channels to leave "
-            "out; give a student module instead"
-        )
-    return groups
+def initialize_student(
+    piece: nn.Module, student: Student, recipe: Recipe, pairs: Pairs, seed: int, ranking: Ranking | None = None
+) -> nn.Module:
+    """A student of the teacher's `piece` with the weights that it starts from; a module is changed in place.
+
+    `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
+    """
+    if recipe.start == "solved":
+        module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking, recipe.ridge_to == "own")
+    else:
+        module = student if isinstance(student, nn.Module) else narrow(piece, next(pairs())[0][:1], student)
+        module = reset(module, seed) if recipe.start == "random" else module
+    return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher

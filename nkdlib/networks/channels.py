@@ -90,6 +90,25 @@ def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
     return [g for g in found if g.inner and g.producers and g.consumers]
 
 
+def inner_groups(module: nn.Module, example: Tensor, joined: bool = True) -> list[ChannelGroup]:
+    """The inner channel groups of a module, on request without concatenated ones; ValueError if there is none."""
+    groups = [group for group in channel_groups(module, example) if joined or not group.starts]
+    if not groups:
+        raise ValueError(
+            f"width was given for a neighbourhood ({type(module).__name__}) that has no inner channels to leave "
+            "out; give a student module instead"
+        )
+    return groups
+
+
+def width_of(group: ChannelGroup, width: float) -> int:
+    """The number of a group's channels that a width leaves: a width up to 1 is a share, others are numbers."""
+    if not width > 0 or (width > 1 and width % 1):
+        raise ValueError(f"width (={width}) must be a share above 0 and up to 1, or a whole number of channels")
+    channels = round(group.size * width) if width <= 1 else int(width)
+    return min(max(channels, 1), group.size)
+
+
 def _visit(
     node: fx.Node,
     shape: tuple[int, ...],
