@@ -20,9 +20,8 @@ LAYERS = [  # from the top; a package may import from itself and from the layers
 ]
 RANK = {package: rank for rank, packages in enumerate(LAYERS) for package in packages}
 FLOORS = 5  # modules in the longest chain of imports inside a folder, its __init__ included
-CIRCLES_TODAY = {("nkdlib.tasks.executors", "nkdlib.tasks.ray_cluster")}  # an import that closes a circle
-OPTIONAL = {"ray", "faster_coco_eval"}  # imported when something asks for them; they may be missing
-OPTIONAL_TODAY = {"IPython", "cloudpickle", "psutil"}
+LAZY = {("nkdlib.tasks.executors", "nkdlib.tasks.ray_cluster")}  # imported when a cluster is asked for, so no circle
+OPTIONAL = {"cloudpickle", "faster_coco_eval", "ray"}  # of extras; imported when something asks for them
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # modules named unlike their packages
 MODULES = sorted((ROOT / "nkdlib").rglob("*.py"))
 SOURCES = sorted(path for folder in ("nkdlib", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
@@ -59,9 +58,7 @@ def imported(path):
 def import_graph():
     """Return, for every module of nkdlib, the modules of nkdlib that it imports."""
     return {
-        module_name(path): {
-            other for other in imported(path) & MODULE_NAMES if (module_name(path), other) not in CIRCLES_TODAY
-        }
+        module_name(path): {other for other in imported(path) & MODULE_NAMES if (module_name(path), other) not in LAZY}
         for path in MODULES
     }
 
@@ -91,8 +88,8 @@ def test_the_library_never_imports_the_compendium():
 
 def test_no_import_circle():
     list(TopologicalSorter(import_graph()).static_order())
-    for module, other in CIRCLES_TODAY:
-        assert other in imported(ROOT / f"{module.replace('.', '/')}.py"), f"take {module} out of CIRCLES_TODAY"
+    for module, other in LAZY:
+        assert other in imported(ROOT / f"{module.replace('.', '/')}.py"), f"take {module} out of LAZY"
 
 
 @pytest.mark.parametrize("folder", sorted(RANK))
@@ -119,7 +116,7 @@ def test_the_library_needs_what_it_declares_and_nothing_else():
         if folder_of(module_name(path)) != "compendium"
         for module in imported(path)
     }
-    needed = used - set(sys.stdlib_module_names) - {"nkdlib"} - OPTIONAL - OPTIONAL_TODAY
+    needed = used - set(sys.stdlib_module_names) - {"nkdlib"} - OPTIONAL
     assert {DISTRIBUTIONS.get(module, module) for module in needed} <= declared
 
 

@@ -279,7 +279,7 @@ def spread(factor):
         ("abc".join, "abd".join),
         (Config(1.0).__eq__, Config(2.0).__eq__),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,  # the same in every process
 )
 def test_every_attribute_of_a_module_counts(first, second):
     assert fingerprint(Layer(first)) == fingerprint(Layer(first)) != fingerprint(Layer(second))
