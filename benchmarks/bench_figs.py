@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import nn
 
-from nkdlib.figs import Gates
+from nkdlib.figs import CostModel, Gates, keep_best
 from nkdlib.networks import CellNetwork, mixed_space, residual_space, resnet
 
 STEPS = 15
@@ -33,7 +33,7 @@ NETWORKS = {  # and images of a step
 def compare(name: str, network: nn.Module, x: torch.Tensor) -> None:
     """Steps with and without gates in turns, then a choice and a cut."""
     network = network.to(memory_format=torch.channels_last).train()
-    gates, labels = Gates(network, x[:1]), torch.randint(10, (len(x),))
+    gates, labels = Gates(CostModel(network, x[:1])), torch.randint(10, (len(x),))
     optimizer = torch.optim.AdamW(gates.parameters(), 1e-3, fused=True)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(STEPS):
@@ -50,7 +50,9 @@ def compare(name: str, network: nn.Module, x: torch.Tensor) -> None:
     plain, gated = (1e3 * statistics.median(seconds[opened][2:]) for opened in (True, False))
     start = time.perf_counter()
     gates.log_odds.data.normal_(generator=torch.Generator().manual_seed(0))
-    gates.fit("params", 0.2 * gates.model.total(gates.model.sizes, "params")).slim()
+    target = 0.2 * gates.model.total(gates.model.sizes, "params")
+    gates.keep(keep_best(gates.model, gates.scores, "params", target))
+    gates.slim()
     chosen = time.perf_counter() - start
     gates.remove()
     print(f"{name}: {plain:.1f} ms plain, {gated:.1f} ms gated, {gated / plain:.2f} times; fit and cut {chosen:.2f} s")

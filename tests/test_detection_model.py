@@ -21,7 +21,7 @@ from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, 
 from nkdlib.detection import detect, evaluate, ssdlite, train_detector
 from nkdlib.detection.precision import NUMBERS
 from nkdlib.detection.ssdlite import feature_maps
-from nkdlib.figs import Gates
+from nkdlib.figs import CostModel, Gates, keep_best
 from nkdlib.networks import CellNetwork, cost, mixed_space, residual_space
 from nkdlib.networks.module import evaluating
 from nkdlib.training import Schedule
@@ -67,9 +67,11 @@ def test_equal_to_torchvision(taps):
 
 def slim_space():
     network = residual_space(10, blocks=(1, 1), widths=(8, 8), stem_stride=2)
-    gates = Gates(network, torch.zeros(1, 3, 16, 16))
+    gates = Gates(CostModel(network, torch.zeros(1, 3, 16, 16)))
     gates.log_odds.data.copy_(torch.randn(gates.log_odds.shape, generator=torch.Generator().manual_seed(1)))
-    slim = gates.fit("params", 0.5 * gates.model.total(gates.model.sizes, "params")).slim()
+    half = 0.5 * gates.model.total(gates.model.sizes, "params")
+    gates.keep(keep_best(gates.model, gates.scores, "params", half))
+    slim = gates.slim()
     gates.remove()
     return slim
 

@@ -12,13 +12,25 @@ import torchvision.models as zoo
 from conftest import speaking
 from torch import nn
 
-from nkdlib.figs import Gates, Search, rebuild, score_at_random, score_by_scale, score_evenly, search
-from nkdlib.networks import Residual, Sum, cost, mixed_space, resnet
+from nkdlib.figs import (
+    CostModel,
+    Gates,
+    Search,
+    keep_best,
+    rebuild,
+    score_at_random,
+    score_by_magnitude,
+    score_by_scale,
+    score_evenly,
+    search,
+)
+from nkdlib.networks import Sum, cost, mixed_space, resnet
 from nkdlib.training import Schedule
 
 
 def separable():
-    return nn.Sequential(nn.Conv2d(3, 6, 1), Residual(6, 8, "separable"), nn.Conv2d(8, 2, 1))
+    depthwise = [nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.Conv2d(6, 8, 1), nn.BatchNorm2d(8)]
+    return nn.Sequential(nn.Conv2d(3, 6, 1), *depthwise, nn.ReLU(), nn.Conv2d(8, 2, 1))
 
 
 def grouped():
@@ -55,7 +67,7 @@ def scatter(gates, seed=0):
 def test_the_slim_network_is_the_gated_one_and_costs_what_was_predicted(name):
     network, x = example(name)
     own = copy.deepcopy(network.state_dict())
-    gates = Gates(network, x)
+    gates = Gates(CostModel(network, x))
     assert gates.model(gates.model.sizes) == cost(network, x)
     for seed in range(3):
         scatter(gates, seed)
@@ -71,7 +83,7 @@ def test_the_slim_network_is_the_gated_one_and_costs_what_was_predicted(name):
 
 def test_masks_by_hand():
     network = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.Conv2d(3, 1, 1, bias=False))
-    gates = Gates(network, torch.zeros(1, 1, 1, 1), temperature=0.5)
+    gates = Gates(CostModel(network, torch.zeros(1, 1, 1, 1)), temperature=0.5)
     network[0].weight.data.fill_(1.0)
     network[1].parametrizations.weight.original.data.copy_(torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1))
     gates.log_odds.data.copy_(torch.tensor([1.0, -1.0, 0.5]))
@@ -84,20 +96,17 @@ def test_masks_by_hand():
     (gradient,) = torch.autograd.grad(network(x).sum(), [gates.log_odds])
     soft = torch.sigmoid(torch.tensor([-1.0, 1.0, 0.5]) / 0.5)
     assert torch.allclose(gradient, soft * (1 - soft) / 0.5 * torch.tensor([1.0, 10.0, 100.0]))
-    with gates.open():
-        assert network(x).item() == 111.0
+    gates.opened = True
+    assert network(x).item() == gates(x).item() == 111.0
+    gates.opened = False
     gates.hard = False
     gates.use(torch.tensor([-2.0, 2.0, 0.0]))
     assert network(x).item() == pytest.approx((soft * torch.tensor([1.0, 10.0, 100.0])).sum().item(), rel=1e-5)
 
 
-def test_what_stays_whole_is_named():
-    gates = Gates(grouped(), torch.zeros(1, 3, 5, 5))
-    assert list(gates.groups) == ["3"] and gates.ungated == ["0", "2", "4"]
-
-
 def test_noise_is_logistic_and_from_its_generator():
-    gates = Gates(nn.Sequential(nn.Conv2d(1, 20_000, 1), nn.Conv2d(20_000, 1, 1)), torch.zeros(1, 1, 1, 1))
+    network = nn.Sequential(nn.Conv2d(1, 20_000, 1), nn.Conv2d(20_000, 1, 1))
+    gates = Gates(CostModel(network, torch.zeros(1, 1, 1, 1)))
     gates.hard = False
     drawn = []
     for seed in (0, 1, 0):
@@ -113,7 +122,7 @@ def test_costs_by_hand():
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1)
     ).eval()
-    gates = Gates(network, torch.zeros(1, 2, 6, 6))
+    gates = Gates(CostModel(network, torch.zeros(1, 2, 6, 6)))
     for count in (1, 3, 4):
         found = gates.model({"0": count})
         assert found.params == 9 * 2 * count + 2 * count + count * 3 + 3
@@ -127,17 +136,19 @@ def test_costs_by_hand():
 @pytest.mark.parametrize("metric", ["params", "macs"])
 def test_fitting_fills_a_target_with_the_most_probable_channels(metric):
     network, x = example("resnet")
-    gates = Gates(network, x)
+    gates = Gates(CostModel(network, x))
     scatter(gates)
     scores = gates.log_odds.detach().clone()
     whole = getattr(cost(network, x), metric)
     for share in (0.05, 0.3, 0.9, 1.0):
         gates.log_odds.data.copy_(scores)
-        counts = gates.fit(metric, share * whole).counts
+        counts = keep_best(gates.model, gates.scores, metric, share * whole)
+        gates.keep(counts)
+        assert gates.counts == counts
         counted = getattr(gates.model(counts), metric)
         assert 0.98 * share * whole < counted <= share * whole
         for name, index in gates.alive.items():
-            score = scores[gates.slots[name]]
+            score = scores[gates.model.slots[name]]
             assert set(index.tolist()) == set(score.topk(counts[name]).indices.tolist())  # within a group, the best
             more = getattr(gates.model({**counts, name: counts[name] + 1}), metric)
             assert counts[name] == gates.model.sizes[name] or more > share * whole  # nothing fits any more
@@ -145,9 +156,9 @@ def test_fitting_fills_a_target_with_the_most_probable_channels(metric):
 
 def test_no_group_ends_empty():
     network, x = example("resnet")
-    gates = Gates(network, x)
+    gates = Gates(CostModel(network, x))
     gates.log_odds.data.fill_(-3.0)
-    for slot in gates.slots.values():
+    for slot in gates.model.slots.values():
         gates.log_odds.data[slot.start + 2] = -1.0
     assert set(gates.counts.values()) == {1} and all(index.tolist() == [2] for index in gates.alive.values())
     with torch.no_grad():
@@ -166,7 +177,7 @@ def batches(steps, seed=0):
 
 @pytest.mark.parametrize(("metric", "share"), [("params", 0.3), ("macs", 0.3)])
 def test_a_search_ends_at_its_target_with_a_network_that_works(metric, share):
-    x, recipe = torch.zeros(1, 3, 8, 8), Search(steps=60, batch_size=32, lr=5e-3, gate_lr=0.1)
+    x, recipe = torch.zeros(1, 3, 8, 8), Search(Schedule(steps=60, batch_size=32, lr=5e-3), gate_lr=0.1)
     network, twin = (resnet(8, 2, seed=0, widths=(8, 8, 8)) for _ in range(2))
     whole = getattr(cost(network, x), metric)
     found = search(network, x, batches(60), share * whole, metric, recipe)
@@ -191,7 +202,7 @@ NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
         ({"target": 10}, ValueError, r"target \(=10\) must lie between [\d,]+ and [\d,]+ params"),
         ({"target": 10**9}, ValueError, r"target \(=1,000,000,000\) must lie between"),
         ({"metric": "flops"}, ValueError, r"metric \(='flops'\) must be one of params, macs"),
-        ({"batches": []}, ValueError, r"batches ended after 0, recipe.steps asks for 5 or more"),
+        ({"batches": []}, ValueError, r"batches ended after 0, recipe.schedule.steps asks for 5 or more"),
         (
             {"batches": [(torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long())] * 5},
             FloatingPointError,
@@ -203,48 +214,68 @@ NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
 def test_what_cannot_be_searched_is_named(change, error, match):
     given = {"network": resnet(8, 2, seed=0), "batches": list(batches(5)), "target": 20_000, **change}
     with pytest.raises(error, match=match):
-        search(example=torch.zeros(1, 3, 8, 8), recipe=Search(steps=5), **given)
+        search(example=torch.zeros(1, 3, 8, 8), recipe=Search(Schedule(steps=5)), **given)
     assert not any("parametriz" in key for key in given["network"].state_dict())
 
 
 def test_both_parts_of_a_search_have_its_settings():
-    recipe = Search(steps=50, batch_size=7, lr=0.3, warmup=0.2, weight_decay=0.4, max_grad_norm=2.0, amp=True, ema=0.5)
     shared = {"batch_size": 7, "lr": 0.3, "warmup": 0.2, "weight_decay": 0.4, "max_grad_norm": 2.0, "amp": True}
-    assert recipe.settling == Schedule(steps=10, **shared, ema=0.5)
+    recipe = Search(Schedule(steps=50, **shared, ema=0.5))
+    assert recipe.finetuning == Schedule(steps=10, **shared, ema=0.5)
     assert recipe.searching == Schedule(steps=40, **shared)
 
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match=r"temperature \(=0\) must be positive"):
-        Gates(resnet(8, 2, seed=0), torch.zeros(1, 3, 8, 8), temperature=0)
+        Gates(CostModel(resnet(8, 2, seed=0), torch.zeros(1, 3, 8, 8)), temperature=0)
     network, x = resnet(8, 2, seed=0), torch.zeros(1, 3, 8, 8)
-    gates = Gates(network, x)
+    gates = Gates(CostModel(network, x))
     with pytest.raises(ValueError, match=r"network \(=ResNet\) has gates already; call their remove"):
-        Gates(network, x)
-    Gates(gates.remove(), x)
-    with pytest.raises(ValueError, match=r"open_share \(=1.0\) is a share"):
-        Search(open_share=1.0)
+        Gates(CostModel(network, x))
+    Gates(CostModel(gates.remove(), x))
+    with pytest.raises(ValueError, match=r"cost_model is of another network"):
+        search(resnet(8, 2, seed=0), x, [], 1_000, cost_model=gates.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"open_share": 1.0}, r"open_share \(=1.0\) is a share"),
+        ({"path_share": math.nan}, r"path_share \(=nan\) is a share"),
+        ({"finetune_share": -0.1}, r"finetune_share \(=-0.1\) is a share"),
+        ({"open_share": 0.5, "finetune_share": 0.5}, r"open_share \(=0.5\) and finetune_share \(=0.5\) leave no steps"),
+        ({"gate_lr": 0.0}, r"gate_lr \(=0.0\) must be positive and finite"),
+        ({"temperature": math.inf}, r"temperature \(=inf\) must be positive and finite"),
+        ({"penalty": math.nan}, r"penalty \(=nan\) is a weight; choose 0 or more"),
+        ({"log_odds": math.nan}, r"log_odds \(=nan\) must be finite"),
+        ({"gate_betas": (0.9, 1.0)}, r"gate_betas \(=\(0.9, 1.0\)\) are decays"),
+    ],
+)
+def test_every_number_of_a_search_is_checked(change, message):
+    with pytest.raises(ValueError, match=message):
+        Search(**change)
 
 
 def test_rivals_answer_the_same_target():
     network, x = example("resnet")
-    gates, whole = Gates(network, x), cost(network, x).params
-    target = 0.4 * whole
-    sizes = gates.model.sizes
-    even = score_evenly(gates).fit("params", target).counts
+    model, target = CostModel(network, x), 0.4 * cost(network, x).params
+    sizes = model.sizes
+    even = keep_best(model, score_evenly(model), "params", target)
     assert max(abs(even[n] / sizes[n] - even["stem.0"] / sizes["stem.0"]) for n in sizes) < 0.07
-    drawn = [score_at_random(gates, seed).fit("params", target).counts for seed in (0, 0, 1)]
+    drawn = [keep_best(model, score_at_random(model, seed), "params", target) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     for counts in (even, *drawn):
-        assert 0.95 * target < gates.model(counts).params <= target
-    score_by_scale(gates)
-    block = network.layer1[0]
-    assert torch.equal(gates.log_odds[gates.slots["layer1.0.conv1"]], block.bn1.weight.abs())
-    stream = gates.slots["stem.0"]  # tied: the larger of both scales keeps a channel
-    assert torch.equal(gates.log_odds[stream], torch.maximum(network.stem[1].weight, block.bn2.weight))
+        assert 0.95 * target < model(counts).params <= target
+    scores, block = score_by_scale(model), network.layer1[0]
+    assert torch.equal(scores["layer1.0.conv1"], block.bn1.weight.abs())
+    assert torch.equal(scores["stem.0"], torch.maximum(network.stem[1].weight, block.bn2.weight))  # tied: the larger
+    norms = block.conv1.weight.flatten(1).norm(dim=1)
+    assert torch.equal(score_by_magnitude(model)["layer1.0.conv1"], norms / norms.mean())
     plain = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1))
     with pytest.raises(ValueError, match=r"the channels that '0' makes pass no BatchNorm"):
-        score_by_scale(Gates(plain, torch.zeros(1, 1, 2, 2)))
+        score_by_scale(CostModel(plain, torch.zeros(1, 1, 2, 2)))
+    with pytest.raises(ValueError, match=r"scores and the groups and operators of the network differ in \['layer1"):
+        keep_best(model, {"stem.0": scores["stem.0"]}, "params", target)
 
 
 class Beside(nn.Module):
@@ -261,10 +292,10 @@ class Beside(nn.Module):
 def test_a_dead_operator_goes_with_those_within_it():
     inner = nn.Sequential(nn.Conv2d(3, 4, 1), Sum({"x": nn.Conv2d(4, 4, 1), "y": nn.Identity()}), nn.Conv2d(4, 3, 1))
     network, x = Beside(Sum({"n": inner}, optional=True)), torch.randn(2, 3, 4, 4)
-    gates = Gates(network, x)
+    gates = Gates(CostModel(network, x))
     gates.log_odds.data.fill_(1.0)
     for path in ("part.operators.n", "part.operators.n.1.operators.x"):
-        gates.log_odds.data[gates.slots[path]] = -1.0
+        gates.log_odds.data[gates.model.slots[path]] = -1.0
     slim = gates.slim()
     assert torch.equal(slim(x), x) and cost(slim, x).params == gates.model(gates.counts).params == 0
 
@@ -274,24 +305,25 @@ def test_a_choice_that_leaves_nothing_open_is_only_checked():
         Beside(Sum({"a": nn.Conv2d(3, 3, 1), "b": nn.Conv2d(3, 3, 3, padding=1)}, optional=True)),
         torch.ones(1, 3, 4, 4),
     )
-    gates = Gates(network, x)
-    gates.log_odds.data.copy_(torch.tensor([torch.inf, -torch.inf]))
-    assert gates.fit("params", 50).counts == {"part.operators.a": 1, "part.operators.b": 0}
+    model = CostModel(network, x)
+    scores = {"part.operators.a": torch.tensor([torch.inf]), "part.operators.b": torch.tensor([-torch.inf])}
+    assert keep_best(model, scores, "params", 50) == {"part.operators.a": 1, "part.operators.b": 0}
     with pytest.raises(ValueError, match=r"target \(=5\) cannot be met with the operators that are kept"):
-        gates.fit("params", 5)
+        keep_best(model, scores, "params", 5)
 
 
 def test_an_operator_is_scored_by_what_only_it_makes():
     network, x = mixed_space(4, stem=4, stages=((2, 6, 1, 1),), head=8, kernels=(3, 5)), torch.zeros(1, 3, 8, 8)
     for kernel in ("3x3", "5x5"):  # the paths' common output
         network.get_submodule(f"2.paths.operators.{kernel}.5.1").weight.data.fill_(0.01)
-    gates = score_by_scale(Gates(network, x))
-    assert [gates.log_odds[gates.slots[path]].item() for path in gates.operators] == [1.0, 1.0]
+    model = CostModel(network, x)
+    scores = score_by_scale(model)
+    assert [scores[path].item() for path in model.operators] == [1.0, 1.0]
 
 
 def test_counts_of_another_network_are_refused_and_settling_may_be_left_out():
     x, network = torch.zeros(1, 3, 8, 8), resnet(8, 2, seed=0, widths=(8, 8, 8))
-    found = search(network, x, batches(20), 2_000, recipe=Search(steps=20, batch_size=32, settle_share=0.0))
+    found = search(network, x, batches(20), 2_000, recipe=Search(Schedule(20, 32), finetune_share=0.0))
     assert len(found.history) == 20 and found.cost.params <= 2_000
     rebuild(network, x, found.counts).load_state_dict(found.network.state_dict())
     with pytest.raises(ValueError, match=r"counts and the groups and operators of network differ in \['layer1.1"):
@@ -302,6 +334,6 @@ def test_an_operator_whose_name_is_its_channels_is_refused():
     layers = Sum({"1x1": nn.Conv2d(4, 4, 1), "3x3": nn.Conv2d(4, 4, 3, padding=1)})
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), layers, nn.Conv2d(4, 2, 2))
     with pytest.raises(
-        ValueError, match=r"'2\.operators\.1x1' is itself a layer with gated channels; put it into an nn\.Sequential"
+        ValueError, match=r"'2\.operators\.1x1' is itself a layer with gated channels; put it into nn\.Sequential"
     ):
-        Gates(network, torch.zeros(1, 3, 4, 4))
+        CostModel(network, torch.zeros(1, 3, 4, 4))

@@ -11,7 +11,7 @@ from conftest import speaking
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from nkdlib.figs import CostModel, Gates
+from nkdlib.figs import CostModel, Gates, keep_best
 from nkdlib.networks import Cost, Sum, cost
 from nkdlib.networks.channels import channel_groups
 
@@ -199,15 +199,15 @@ def gated(toy):
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 4)
     network = speaking(toy(), x)
-    return network, x, Gates(network, x)
+    return network, x, Gates(CostModel(network, x))
 
 
 def needed(gates):
     """Sets of gates, by place, of each of which one has to live."""
-    sets = [set(range(gates.slots[name].start, gates.slots[name].stop)) for name in gates.groups]
-    for path, part in gates.sums.items():
+    sets = [set(range(gates.model.slots[name].start, gates.model.slots[name].stop)) for name in gates.model.groups]
+    for path, part in gates.model.sums.items():
         if not part.optional:
-            sets.append({gates.slots[f"{path}.operators.{name}"].start for name in part.operators})
+            sets.append({gates.model.slots[f"{path}.operators.{name}"].start for name in part.operators})
     return sets
 
 
@@ -219,7 +219,7 @@ def masks(gates):
 
 
 def numbers(gates, living):
-    return [sum(place in living for place in range(slot.start, slot.stop)) for slot in gates.slots.values()]
+    return [sum(place in living for place in range(slot.start, slot.stop)) for slot in gates.model.slots.values()]
 
 
 every_toy = pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.__name__)
@@ -250,7 +250,7 @@ def test_every_slim_network_is_the_gated_one_and_costs_what_hand_counts_say(toy)
 
 
 def by_rule(gates, price, target):
-    """What `fit` says that it keeps: as many of the most probable as cost no more, then what still fits."""
+    """What `keep_best` says that it keeps: as many of the most probable as cost no more, then what still fits."""
     order = gates.log_odds.argsort(descending=True).tolist()
     for size in range(len(order), -1, -1):
         living = set(order[:size])
@@ -279,15 +279,15 @@ def test_fitting_follows_its_rule_and_leaves_no_room(toy):
             if (expected := by_rule(gates, price, target)) is None:
                 refused += 1
                 with pytest.raises(ValueError, match="cannot be met with the operators that are kept"):
-                    gates.fit(metric, target)
+                    keep_best(gates.model, gates.scores, metric, target)
                 continue
-            gates.fit(metric, target)
+            gates.keep(keep_best(gates.model, gates.scores, metric, target))
             living = set(gates.lives().nonzero().flatten().tolist())
             assert living == expected and price(living) <= target
             assert all(more > target for other, more in prices.items() if other > living)
         for beyond in (min(prices.values()) - 1, max(prices.values()) + 1):
             with pytest.raises(ValueError, match=r"must lie between"):
-                gates.fit(metric, beyond)
+                keep_best(gates.model, gates.scores, metric, beyond)
     assert (refused > 0) == (toy is required)
 
 
@@ -296,8 +296,10 @@ def test_the_expected_cost_is_that_of_the_expected_numbers_with_one_channel_at_l
     _, _, gates = gated(toy)
     for shift in (2.0, 0.0, -4.0):
         gates.log_odds.data.copy_(torch.randn(len(gates.log_odds)) + shift)
-        p = gates.probabilities
-        expected = [p[name].sum().item() if name not in gates.groups else max(p[name].sum().item(), 1) for name in p]
+        p = {name: odds.sigmoid() for name, odds in gates.scores.items()}
+        expected = [
+            p[name].sum().item() if name not in gates.model.groups else max(p[name].sum().item(), 1) for name in p
+        ]
         found = [gates.expected_cost(metric).item() for metric in ("params", "macs")]
         assert found == pytest.approx(TOYS[toy][1](*expected), rel=1e-5)
 
@@ -324,14 +326,14 @@ def slope(gates, metric):
 def test_gradients_by_hand():
     _, _, gates = gated(squeeze)
     gates.log_odds.data.copy_(torch.tensor([0.0, 1.0, 2.0, 0.5, 3.0]))
-    n, m = (p.sum().item() for p in gates.probabilities.values())
+    n, m = (odds.sigmoid().sum().item() for odds in gates.scores.values())
     assert slope(gates, "macs") == pytest.approx([80 + 2 * m] * 3 + [2 * n] * 2, rel=1e-5)
     assert slope(gates, "params") == pytest.approx([7 + 2 * m] * 3 + [2 * n + 1] * 2, rel=1e-5)
     gates.log_odds.data[3:] = -1.0  # 0.54 channels are expected: counted as one, and nothing is to be gained
     assert slope(gates, "params") == pytest.approx([7 + 2.0] * 3 + [0.0] * 2, rel=1e-5)
     _, _, gates = gated(optional)
     gates.log_odds.data.copy_(torch.tensor([0.0, 1.0, 2.0, -2.0, 1.0]))
-    n, one = gates.probabilities["a"].sum().item(), gates.probabilities["s.operators.conv"].item()
+    n, one = (gates.scores[name].sigmoid().sum().item() for name in ("a", "s.operators.conv"))
     by_hand = [6 + one * (2 * n + 1)] * 3 + [n * n + n, 0.0]  # an operator's part is not clamped
     assert slope(gates, "params") == pytest.approx(by_hand, rel=1e-5)
 
@@ -340,8 +342,67 @@ def test_an_operator_within_an_operator_costs_nothing_without_it():
     inner = nn.Sequential(conv(3, 4), Sum({"x": conv(4, 4, bias=False), "y": nn.Identity()}), conv(4, 3))
     network, x = Toy(lambda m, x: x + m.s(x), s=Sum({"n": inner}, optional=True)), torch.zeros(1, 3, 4, 4)
     names = ["s.operators.n", "s.operators.n.1.operators.x", "s.operators.n.1.operators.y"]
-    model = CostModel(network, channel_groups(network, x), x, names)
+    model = CostModel(network, x)
     assert list(model.sizes) == ["s.operators.n.0", *names]
     for n, outer, first, second in itertools.product((1, 3, 4), (0, 1), (0, 1), (0, 1)):
         found = model(dict(zip(model.sizes, (n, outer, first, second), strict=True)))
         assert found == Cost(outer * (4 * n + first * n * n + 3 * n + 3), outer * AREA * (6 * n + first * n * n))
+
+
+def test_layers_of_unknown_cost_are_named_and_stay_whole():
+    """A transposed convolution, a layer norm over rows, and a layer that no example reaches."""
+
+    def run(m, x):
+        return m.o(m.n(m.t(m.a(x).relu())))
+
+    layers = {"a": conv(3, 4), "t": nn.ConvTranspose2d(4, 2, 1), "n": nn.LayerNorm(4), "o": conv(2, 2)}
+    network, x = Toy(run, **layers, unused=nn.Linear(5, 2)), torch.zeros(2, 3, 4, 4)
+    model = CostModel(network, x)
+    assert model.uncounted == {"t": Cost(4 * 2 + 2, AREA * 4 * 2), "n": Cost(8, 0), "unused": Cost(12, 0)}
+    assert model.rest == {"params": 10 + 8 + 12, "macs": AREA * 8} and model(model.sizes) == cost(network, x)
+
+
+class Attention(nn.Module):
+    """Two products without a layer of their own, beside a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = conv(3, 3)
+
+    def forward(self, x):
+        y = self.c(x)
+        return y @ y.transpose(2, 3) @ y
+
+
+def test_products_without_a_layer_are_named_by_the_module_that_computes_them():
+    network, x = Toy(lambda m, x: m.o(m.s(m.a(x))), a=conv(3, 3), s=Attention(), o=conv(3, 2)), torch.zeros(1, 3, 4, 4)
+    model = CostModel(network, x)
+    assert model.uncounted == {"s": Cost(0, 2 * 3 * 4 * 4 * 4)} and model(model.sizes) == cost(network, x)
+    optional = Toy(lambda m, x: x + m.s(x), s=Sum({"attention": Attention()}, optional=True))
+    with pytest.raises(
+        ValueError, match=r"operator 's.operators.attention' has a part 's.operators.attention' \(Atten"
+    ):
+        CostModel(optional, x)
+
+
+def test_an_operator_with_a_layer_of_unknown_cost_is_refused():
+    operators = Sum({"t": nn.Sequential(nn.ConvTranspose2d(3, 3, 1), nn.ReLU())}, optional=True)
+    network = Toy(lambda m, x: m.o((y := m.a(x)) + m.s(y)), a=conv(3, 3), s=operators, o=conv(3, 2))
+    with pytest.raises(
+        ValueError, match=r"'s.operators.t' has a part 's.operators.t.0' \(ConvTranspose2d\) whose cost"
+    ):
+        CostModel(network, torch.zeros(1, 3, 4, 4))
+
+
+def test_weights_that_are_shared_or_computed_are_refused_if_channels_can_go():
+    layers, x = {"a": conv(3, 4), "b": conv(4, 4), "c": conv(4, 4), "o": conv(4, 2)}, torch.zeros(1, 3, 4, 4)
+    network = Toy(lambda m, x: m.o(m.c(m.b(m.a(x)).relu())), **layers)
+    network.c.weight = network.b.weight
+    with pytest.raises(ValueError, match=r"layers 'b' and 'c' share a weight; give each a copy of its own"):
+        CostModel(network, x)
+    whole = Toy(lambda m, x: m.o(m.c(m.b(m.a(x).roll(1, 1)).roll(1, 1)).roll(1, 1)), **layers)
+    assert CostModel(whole, x)({}) == cost(whole, x)  # nothing can go between
+    network = plain()
+    nn.utils.parametrizations.weight_norm(network.a)
+    with pytest.raises(ValueError, match=r"layer 'a' computes its weight from others; take its parametrization off"):
+        CostModel(network, x)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nkdlib.compendium.rivals.searches import Mixture, mix, scale_penalty, score_by_mixture, shrink
-from nkdlib.figs import Gates, score_by_scale
+from nkdlib.figs import CostModel, keep_best, score_by_scale
 from nkdlib.networks import CellNetwork, Sum
 from nkdlib.training import Schedule
 
@@ -36,13 +36,12 @@ def test_the_penalty_on_scales_by_hand():
     network = two_layers()
     network[1].weight.data.copy_(torch.tensor([1.0, -2.0, 0.5, 0.001]))  # three live
     network[4].weight.data.fill_(0.25)
-    gates = Gates(network, torch.zeros(1, 2, 6, 6))
-    gates.remove()
+    model = CostModel(network, torch.zeros(1, 2, 6, 6))
     # One more channel of the first group: 9 * 2 + 2 of BatchNorm + 6 readers; of the second: 3 that live + 2 + 3.
     paid = 3.501 * (18 + 2 + 6) + 6 * 0.25 * (3 + 2 + 3)
     whole = 9 * 2 * 4 + 8 + 4 * 6 + 12 + 6 * 3
-    assert scale_penalty(gates, "params").item() == pytest.approx(paid / whole, rel=1e-5)
-    (gradient,) = torch.autograd.grad(scale_penalty(gates, "params"), network[1].weight)
+    assert scale_penalty(model, "params").item() == pytest.approx(paid / whole, rel=1e-5)
+    (gradient,) = torch.autograd.grad(scale_penalty(model, "params"), network[1].weight)
     assert torch.allclose(gradient, torch.tensor([1.0, -1.0, 1.0, 1.0]) * 26 / whole)
 
 
@@ -51,12 +50,15 @@ def test_shrinking_leaves_what_the_loss_needs():
     for strength in (0.0, 3.0):
         torch.manual_seed(0)
         network = two_layers()
-        losses = shrink(network, torch.zeros(1, 2, 6, 6), batches(60), "macs", strength, Schedule(60, 32, lr=2e-2))
+        model = CostModel(network, torch.zeros(1, 2, 6, 6))
+        losses = shrink(model, batches(60), "macs", strength, Schedule(60, 32, lr=2e-2))
         assert len(losses) == 60 and not network.training
         kept[strength] = torch.cat([network[1].weight, network[4].weight]).detach().abs()
     assert kept[3.0].mean() < 0.5 * kept[0.0].mean()
-    gates = score_by_scale(Gates(network, torch.zeros(1, 2, 6, 6))).fit("params", 60)
-    assert gates.alive["0"].tolist() == sorted(network[1].weight.abs().topk(gates.counts["0"]).indices.tolist())
+    scores = score_by_scale(model)
+    assert (
+        torch.equal(scores["0"], network[1].weight.abs()) and model(keep_best(model, scores, "params", 60)).params <= 60
+    )
 
 
 class Weak(nn.Module):
@@ -104,10 +106,11 @@ def test_a_cell_keeps_the_strongest_operators_of_its_two_strongest_edges():
     strength = {("cells.0.nodes.0", "0"): (0.2, 0.5), ("cells.0.nodes.0", "1"): (0.6, 0.1)}
     strength |= {("cells.0.nodes.1", k): v for k, v in {"0": (0.3, 0.1), "1": (0.2, 0.4), "2": (0.1, 0.5)}.items()}
     weights = {key: dict(zip(names, strength[key], strict=True)) for key, names in edges.items()}
-    gates = score_by_mixture(Gates(network, x), weights).fit("params", 600)
-    kept = [path.partition("nodes.")[2] for path in gates.operators if gates.counts[path]]
+    model = CostModel(network, x)
+    counts = keep_best(model, score_by_mixture(model, weights), "params", 600)
+    kept = [path.partition("nodes.")[2] for path in model.operators if counts[path]]
     assert kept == [
         *("0.operators.0_sep_conv_3x3", "0.operators.1_skip"),
         *("1.operators.1_sep_conv_3x3", "1.operators.2_sep_conv_3x3"),
     ]
-    assert gates.model(gates.counts).params <= 600
+    assert model(counts).params <= 600

@@ -43,7 +43,7 @@ library.fill()
 assert library.best(params=74_000).costs["params"] <= 74_000
 
 space, batch = residual_space(2, blocks=(1, 1), widths=(8, 8)), (torch.randn(16, 3, 8, 8), torch.arange(16) % 2)
-assert search(space, batch[0][:1], [batch] * 10, 1_000, recipe=Search(steps=10)).cost.params <= 1_000
+assert search(space, batch[0][:1], [batch] * 10, 1_000, recipe=Search(Schedule(steps=10))).cost.params <= 1_000
 detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16]).eval()
 assert len(detector(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))) == 1
 """

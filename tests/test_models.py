@@ -1,14 +1,19 @@
 """Networks and their costs: counted by hand, against torchvision's published counts, and after channels are cut."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision.models as zoo
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.networks import FORMS, BasicBlock, Cost, Residual, cost, count_params, resnet
-from nkdlib.networks.channels import channel_groups, cut, trace
+from nkdlib.networks import BasicBlock, Cost, cost, count_params, resnet
+from nkdlib.networks.channels import channel_groups, cut
+from nkdlib.networks.trace import trace
 
+PUBLISHED_RESNETS = Path(os.environ.get("NKD_DATA") or "nowhere") / "cifar10-resnets"
 PUBLISHED = (
     *("alexnet", "vgg11", "resnet18", "resnet50", "squeezenet1_1", "densenet121", "mobilenet_v2", "mobilenet_v3_large"),
     *("mnasnet1_0", "efficientnet_b0", "convnext_tiny", "regnet_y_400mf", "shufflenet_v2_x1_0", "vit_b_32", "swin_t"),
@@ -61,8 +66,6 @@ def test_resnet_is_the_papers():
     assert count_params(resnet(20, 10)) == 269_722 + 2_752
     assert cost(resnet(20, 10), torch.zeros(1, 3, 32, 32)).macs == 40_551_040 + 2 * 131_072
     assert count_params(resnet(20, 10, width=4)) == count_params(resnet(20, 10, widths=(4, 8, 16)))
-    larger, stems = zoo.resnet34(num_classes=10), 64 * 3 * (7 * 7 - 3 * 3)  # its stem's kernels are of 7 x 7
-    assert count_params(resnet(34, 10)) == count_params(larger) - stems
     net = resnet(14, 7, in_channels=1, widths=(4, 8, 16), stem_stride=2)
     assert net.block_names == ["layer1.0", "layer1.1", "layer2.0", "layer2.1", "layer3.0", "layer3.1"]
     x = net.layer3(net.layer2(net.layer1(net.stem(torch.zeros(2, 1, 28, 28)))))
@@ -77,33 +80,37 @@ def test_a_seed_draws_the_same_network_and_nothing_else():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_residual_blocks_of_other_forms_cost_what_hand_counts_say():
-    norms = {"1x1": 6 + 12, "3x3": 6 + 12, "5x5": 6 + 12, "bottleneck": 6 + 6 + 12, "separable": 8 + 6 + 6 + 12}
-    kernels = {
-        "1x1": 8 * 6 + 6 * 12,
-        "3x3": 9 * (8 * 6 + 6 * 12),
-        "5x5": 25 * (8 * 6 + 6 * 12),
-        "bottleneck": 8 * 6 + 9 * 6 * 6 + 6 * 12,
-        "separable": 9 * 8 + 8 * 6 + 9 * 6 + 6 * 12,
-    }
-    for form in FORMS:
-        block = Residual(8, 12, form, inner=6, stride=2)
-        assert count_params(block) == kernels[form] + 2 * norms[form] + 8 * 12 + 2 * 12
-        assert block(torch.randn(2, 8, 5, 5)).shape == (2, 12, 3, 3)
-        assert sum(isinstance(part, nn.ReLU) for part in block.body) == (2 if form == "bottleneck" else 1)
-    same = Residual(8, 8, "3x3").eval()
-    nn.init.zeros_(same.body[-1].weight)
-    x = torch.randn(2, 8, 5, 5)
-    assert torch.equal(same(x), x.relu()) and isinstance(same.shortcut, nn.Identity)
+@pytest.mark.parametrize(("depth", "params"), [(20, 269_722), (32, 464_154), (56, 853_018)])
+def test_shortcuts_by_padding_make_the_published_networks(depth, params):
+    network = resnet(depth, 10, shortcut="padding").eval()
+    assert count_params(network) == params  # 0.27M, 0.46M and 0.85M in He et al., table 6
+    (path,) = [*PUBLISHED_RESNETS.glob(f"resnet{depth}-*.th")] or pytest.skip("NKD_DATA has no cifar10-resnets")
+    published = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    names = {"module.conv1": "stem.0", "module.bn1": "stem.1", "module.linear": "head.2"}
+    own = {}
+    for name, value in published.items():
+        layer, _, entry = name.rpartition(".")
+        own[f"{names.get(layer, layer.removeprefix('module.'))}.{entry}"] = value
+    missing, unexpected = network.load_state_dict(own, strict=False)
+    assert not unexpected and all(name.endswith("num_batches_tracked") for name in missing)
+
+
+def test_a_padded_shortcut_by_hand():
+    block, x = BasicBlock(2, 4, stride=2, shortcut="padding").eval(), torch.rand(1, 2, 5, 5)
+    assert block.shortcut(x).shape == (1, 4, 3, 3) and not list(block.shortcut.parameters())
+    nn.init.zeros_(block.bn2.weight)
+    y = block(x)
+    assert torch.equal(y[:, 1:3], x[:, :, ::2, ::2]) and not y[:, [0, 3]].any()
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: resnet(10, 10), r"depth \(=10\) must be 6n \+ 2, 18 or 34; choose 8"),
+        (lambda: resnet(10, 10), r"depth \(=10\) must be 6n \+ 2; choose 8"),
         (lambda: resnet(8, 10, widths=(4, 8)), r"blocks \(=\(1, 1, 1\)\) and widths \(=\(4, 8\)\)"),
         (lambda: BasicBlock(4, 4, inner=0), r"inner \(=0\) must be at least 1"),
-        (lambda: Residual(4, 4, "wide"), r"form \(='wide'\) must be one of 1x1, 3x3"),
+        (lambda: BasicBlock(4, 4, shortcut="pad"), r"shortcut \(='pad'\) must be one of projection, padding"),
+        (lambda: BasicBlock(4, 2, shortcut="padding"), r"more \(=-2\) channels cannot be padded"),
     ],
 )
 def test_what_cannot_be_built_is_named(make, message):
@@ -221,6 +228,8 @@ def test_errors_name_what_cannot_be_cut():
         cut(block, groups, {"conv1": torch.arange(0)})
     with pytest.raises(ValueError, match=r"module \(=Branching\) cannot be traced .* must not depend on values"):
         trace(Branching(), x)
+    with pytest.raises(ValueError, match=r"module \(=Conv2d\) does not take an input \(2, 8, 6, 6\)"):
+        trace(nn.Conv2d(3, 3, 1), x)
 
 
 def test_tracing_is_in_evaluation_mode_and_puts_the_mode_back():

@@ -13,10 +13,8 @@ from conftest import speaking
 from torch import nn
 from torchvision.models.inception import InceptionA, InceptionC
 
-from nkdlib.figs import CostModel, Gates
-from nkdlib.figs.gates import rebuild
+from nkdlib.figs import CostModel, Gates, rebuild
 from nkdlib.networks import CellNetwork, Cost, cost, mixed_space, residual_space
-from nkdlib.networks.channels import channel_groups
 from nkdlib.networks.spaces import DARTS_OPERATORS, MixedBlock, RemovableBlock, darts_operator
 
 SPACES = {
@@ -36,7 +34,7 @@ def gated(make, size=8, seed=0, middle=0.0):
     torch.manual_seed(seed)
     x = torch.randn(2, 3, size, size)
     network = speaking(make(), x)
-    gates = Gates(network, x)
+    gates = Gates(CostModel(network, x))
     gates.log_odds.data.copy_(torch.randn(gates.log_odds.shape) + middle)
     return network, x, gates
 
@@ -45,7 +43,7 @@ def without(gates, paths):
     """Log-odds that leave out some operators and nothing else."""
     gates.log_odds.data.fill_(1.0)
     for path in paths:
-        gates.log_odds.data[gates.slots[path]] = -1.0
+        gates.log_odds.data[gates.model.slots[path]] = -1.0
     return gates.slim()
 
 
@@ -146,19 +144,19 @@ def test_slim_spaces_are_the_gated_ones_and_can_be_rebuilt(name):
         again.load_state_dict(torch.load(file), strict=True)
         with torch.no_grad():
             assert torch.equal(again(x), slim(x))
-        seen |= {count for path, count in gates.counts.items() if path in gates.operators}
+        seen |= {count for path, count in gates.counts.items() if path in gates.model.operators}
     assert seen == {0, 1}
 
 
 @each_space
 def test_operators_that_vanish_leave_nothing_behind(name):
     network, x, gates = gated(SPACES[name])
-    gone = [path for path in gates.operators if not gates.counts[path]]
+    gone = [path for path in gates.model.operators if not gates.counts[path]]
     slim, modules = gates.slim(), dict(network.named_modules())
     assert gone and all(path in modules for path in gone)
     left = [*dict(slim.named_modules()), *slim.state_dict()]
     assert not [path for path in left if path.startswith(tuple(f"{one}." for one in gone)) or path in gone]
-    kept = [path for path in gates.operators if path not in gone]
+    kept = [path for path in gates.model.operators if path not in gone]
     assert kept and all(path in left for path in kept)
     with torch.no_grad():
         assert slim(x).isfinite().all()
@@ -172,19 +170,19 @@ def test_a_block_without_paths_passes_its_input_on():
     assert torch.equal(slim[2](x), x.relu()) and torch.equal(slim[3](x), slim[3].shortcut(x).relu())
     assert sum(isinstance(part, nn.Conv2d) for part in slim.modules()) == 2  # the stem's and one shortcut
     _, _, gates = gated(SPACES["mixed"])
-    slim = without(gates, [path for path in gates.operators if path.startswith("2.")])
+    slim = without(gates, [path for path in gates.model.operators if path.startswith("2.")])
     assert torch.equal(slim[2](x), x) and slim[2].residual and not list(slim[2].parameters())
     assert not slim[3].residual and set(gates.alive["3.paths.operators.3x3"].tolist()) == {0}
 
 
 def test_one_path_stays_where_the_shape_changes():
     _, _, gates = gated(SPACES["mixed"])
-    sums = {path: part for path, part in gates.sums.items() if not part.optional}
+    sums = {path: part for path, part in gates.model.sums.items() if not part.optional}
     assert list(sums) == ["3.paths"]  # twice the stride, more channels
-    slim = without(gates, gates.operators)
+    slim = without(gates, gates.model.operators)
     assert [len(slim[place].paths.operators) for place in (2, 3, 4)] == [0, 1, 0]
     _, _, gates = gated(SPACES["cells"])
-    slim = without(gates, gates.operators)
+    slim = without(gates, gates.model.operators)
     assert [len(node.operators) for cell in slim.cells for node in cell.nodes] == [1, 1]
 
 
@@ -230,7 +228,7 @@ def test_torchvision_networks_become_slim(name):
     options = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     make = inception if name == "inception" else lambda: zoo.get_model(name, num_classes=10, **options)
     network, x, gates = gated(make, size=64, middle=1.0)
-    assert len(gates.groups) == NETWORKS[name]
+    assert len(gates.model.groups) == NETWORKS[name]
     slim = gates.slim()
     with torch.no_grad():
         want = network(x)
@@ -248,8 +246,8 @@ def test_whole_networks_cost_what_torchvision_publishes(name):
     device = "cpu" if name.startswith("regnet") else "meta"  # RegNet computes its widths with tensors
     with torch.device(device):
         network, x = zoo.get_model(name).eval(), torch.zeros(1, 3, 224, 224)
-    model = CostModel(network, channel_groups(network, x), x)
-    assert model.rest == {"params": 0, "macs": 0}  # every layer was counted by itself
+    model = CostModel(network, x)
+    assert not model.uncounted and model.rest == {"params": 0, "macs": 0}  # every layer was counted by itself
     found = model(model.sizes)
     assert found.params == published["num_params"]
     assert found.macs / 1e9 == pytest.approx(published["_ops"], abs=6e-4)

@@ -66,7 +66,7 @@ def trained():
 
 def searched():
     """The history and weights of a search in a plain network."""
-    example, recipe = torch.zeros(1, 1, 8, 8), Search(steps=10, batch_size=32, open_share=0.3)
+    example, recipe = torch.zeros(1, 1, 8, 8), Search(Schedule(10, 32), open_share=0.3)
     found = search(plain(), example, digits(10), 250, recipe=recipe, wrap=data_parallel)
     history = {name: torch.tensor(found.history[name]) for name in ("loss", "expected", "accuracy", "counted")}
     return {"cost": torch.tensor(found.cost.params), "log_odds": found.log_odds} | history | found.network.state_dict()

@@ -79,8 +79,7 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         if not first:
             os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows progress
         checkpoints = Checkpoints(args.out, args.checkpoint_s, settings)
-        values = {field.name: getattr(args, field.name) for field in fields(Schedule) if field.name in args}
-        schedule = Search(**values) if args.task == "search" else Schedule(**values)
+        schedule = Schedule(**{field.name: getattr(args, field.name) for field in fields(Schedule) if field.name in args})
         network, spent, result, files = TASKS[args.task](args, schedule, checkpoints, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}
         if first:
@@ -116,15 +115,15 @@ def classify(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkpoi
     return network, cost(network, torch.zeros(1, *train.shape, device=device)), scores, {"counts": about}
 
 
-def find(args: argparse.Namespace, schedule: Search, checkpoints: Checkpoints, device: torch.device) -> Outcome:
+def find(args: argparse.Namespace, schedule: Schedule, checkpoints: Checkpoints, device: torch.device) -> Outcome:
     """Search for a network by FiGS; its accuracy is that of the search's own weights."""
     train, val = open_pictures(args.data, args.pixels, args.augment)
     network, about = build(args, train.num_classes, train.shape[0])
     network = network.to(device, memory_format=torch.channels_last)
     batches, example = images_to_train_on(train, args, checkpoints, device), torch.zeros(1, *train.shape, device=device)
     loss = partial(F.cross_entropy, label_smoothing=args.label_smoothing)
-    options = {"recipe": schedule, "loss": loss, "seed": args.seed, "checkpoints": checkpoints, "wrap": data_parallel}
-    found = search(network, example, batches, args.target, args.metric, **options)
+    options = {"recipe": Search(schedule), "loss": loss, "seed": args.seed, "checkpoints": checkpoints}
+    found = search(network, example, batches, args.target, args.metric, wrap=data_parallel, **options)
     scores = validate(found.network, val, args.workers, device)
     files = {"counts": about | {"counts": found.counts}, "history": found.history.to_dict("list")}
     return found.network, found.cost, scores, files

@@ -1,18 +1,21 @@
-"""One search: weights and gates trained together until the network costs what was asked for.
+"""A search: weights and gates trained together until the network costs as little as asked for.
 
-FiGS (arXiv 2006.09581): cross-entropy plus a penalty on the expected cost. What differs: the user names a target
-instead of a penalty weight; what is paid for is the expected cost above a geometric path from the whole network to the
-target; at the end the most probable channels within the target are kept, and the slim network is trained on.
+FiGS (arXiv 2006.09581): cross-entropy plus a penalty on the expected cost. Three things differ: the user names a target
+instead of a penalty weight; the penalty is on the expected cost above a geometric path from the whole network to the
+target; at the end the most probable channels within the target are kept, and the slim network is fine-tuned.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nkdlib.figs.budget import check_target, keep_best
+from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.module import device_of
@@ -20,50 +23,57 @@ from nkdlib.tasks.progress import Progress
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, Trainer, minimize
 
-MOMENTS = 21  # of a search in which the gates are kept
+MOMENTS = 21  # of a search at which the log-odds are kept
 ROWS = 10_000  # of a history at most: longer searches note every second step, or every third, ...
 
 
 @dataclass(frozen=True)
-class Search(Schedule):
-    """How a network is searched. All values are our choice, but for the log-odds at the start."""
+class Search:
+    """Settings of a search. All values are our choice, but for the log-odds at the start."""
 
+    schedule: Schedule = field(default_factory=Schedule)  # of the weights, over all steps
     gate_lr: float = 0.1  # of the log-odds, constant; at 0.02 all gates fall alike in short runs
     gate_betas: tuple[float, float] = (0.9, 0.99)  # of their Adam
     log_odds: float = 2.5  # of every gate at the start: it lives in 92 % of the steps
     temperature: float = 0.5  # of the masks
-    stiffness: float = 10.0  # of the penalty: half of it times the squared logarithm of what is above the path
+    penalty: float = 10.0  # weight of half the squared logarithm of the expected cost over the path
     open_share: float = 0.2  # of the steps, at the start, in which every channel lives
-    settle_share: float = 0.2  # of the steps, at the end, in which the slim network is trained on
-    arrive_share: float = 0.7  # of the steps between, after which the path has come to the target
+    path_share: float = 0.7  # of the steps with gates, after which the path has come to the target
+    finetune_share: float = 0.2  # of the steps, at the end, in which the slim network is fine-tuned
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("open_share", "settle_share", "arrive_share"):
+        for name in ("gate_lr", "temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} (={getattr(self, name)}) must be positive and finite")
+        if not 0 <= self.penalty < math.inf:
+            raise ValueError(f"penalty (={self.penalty}) is a weight; choose 0 or more")
+        if not math.isfinite(self.log_odds):
+            raise ValueError(f"log_odds (={self.log_odds}) must be finite; 2.5 is a probability of 0.92")
+        if not all(0 <= beta < 1 for beta in self.gate_betas):
+            raise ValueError(f"gate_betas (={self.gate_betas}) are decays; choose 0 to below 1")
+        for name in ("open_share", "path_share", "finetune_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} (={getattr(self, name)}) is a share of the steps; choose 0 to below 1")
-        if self.open_share + self.settle_share >= 1:
+        if self.open_share + self.finetune_share >= 1:
             raise ValueError(
-                f"open_share (={self.open_share}) and settle_share (={self.settle_share}) leave no steps to search in"
+                f"open_share (={self.open_share}) and finetune_share (={self.finetune_share}) leave no steps to "
+                "search in; lower one"
             )
 
     @property
-    def settling(self) -> Schedule:
-        """The steps in which the slim network is trained on."""
-        return self._part(round(self.settle_share * self.steps))
+    def finetuning(self) -> Schedule:
+        """The schedule of the slim network."""
+        return replace(self.schedule, steps=round(self.finetune_share * self.schedule.steps))
 
     @property
     def searching(self) -> Schedule:
-        """The steps before, whose weights are not averaged: the settled ones are."""
-        return self._part(self.steps - self.settling.steps, ema=0.0)
-
-    def _part(self, steps: int, **others: float) -> Schedule:
-        return Schedule(**{of.name: getattr(self, of.name) for of in fields(Schedule)} | {"steps": steps, **others})
+        """The schedule before, without averages of the weights: those of the slim network are averaged."""
+        return replace(self.schedule, steps=self.schedule.steps - self.finetuning.steps, ema=0.0)
 
 
 @dataclass
 class SearchResult:
-    """The slim network that a search ends with, and how it came about."""
+    """The slim network of a search, and the search's course."""
 
     network: nn.Module = field(repr=False)
     cost: Cost
@@ -82,7 +92,7 @@ def search(
     recipe: Search | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     seed: int = 0,
-    prepare: Callable[[Gates], object] | None = None,
+    cost_model: CostModel | None = None,
     checkpoints: Checkpoints | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> SearchResult:
@@ -91,14 +101,14 @@ def search(
     Args:
         network: trained in place; plain and whole again afterwards.
         example: (B, C, H, W), an input of the size that MACs are counted for.
-        batches: of (images, labels), at least `recipe.steps` of them; with `checkpoints` those from step
+        batches: of (images, labels), at least `recipe.schedule.steps` of them; with `checkpoints` those from step
             `checkpoints.start` on.
         target: the cost asked for, in `metric`; the slim network's is the largest that does not exceed it.
-        metric: `params`, `macs`, or what `prepare` adds.
+        metric: `params`, `macs`, or another cost that `cost_model` knows.
         recipe: steps and rates.
         loss: of the output and the labels.
         seed: of the gates' noise.
-        prepare: called with the gates before the search.
+        cost_model: of this network, such as one with measured latency; by default parameters and MACs are known.
         checkpoints: to resume from and to write to.
         wrap: of each module before it is trained: `data_parallel` if the processes of a group share each step.
 
@@ -106,26 +116,24 @@ def search(
         ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
         FloatingPointError: a loss that is not finite.
 
-    >>> import torch
     >>> from nkdlib.networks import residual_space
     >>> batch = torch.randn(16, 3, 8, 8), torch.arange(16) % 2
-    >>> found = search(
-    ...     residual_space(2, blocks=(1, 1), widths=(8, 8)), batch[0][:1], [batch] * 10, 1_000, recipe=Search(steps=10)
-    ... )  # doctest: +ELLIPSIS
+    >>> space, recipe = residual_space(2, blocks=(1, 1), widths=(8, 8)), Search(Schedule(steps=10))
+    >>> found = search(space, batch[0][:1], [batch] * 10, 1_000, recipe=recipe)  # doctest: +ELLIPSIS
     searching for 1,000 params...
     >>> 500 < found.cost.params <= 1_000
     True
     """
-    recipe = recipe or Search()
-    gates = Gates(network, example, recipe.log_odds, recipe.temperature)
-    inputs = iter(batches)
+    recipe, model = recipe or Search(), cost_model or CostModel(network, example)
+    if model.network is not network:
+        raise ValueError("cost_model is of another network; build it of the network that is searched")
+    gates, inputs = Gates(model, recipe.log_odds, recipe.temperature), iter(batches)
     try:
-        if prepare is not None:
-            prepare(gates)
-        gates.check(metric, target)
+        check_target(model, metric, target)
         history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
-        gates.fit(metric, target)
-        slim, counts = gates.slim(), gates.counts
+        counts = keep_best(model, gates.scores, metric, target)
+        gates.keep(counts)
+        slim = gates.slim()
     finally:
         gates.remove()
         network.eval()
@@ -135,8 +143,8 @@ def search(
     def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
         return loss(forward(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
 
-    minimize(forward, inputs, objective, recipe.settling, "the slim network", seed, checkpoints)
-    return SearchResult(slim, gates.model(counts), counts, history, alive, log_odds)
+    minimize(forward, inputs, objective, recipe.finetuning, "the slim network", seed, checkpoints)
+    return SearchResult(slim, model(counts), counts, history, alive, log_odds)
 
 
 def _train(
@@ -150,14 +158,14 @@ def _train(
     checkpoints: Checkpoints | None,
     wrap: Callable[[nn.Module], nn.Module],
 ) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
-    network, generator = gates.network, torch.Generator().manual_seed(seed)
-    device, name = device_of(network), f"a search for {target:,.6g} {metric}"
-    forward = wrap(gates)
-    weights = Trainer(forward, recipe.searching, name, seed, network.parameters())
+    """Train weights and log-odds; returns history, alive and log-odds as in `SearchResult`."""
+    model, device, generator = gates.model, device_of(gates), torch.Generator().manual_seed(seed)
+    forward, name = wrap(gates), f"a search for {target:,.6g} {metric}"
+    weights = Trainer(forward, recipe.searching, name, seed, gates.network.parameters())
     chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
-    opened, steps = round(recipe.open_share * recipe.steps), recipe.searching.steps
-    arrive = max(round(recipe.arrive_share * (steps - opened)), 1)
-    whole, rows, alive = gates.model.total(gates.model.sizes, metric), [], []
+    opened, steps = round(recipe.open_share * recipe.schedule.steps), recipe.searching.steps
+    arrival = max(round(recipe.path_share * (steps - opened)), 1)  # steps with gates until the path is at the target
+    whole, rows, alive = model.total(model.sizes, metric), [], []
     moments = {round(part * (steps - 1) / (MOMENTS - 1)) for part in range(MOMENTS)}
     log_odds = [gates.log_odds.detach().cpu().clone()]
     (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
@@ -170,8 +178,8 @@ def _train(
         value = loss(output, labels)
         right = 100 * (output.argmax(1) == labels).float().mean()
         seen.extend(number.detach().double() for number in (value, expected, right))
-        stiffness = 0.0 if gates.opened else recipe.stiffness  # the log-odds always get a gradient, if of zeros
-        return value + 0.5 * stiffness * (expected / path).log().clamp_min(0.0).square()
+        penalty = 0.0 if gates.opened else recipe.penalty  # the log-odds always get a gradient, if of zeros
+        return value + 0.5 * penalty * (expected / path).log().clamp_min(0.0).square()
 
     def state() -> dict[str, object]:
         rows[:] = [{name: float(value) for name, value in row.items()} for row in rows]
@@ -190,28 +198,26 @@ def _train(
             batch = next(inputs, None)
             if batch is None:
                 raise ValueError(
-                    f"batches ended after {step}, recipe.steps asks for {recipe.steps} or more; give more batches or "
-                    "fewer steps"
+                    f"batches ended after {step}, recipe.schedule.steps asks for {recipe.schedule.steps} or more; "
+                    "give more batches or fewer steps"
                 )
             # DEVIATION D11: a path to the target that the user names, in place of a weight for the cost.
-            path = whole * (target / whole) ** min(max(step - opened, 0) / arrive, 1.0)
+            path = whole * (target / whole) ** min(max(step - opened, 0) / arrival, 1.0)
             gates.opened, seen = step < opened, []
             weights.step(lambda path=path, seen=seen, batch=batch: objective(path, seen, batch))
             if not gates.opened:
                 chooser.step()
-                with torch.no_grad():  # what has fallen too low is raised, so that the path is kept from both sides
+                with torch.no_grad():  # raise the log-odds when the cost undershoots the path
                     gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
             if step % -(-steps // ROWS) == 0:
                 numbers, counts = weights.mean(torch.stack(seen)), gates.counts
                 row = dict(zip(("loss", "expected", "accuracy"), numbers, strict=True))
-                rows.append({"step": step, "path": path, **row, "counted": gates.model.total(counts, metric)})
+                rows.append({"step": step, "path": path, **row, "counted": model.total(counts, metric)})
                 alive.append({"step": step, **counts})
                 if step % 10 == 0:
-                    live = sum(counts[name] for name in gates.groups), sum(counts[name] for name in gates.operators)
-                    bar.note(
-                        f"{rows[-1]['counted']:,.6g} {metric}, {row['accuracy']:.0f} %, {live[0]} channels"
-                        + f", {live[1]} operators" * bool(gates.operators)
-                    )
+                    channels, operators = (sum(counts[n] for n in names) for names in (model.groups, model.operators))
+                    text = f"{rows[-1]['counted']:,.6g} {metric}, {row['accuracy']:.0f} %, {channels} channels"
+                    bar.note(text + f", {operators} operators" * bool(model.operators))
             if step in moments:
                 log_odds.append(gates.log_odds.detach().cpu().clone())
             if checkpoints:

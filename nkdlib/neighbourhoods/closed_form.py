@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nkdlib.networks.channels import TYING, ChannelGroup, channel_groups, cut, inner_groups, trace, width_of
+from nkdlib.networks.channels import TYING, ChannelGroup, channel_groups, cut, inner_groups, width_of
+from nkdlib.networks.trace import trace
 
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)

@@ -15,12 +15,12 @@ def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
     The scale is |gamma| of the last BatchNorm that carries it, else the norm of the weights that make it.
     """
     readers = [
-        (module.get_submodule(path).weight.detach(), place) for path in group.consumers for place in group.places(path)
+        (module.get_submodule(path).weight.detach(), place) for path in group.consumers for place in group.slices(path)
     ]
     score = sum(weight.transpose(0, 1)[place].flatten(1).norm(dim=1) for weight, place in readers)
     for path in reversed(group.carriers):
         if isinstance(norm := module.get_submodule(path), nn.BatchNorm2d) and norm.affine:
-            return score * norm.weight.detach()[group.places(path)[0]].abs()
+            return score * norm.weight.detach()[group.slices(path)[0]].abs()
     return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)
 
 

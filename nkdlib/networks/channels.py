@@ -1,4 +1,4 @@
-"""Which channels of a module belong together, and the module that is left when some of them are cut out.
+"""Groups of channels that can be cut only together, and cutting them out of a module.
 
 `torch.fx` traces the module; the channels of each value (dimension 1) form a group; a convolution or linear layer reads
 one group and makes another; depthwise convolutions, BatchNorm and element-wise operations carry a group on; sums and
@@ -9,15 +9,13 @@ OpRegularizerManager plays this role for TensorFlow graphs.)
 
 import copy
 import operator
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.trace import shape_of, trace
 
 CARRIERS = (
     *(nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU),
@@ -33,14 +31,14 @@ JOINING = {torch.cat, torch.concat, torch.concatenate}
 
 @dataclass(eq=False)
 class ChannelGroup:
-    """Channels that live or die together, and the layers that know them, by submodule path in forward order."""
+    """Channels that stay or go together, and the layers that know them, by submodule path in forward order."""
 
     size: int
     producers: list[str] = field(default_factory=list)  # convolutions and linear layers that make them
     consumers: list[str] = field(default_factory=list)  # and that read them
     carriers: list[str] = field(default_factory=list)  # depthwise convolutions and BatchNorms, one entry a channel
     passers: list[str] = field(default_factory=list)  # activations and pooling that are called once
-    starts: dict[str, list[int]] = field(default_factory=dict)  # places in layers that take a concatenation
+    starts: dict[str, list[int]] = field(default_factory=dict)  # first channels in layers that take a concatenation
     inner: bool = True  # can be cut without changing the module's input or output
 
     @property
@@ -48,44 +46,36 @@ class ChannelGroup:
         """The first layer that makes these channels."""
         return self.producers[0]
 
-    def places(self, path: str) -> list[slice]:
-        """Where its channels lie among those that a layer reads or carries; 0 to size unless it is concatenated."""
+    def slices(self, path: str) -> list[slice]:
+        """Slices of a layer's channels that are this group's: all of them, unless it takes a concatenation."""
         return [slice(start, start + self.size) for start in self.starts.get(path, [0])]
 
 
 Value = tuple[ChannelGroup, ...]  # the channels of one node's output: one group, or several side by side
 
 
-def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The module as a graph whose nodes know their shapes; ValueError where torch.fx cannot trace it."""
-    with evaluating(module):  # before tracing, which writes the mode into calls such as stochastic depth
-        try:
-            graph = fx.symbolic_trace(module)
-        except Exception as error:
-            raise ValueError(
-                f"module (={type(module).__name__}) cannot be traced by torch.fx ({error}); "
-                "its forward must not depend on values; for neighbourhoods, give students as modules instead"
-            ) from error
-        with torch.no_grad():
-            ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
-    return graph
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
-
-
 def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
-    """The inner channel groups of a module, in the order in which they are made; `example` is (B, C, H, W)."""
+    """Inner channel groups of a module, in the order in which they are made.
+
+    Args:
+        module: traceable by torch.fx, with channels in dimension 1.
+        example: (B, C, ...), an input of the module.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    >>> [group] = channel_groups(net, torch.zeros(1, 3, 4, 4))
+    >>> group.size, group.producers, group.carriers, group.consumers
+    (8, ['0'], ['1'], ['3'])
+    >>> cut(net, [group], {"0": torch.arange(5)})[3].in_channels
+    5
+    """
     graph = trace(module, example)
     values: dict[fx.Node, Value] = {}  # of each node's output
     for node in graph.graph.nodes:
-        shape, sources = _shape(node), [source for source in node.all_input_nodes if source in values]
-        if node.op == "output" or shape is None or len(shape) < 2:
-            _keep_whole(*(values[source] for source in sources))
+        shape, sources = shape_of(node), [values[source] for source in node.all_input_nodes if source in values]
+        if node.op == "output" or len(shape) < 2:
+            _keep_whole(*sources)
         else:
-            values[node] = _visit(node, shape, sources, values, graph)
+            values[node] = _visit(node, sources, values, graph)
     found = dict.fromkeys(group for value in values.values() for group in value)
     return [g for g in found if g.inner and g.producers and g.consumers]
 
@@ -109,19 +99,14 @@ def width_of(group: ChannelGroup, width: float) -> int:
     return min(max(channels, 1), group.size)
 
 
-def _visit(
-    node: fx.Node,
-    shape: tuple[int, ...],
-    sources: list[fx.Node],
-    values: dict[fx.Node, Value],
-    graph: fx.GraphModule,
-) -> Value:
+def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], graph: fx.GraphModule) -> Value:
     """The channels of one node's output; records the layer at the groups that it makes, carries or reads."""
     layer = graph.get_submodule(node.target) if node.op == "call_module" else None
-    before = values[sources[0]] if sources else ()
+    shape, before = shape_of(node), sources[0] if sources else ()
     size = sum(group.size for group in before)
     channels_last = isinstance(layer, nn.Linear) and len(shape) > 2  # tokens: not in dimension 1
     once = layer is None or len(node.graph.find_nodes(op="call_module", target=node.target)) == 1
+    only_values = len(sources) == len(node.all_input_nodes)
     if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and once and not channels_last:
         grouped = getattr(layer, "groups", 1)
         if grouped == 1 and size == layer.weight.shape[1]:
@@ -137,20 +122,30 @@ def _visit(
         if once:
             _record("passers", node.target, before)
         return before
-    elif _named(node) in CARRYING:
+    elif _called(node) in CARRYING:
         return before
-    elif node.op == "call_function" and node.target in TYING and sources and len(sources) == len(node.all_input_nodes):
-        return _tie(before, values[sources[-1]], values)
-    elif (_named(node) == "flatten" or isinstance(layer, nn.Flatten)) and _shape(sources[0])[1] == shape[1]:
+    elif node.op == "call_function" and node.target in TYING and sources and only_values:
+        return _tie(before, sources[-1], values)
+    elif (_called(node) == "flatten" or isinstance(layer, nn.Flatten)) and shape_of(node.all_input_nodes[0])[
+        1
+    ] == shape[1]:
         return before  # (B, C, 1, 1) -> (B, C)
-    elif node.target in JOINING and len(sources) == len(node.all_input_nodes) and 1 in (*node.args[1:], *_dim(node)):
+    elif node.target in JOINING and only_values and _dim(node) == 1:
         return tuple(group for source in (node.args or (node.kwargs["tensors"],))[0] for group in values[source])
-    _keep_whole(*(values[source] for source in sources))
+    _keep_whole(*sources)
     return (ChannelGroup(shape[1], inner=False),)
 
 
-def _dim(node: fx.Node) -> list[int]:
-    return [value for name, value in node.kwargs.items() if name in ("dim", "axis")]
+def _called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    if node.op == "call_method":
+        return node.target
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+
+
+def _dim(node: fx.Node) -> int:
+    """The dimension of a concatenation."""
+    return (*node.args[1:], *(node.kwargs[name] for name in ("dim", "axis") if name in node.kwargs), 0)[0]
 
 
 def _keep_whole(*values: Value) -> None:
@@ -160,7 +155,7 @@ def _keep_whole(*values: Value) -> None:
 
 
 def _record(role: str, path: str, value: Value) -> None:
-    """Note a layer at each group of its input, and where a concatenation puts the group."""
+    """Note a layer at each group of its input, and the group's first channel in a concatenation."""
     start = 0
     for group in value:
         layers = getattr(group, role)
@@ -172,25 +167,25 @@ def _record(role: str, path: str, value: Value) -> None:
 
 
 def _tie(a: Value, b: Value, values: dict[fx.Node, Value]) -> Value:
-    """Make the groups of two values one, each pair the earlier of the two; returns what `a` is then."""
+    """Merge the groups of two values pair by pair, the later into the earlier; returns those of `a`."""
     if [group.size for group in a] != [group.size for group in b]:  # broadcast over channels, or set apart otherwise
         _keep_whole(a, b)
         return a
     order = list(dict.fromkeys(group for value in values.values() for group in value))
-    renamed: dict[ChannelGroup, ChannelGroup] = {}
+    merged: dict[ChannelGroup, ChannelGroup] = {}
+
+    def now(group: ChannelGroup) -> ChannelGroup:
+        while group in merged:
+            group = merged[group]
+        return group
+
     for pair in zip(a, b, strict=True):
-        first, second = sorted((_now(group, renamed) for group in pair), key=order.index)
+        first, second = sorted(map(now, pair), key=order.index)
         if first is not second:
             _absorb(first, second)
-            renamed[second] = first
-    values.update({node: tuple(_now(group, renamed) for group in value) for node, value in values.items()})
-    return tuple(_now(group, renamed) for group in a)
-
-
-def _now(group: ChannelGroup, renamed: Mapping[ChannelGroup, ChannelGroup]) -> ChannelGroup:
-    while group in renamed:
-        group = renamed[group]
-    return group
+            merged[second] = first
+    values.update({node: tuple(map(now, value)) for node, value in values.items()})
+    return tuple(map(now, a))
 
 
 def _absorb(first: ChannelGroup, second: ChannelGroup) -> None:
@@ -203,17 +198,11 @@ def _absorb(first: ChannelGroup, second: ChannelGroup) -> None:
     first.inner &= second.inner
 
 
-def _named(node: fx.Node) -> str:
-    if node.op == "call_method":
-        return node.target
-    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
-
-
 def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor]) -> nn.Module:
     """A copy of the module with only some channels of some groups left.
 
     Args:
-        module: what `groups` were found in.
+        module: the one that `groups` were found in.
         groups: from `channel_groups`.
         keep: for a group's name, the indices (int64) of the channels that stay; other groups stay whole.
 
@@ -221,26 +210,23 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
         ValueError: a name that is no inner group, or no channel left in one.
     """
     known = {group.name: group for group in groups}
-    slim = copy.deepcopy(module)
-    kept: dict[tuple[str, int], list[tuple[slice, Tensor]]] = defaultdict(list)  # by layer and dimension
+    stays: dict[tuple[str, int], Tensor] = {}  # by layer and dimension of its weight, bool (channels,)
     for name, index in keep.items():
         if name not in known:
             raise ValueError(f"keep names {name!r}, which is no inner channel group; choose from {list(known)}")
         if len(index) == 0:
             raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
-        group = known[name]
-        for path in group.producers:
-            kept[path, 0].append((slice(0, group.size), torch.as_tensor(index)))
-        for dim, paths in enumerate((group.carriers, group.consumers)):
+        group, mask = known[name], torch.zeros(known[name].size, dtype=torch.bool)
+        mask[torch.as_tensor(index).cpu()] = True
+        for dim, paths in enumerate(((*group.producers, *group.carriers), group.consumers)):
             for path in paths:
-                kept[path, dim].extend((place, torch.as_tensor(index)) for place in group.places(path))
-    for (path, dim), parts in kept.items():
-        layer = slim.get_submodule(path)
-        stays = torch.ones(_channels(layer, dim), dtype=torch.bool)
-        for place, index in parts:
-            stays[place] = False
-            stays[place.start + index.cpu()] = True
-        _slice(layer, stays.nonzero()[:, 0], dim)
+                whole = torch.ones(_channels(module.get_submodule(path), dim), dtype=torch.bool)
+                layer = stays.setdefault((path, dim), whole)
+                for part in [slice(0, group.size)] if path in group.producers and dim == 0 else group.slices(path):
+                    layer[part] = mask
+    slim = copy.deepcopy(module)
+    for (path, dim), kept in stays.items():
+        _slice(slim.get_submodule(path), kept.nonzero()[:, 0], dim)
     return slim
 
 

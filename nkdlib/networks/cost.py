@@ -16,7 +16,7 @@ from nkdlib.networks.module import evaluating
 
 @dataclass(frozen=True)
 class Cost:
-    """What a network costs: learnable parameters, and MACs of one example's forward pass."""
+    """A network's learnable parameters, and the MACs of one example's forward pass."""
 
     params: int
     macs: int
@@ -41,6 +41,11 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
     >>> cost(nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 10, 10))
     Cost(params=224, macs=21600)
     """
+    return Cost(count_params(model), macs_by_module(model, example)[""])
+
+
+def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
+    """MACs per example of each submodule that has any, by path, those of its parts included; "" is the whole."""
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False)
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention is one operator that the counter does not know
@@ -49,4 +54,8 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
             model(example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
-    return Cost(count_params(model), counter.get_total_flops() // 2 // len(example))
+    names = {part: path for path, part in model.named_modules()}  # one for a module that has several
+    found = {"": counter.get_total_flops()}
+    for path, operators in counter.get_flop_counts().items():
+        found[names[model.get_submodule(path.partition(".")[2])]] = sum(operators.values())
+    return {path: flops // 2 // len(example) for path, flops in found.items()}

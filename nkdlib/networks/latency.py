@@ -1,4 +1,4 @@
-"""Seconds that a network takes on this machine, with an interval."""
+"""Milliseconds of a network on this machine, with an interval."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Small helpers for any module: its device, its mode, its random numbers, fresh weights."""
+"""Helpers for any module: its device, its mode, its random numbers, fresh weights."""
 
 import copy
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it a module is in evaluation mode; afterwards each of its parts has the mode that it had."""
+    """Put a module into evaluation mode for the block; each of its parts then gets its own mode back."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -21,7 +21,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a module's first parameter or buffer lies; the CPU where it has none."""
+    """The device of a module's first parameter or buffer; the CPU if it has none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
@@ -29,7 +29,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Within it, what torch draws on a device comes from `seed`; afterwards its generator is as it was."""
+    """Draw torch's random numbers on a device from `seed` for the block; its generator's state is then put back."""
     generator = torch.default_generator
     if device.type == "cuda":
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

@@ -1,7 +1,7 @@
-"""Three search spaces as plain networks that hold every choice: a search decides which operators and channels stay.
+"""Search spaces: plain networks that hold every choice, so that a search decides which operators and channels stay.
 
 Filters of a ResNet (MorphNet, arXiv 1711.06798), inverted residuals of several kernel sizes (MobileNetV2, arXiv
-1801.04381; AtomNAS, arXiv 1912.09640) and the DARTS cell (arXiv 1806.09055). What can vanish is an operator of a `Sum`.
+1801.04381; AtomNAS, arXiv 1912.09640) and the DARTS cell (arXiv 1806.09055). The operators of a `Sum` can vanish.
 """
 
 import functools
@@ -22,20 +22,22 @@ MOBILE_STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-
+DARTS_OPERATORS = (
+    *("max_pool_3x3", "avg_pool_3x3", "skip"),
+    *("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
+)
 
 convolution = functools.partial(Conv2dNormActivation, activation_layer=None)  # and its BatchNorm; keeps the size
 
 
 class Sum(nn.Module):
-    """The sum of what several operators make of one input.
+    """The sum of several operators of one input.
 
     Args:
         operators: by name, alike in their output's shape.
-        optional: all of them may be left out, since something else is added to the sum where it is used; of one that
-            is not optional one operator always stays.
+        optional: all of them may be left out, since the sum is added to something else; of a sum that is not optional
+            one operator always stays.
 
-    >>> import torch
     >>> Sum({"once": nn.Identity(), "again": nn.Identity()})(torch.ones(1))
     tensor([2.])
     """
@@ -44,8 +46,12 @@ class Sum(nn.Module):
         super().__init__()
         self.operators, self.optional = nn.ModuleDict(operators), optional
 
+    def paths(self, own: str) -> list[str]:
+        """Submodule paths of the operators, by the sum's own path."""
+        return [f"{own}.operators.{name}" for name in self.operators]
+
     def edges(self) -> dict[str, list[str]]:
-        """Names of the operators by what they read: here all of them read the same."""
+        """Names of the operators by their input: here all of them have the same."""
         return {"": list(self.operators)}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -53,13 +59,13 @@ class Sum(nn.Module):
 
 
 def add(values: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors, 0 where there is none."""
+    """The sum of tensors, 0 if there are none."""
     values = list(values)
     return functools.reduce(operator.add, values) if values else 0
 
 
 class RemovableBlock(nn.Module):
-    """A basic residual block, relu(shortcut(x) + body(x)), whose body may vanish."""
+    """A basic residual block, relu(shortcut(x) + body(x)), that may lose its body."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1):
         super().__init__()
@@ -81,14 +87,11 @@ def residual_space(
     widths: Sequence[int] = (32, 32, 32),
     stem_stride: int = 1,
 ) -> nn.Sequential:
-    """A ResNet for small images whose filters and blocks are searched; images (B, in_channels, H, W) to logits.
+    """A ResNet for small images to search filters and blocks in; images (B, in_channels, H, W) to logits.
 
     Args:
         blocks, widths: of each stage; every stage but the first halves height and width.
         stem_stride: 2 halves the resolution at the start.
-
-    >>> residual_space(10, blocks=(1, 1), widths=(8, 8))(torch.zeros(2, 3, 8, 8)).shape
-    torch.Size([2, 10])
     """
     layers, channels = [convolution(in_channels, widths[0], 3, stem_stride), nn.ReLU()], widths[0]
     for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
@@ -99,7 +102,7 @@ def residual_space(
 
 
 class MixedBlock(nn.Module):
-    """An inverted residual with a path for each kernel size; all paths may vanish where the shape stays.
+    """An inverted residual with a path for each kernel size; if it keeps the shape, all paths may vanish.
 
     Args:
         inputs, outputs: channels.
@@ -151,9 +154,6 @@ def mixed_space(
         stages: expansion, channels, blocks and stride of the first block, for each stage.
         kernels: of the depthwise convolutions side by side.
         squeeze: squeeze-excite in every path.
-
-    >>> mixed_space(10, stem=8, stages=((6, 8, 1, 1), (6, 16, 2, 2)), head=32)(torch.zeros(2, 3, 16, 16)).shape
-    torch.Size([2, 10])
     """
     layers, channels = [convolution(in_channels, stem, 3, stem_stride), nn.ReLU()], stem
     for expansion, width, count, stride in stages:
@@ -176,17 +176,6 @@ class Node(Sum):
         return add(part(states[int(name.split("_")[0])]) for name, part in self.operators.items())
 
 
-DARTS_OPERATORS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
-
-
 def darts_operator(name: str, channels: int, stride: int) -> nn.Module:
     """One of `DARTS_OPERATORS`; a skip that halves the resolution is a 1x1 convolution (DARTS: two side by side)."""
     kind, _, size = name.rpartition("_")
@@ -206,7 +195,7 @@ def darts_operator(name: str, channels: int, stride: int) -> nn.Module:
 
 
 class Cell(nn.Module):
-    """A DARTS cell: nodes that add up operators on two earlier outputs and on each other; their concatenation.
+    """A DARTS cell: the concatenation of nodes, each the sum of operators on two earlier outputs and earlier nodes.
 
     Args:
         inputs: channels of the two earlier outputs.
@@ -255,9 +244,6 @@ class CellNetwork(nn.Module):
         cells: "n" for a normal cell and "r" for one that halves the resolution, front to back.
         nodes: of a cell.
         operators: some of `DARTS_OPERATORS`.
-
-    >>> CellNetwork(10, channels=4, cells="nr", nodes=2)(torch.zeros(2, 3, 8, 8)).shape
-    torch.Size([2, 10])
     """
 
     def __init__(

@@ -11,34 +11,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nkdlib.figs.gates import Gates
-from nkdlib.figs.rivals import scales, score_evenly
+from nkdlib.figs.budget import Scores, scales, score_evenly
+from nkdlib.figs.cost_model import CostModel
 from nkdlib.networks.module import device_of
 from nkdlib.networks.spaces import Sum
 from nkdlib.training.loop import Schedule, Trainer, minimize
 
-# DEVIATION D12: short versions; what is kept is decided by rank within the budget, without a width multiplier.
+# DEVIATION D12: short versions; ranks within the budget decide what is kept, without a width multiplier.
 ALIVE = 0.01  # a scale from which on a channel counts as alive (MorphNet's threshold for "gamma")
+Mixed = dict[tuple[str, str], dict[str, float]]  # operators' weights by their paths, by the sum's path and the edge
 
 
 def shrink(
-    network: nn.Module,
-    example: Tensor,
+    model: CostModel,
     batches: Iterable,
     metric: str,
     strength: float,
     schedule: Schedule,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> list[float]:
-    """Train with a penalty on BatchNorm's scales, weighed by what their channels cost.
+    """Train with a penalty on BatchNorm's scales, weighed by the costs of their channels.
 
     The penalty is `strength` times the sum over channels of `|gamma|` and the cost that one more channel of its group
     has beside those that live, as a share of the whole network's cost (MorphNet, equation 5). `score_by_scale` then
-    ranks what is left, for any target.
+    ranks the channels, for any target.
 
     Args:
-        network: trained in place.
-        example: (B, C, H, W), an input of the size that MACs are counted for.
+        model: costs of the network, which is trained in place.
         batches: of (images, labels).
         metric: the cost.
         strength: of the penalty.
@@ -49,38 +48,29 @@ def shrink(
 
     Raises:
         ValueError: a group that no BatchNorm carries.
-
-    >>> import torch
-    >>> from torch import nn
-    >>> from nkdlib.training import Schedule
-    >>> net = nn.Sequential(nn.Conv2d(1, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 2, 1)).eval()
-    >>> batch = torch.randn(8, 1, 4, 4), torch.zeros(8, 4, 4).long()
-    >>> len(shrink(net, batch[0][:1], [batch] * 3, "params", 0.1, Schedule(steps=3)))
-    3
     """
-    gates, device = Gates(network, example), device_of(network)
-    gates.remove()  # only what it knows of groups and costs is used
-    scale_penalty(gates, metric)  # before the first step: can every group be paid for?
+    network, device = model.network, device_of(model.network)
+    scale_penalty(model, metric)  # before the first step: can every group be paid for?
 
     def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
         value = loss(network(batch[0].to(device)), batch[1].to(device))
-        return value + strength * scale_penalty(gates, metric)
+        return value + strength * scale_penalty(model, metric)
 
     return minimize(network, batches, objective, schedule, "a network with shrinking scales")
 
 
-def scale_penalty(gates: Gates, metric: str) -> Tensor:
+def scale_penalty(model: CostModel, metric: str) -> Tensor:
     """The sum over channels of |gamma| times the cost of one more channel of the group, over the whole cost."""
-    sizes = [scales(gates, name) for name in gates.groups]
+    sizes = [scales(model, name) for name in model.groups]
     living = torch.stack([(size.detach() > ALIVE).sum() for size in sizes]).double()
-    counts = torch.cat([living, living.new_ones(len(gates.operators))]).requires_grad_()
-    (each,) = torch.autograd.grad(gates.model.expected(counts, metric), counts)
+    counts = torch.cat([living, living.new_ones(len(model.operators))]).requires_grad_()
+    (each,) = torch.autograd.grad(model.expected(counts, metric), counts)
     paid = torch.stack([size.sum() for size in sizes]) @ each[: len(sizes)].float()
-    return paid / gates.model.total(gates.model.sizes, metric)
+    return paid / model.total(model.sizes, metric)
 
 
 class Mixture(nn.Module):
-    """Weights on the operators of every edge, a softmax with one place for no operator at all (DARTS, equation 2).
+    """Weights on the operators of every edge, a softmax with one entry for no operator at all (DARTS, equation 2).
 
     An edge holds the operators of a sum that read the same input.
 
@@ -100,14 +90,14 @@ class Mixture(nn.Module):
         self.to(device_of(network))
         self._hooks = [
             network.get_submodule(path).register_forward_hook(
-                lambda _, __, y, logits=logits, place=place: y * logits.softmax(0)[place]
+                lambda _, __, y, logits=logits, number=number: y * logits.softmax(0)[number]
             )
             for logits, names in zip(self.logits, self.edges.values(), strict=True)
-            for place, path in enumerate(names)
+            for number, path in enumerate(names)
         ]
 
     @property
-    def weights(self) -> dict[tuple[str, str], dict[str, float]]:
+    def weights(self) -> Mixed:
         """The weight of every operator, by edge and path."""
         return {
             edge: dict(zip(names, logits.softmax(0).tolist(), strict=False))
@@ -127,8 +117,8 @@ def mix(
     schedule: Schedule,
     rate: float,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> dict[tuple[str, str], dict[str, float]]:
-    """DARTS of first order: in turns a step of the weights on `batches` and one of the mixture on `held_out`.
+) -> Mixed:
+    """Train by DARTS of first order: in turns a step of the weights on `batches` and of the mixture on `held_out`.
 
     Args:
         network: trained in place.
@@ -139,9 +129,7 @@ def mix(
     Returns:
         The weight of every operator, by edge and path.
 
-    >>> import torch
     >>> from nkdlib.networks import CellNetwork
-    >>> from nkdlib.training import Schedule
     >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
     >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
     >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
@@ -167,26 +155,11 @@ def mix(
     return mixture.weights
 
 
-@torch.no_grad()
-def score_by_mixture(gates: Gates, weights: dict[tuple[str, str], dict[str, float]], edges: int = 2) -> Gates:
-    """Of each sum the strongest operator of its strongest `edges` (DARTS, section 2.4), channels evenly.
-
-    >>> import torch
-    >>> from nkdlib.figs import Gates
-    >>> from nkdlib.networks import CellNetwork
-    >>> from nkdlib.training import Schedule
-    >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
-    >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
-    >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
-    >>> gates = score_by_mixture(Gates(network, batch[0][:1]), weights, edges=1).fit("params", 1_300)
-    >>> sum(gates.counts[name] for name in gates.operators)
-    1
-    """
-    score_evenly(gates)
-    for path in gates.sums:
+def score_by_mixture(model: CostModel, weights: Mixed, edges: int = 2) -> Scores:
+    """Scores that keep of each sum the strongest operator of its strongest `edges` (DARTS, 2.4), channels evenly."""
+    scores = score_evenly(model)
+    for path, part in model.sums.items():
         strongest = [max(ops.items(), key=lambda item: item[1]) for (owner, _), ops in weights.items() if owner == path]
         kept = {name for name, _ in sorted(strongest, key=lambda item: -item[1])[:edges]}
-        for name in gates.sums[path].operators:
-            slot = gates.slots[f"{path}.operators.{name}"]
-            gates.log_odds[slot] = torch.inf if f"{path}.operators.{name}" in kept else -torch.inf
-    return gates
+        scores |= {name: torch.tensor([torch.inf if name in kept else -torch.inf]) for name in part.paths(path)}
+    return scores
