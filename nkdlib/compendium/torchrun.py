@@ -79,7 +79,9 @@ def main(given: list[str] | None = None) -> dict[str, float]:
         if not first:
             os.environ["NKD_PROGRESS"] = os.devnull  # only the first process shows progress
         checkpoints = Checkpoints(args.out, args.checkpoint_s, settings)
-        schedule = Schedule(**{field.name: getattr(args, field.name) for field in fields(Schedule) if field.name in args})
+        schedule = Schedule(
+            **{field.name: getattr(args, field.name) for field in fields(Schedule) if field.name in args}
+        )
         network, spent, result, files = TASKS[args.task](args, schedule, checkpoints, device)
         result |= {"params": spent.params, "macs": spent.macs, "task": args.task, "seed": args.seed}
         if first:
