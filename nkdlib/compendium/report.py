@@ -34,6 +34,8 @@ MODULES = ("claims", "criteria", "judge", "results", "plots", "tiers")  # of the
 def write_pages(profile: str, root: Path, folder: Path) -> None:
     """Write all pages that Sphinx reads into `folder`; root: the checkout."""
     shutil.copytree(root / "docs", folder, dirs_exist_ok=True)
+    for page in folder.glob("*.md"):
+        page.write_text(page.read_text().replace("](../notebooks/", "](notebooks/"))
     for source, target in (("README.md", "README.md"), ("CONTRIBUTING.md", "contributing.md")):
         (folder / target).write_text(_linked((root / source).read_text()))
     api = {f"nkdlib.{name}": "\n   :imported-members:" for name in PACKAGES}  # the names of `__all__`
