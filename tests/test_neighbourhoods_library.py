@@ -1,4 +1,4 @@
-"""The library: what is distilled when, what it predicts, and what that becomes when it is built.
+"""The library: when candidates are distilled, what they predict, and the networks that it builds.
 
 Behind claim ND-2.
 """
@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from nkdlib.compendium.rivals.student_search import choose_at_random, choose_locally, choose_uniform
 from nkdlib.neighbourhoods import Library, Recipe, local_error, recompose, solve
 from nkdlib.networks import BasicBlock, cost, resnet
-from nkdlib.tasks import Cache, cache, make_executor
+from nkdlib.tasks import Cache, cache
+from nkdlib.tasks.executors import Processes
 from nkdlib.training import Schedule, Store, predict, reestimate_batchnorm
 
 RECIPE = Recipe(Schedule(0), holdout=16, solve_images=64)
@@ -29,7 +30,7 @@ WIDTHS = {"0.25": 0.25, "0.5": 0.5, "6 channels": 6}
 
 @pytest.fixture(scope="module")
 def given():
-    """A small teacher whose BatchNorms fit its images, and 96 images."""
+    """A small teacher with BatchNorm statistics of its images, and 96 images."""
     torch.manual_seed(0)
     images = torch.einsum("oc,bchw->bohw", torch.randn(3, 3), torch.randn(96, 3, 8, 8))
     teacher = resnet(14, 5, seed=0, blocks=(1, 2, 1), widths=(8, 8, 12)).to(memory_format=torch.channels_last)
@@ -38,7 +39,7 @@ def given():
 
 @pytest.fixture
 def made(monkeypatch):
-    """The labels of the tasks that are really run, by kind."""
+    """The labels of the tasks that are run, and not read from the cache, by function."""
     calls, make = {"rank": [], "distill_candidate": [], "time_modules": []}, cache._make
 
     def noting(task, *rest):
@@ -50,7 +51,7 @@ def made(monkeypatch):
 
 
 def make_library(given, recipe=RECIPE, **changes):
-    """Two of the four blocks keep the shape of their input; one has candidates of other forms."""
+    """Candidates of four blocks, of which two keep the shape of their input and one has modules as candidates."""
     teacher, x = given
     torch.manual_seed(1)
     depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU())
@@ -62,7 +63,7 @@ def make_library(given, recipe=RECIPE, **changes):
 
 @pytest.fixture(scope="module")
 def library(given, tmp_path_factory):
-    """One that is filled."""
+    """A library that is filled."""
     filled = make_library(given, cache=Cache(tmp_path_factory.mktemp("runs")))
     filled.fill()
     return filled
@@ -76,8 +77,8 @@ def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
     first = make_library(given)
     with pytest.raises(ValueError, match=r"14 of 18 candidates have not been distilled; call fill\(\)"):
         first.best(params=1_000)
-    everything = [(n, k) for n, mine in first.candidates.items() for k in mine if k != "teacher"]
-    assert first.fill() == everything and made["distill_candidate"] == [" ".join(place) for place in everything]
+    everything = [(n, k) for n, family in first.candidates.items() for k in family if k != "teacher"]
+    assert first.fill() == everything and made["distill_candidate"] == [" ".join(candidate) for candidate in everything]
     assert made["rank"] == list(first.candidates)  # once for all widths
     made["rank"].clear(), made["distill_candidate"].clear()
     again = make_library(given)
@@ -89,7 +90,7 @@ def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
     assert made["distill_candidate"] == ["layer1.0 3 channels", "layer1.0 random"] and not made["rank"]
 
 
-def test_an_interrupted_fill_goes_on_where_it_was(given, made, monkeypatch):
+def test_an_interrupted_fill_resumes(given, made, monkeypatch):
     noting = cache._make
 
     def stopping(task, *rest):
@@ -104,7 +105,7 @@ def test_an_interrupted_fill_goes_on_where_it_was(given, made, monkeypatch):
     assert len(make_library(given).fill()) == 14 - 5 and len(made["distill_candidate"]) == 14
 
 
-def test_what_determines_a_candidate_is_in_its_key(given, made):
+def test_a_changed_teacher_image_or_ridge_makes_other_candidates(given, made):
     teacher, x = given
     make_library(given).fill()
     made["distill_candidate"].clear()
@@ -144,20 +145,20 @@ def test_local_errors_are_those_of_held_out_images(given, library):
     with torch.no_grad():
         h = teacher.layer2[0](teacher.layer1(teacher.stem(x[:16])))
         boundary = Store.of({"x": h.half(), "y": teacher.layer2[1](h).half()})
-    mine = library.candidates["layer2.1"]
-    assert mine["teacher"].error == 0.0
-    assert mine["identity"].error == pytest.approx(local_error(nn.Identity(), boundary), rel=1e-3)
+    family = library.candidates["layer2.1"]
+    assert family["teacher"].error == 0.0
+    assert family["identity"].error == pytest.approx(local_error(nn.Identity(), boundary), rel=1e-3)
     for label in ("0.5", "depthwise", "1x1"):
         chosen = {**dict.fromkeys(library.candidates, "teacher"), "layer2.1": label}
         student = library.compose(chosen).build(bn_images=0).layer2[1]
-        assert mine[label].error == pytest.approx(local_error(student, boundary), rel=1e-3)
-    assert mine["0.5"].error < mine["1x1"].error
+        assert family[label].error == pytest.approx(local_error(student, boundary), rel=1e-3)
+    assert family["0.5"].error < family["1x1"].error
 
 
 def test_predicted_costs_are_those_counted_on_the_built_network(given, library):
     _, x = given
     draw = random.Random(0)
-    chosen = [{n: draw.choice(list(mine)) for n, mine in library.candidates.items()} for _ in range(12)]
+    chosen = [{n: draw.choice(list(family)) for n, family in library.candidates.items()} for _ in range(12)]
     for labels in (dict.fromkeys(library.candidates, "teacher"), *chosen):
         composition = library.compose(labels)
         counted = cost(composition.build(), x[:1])
@@ -166,7 +167,7 @@ def test_predicted_costs_are_those_counted_on_the_built_network(given, library):
         assert composition.error == pytest.approx(sum(errors))
 
 
-def test_the_best_network_meets_several_budgets_and_is_the_teacher_where_all_is_allowed(given, library):
+def test_the_best_network_meets_several_budgets_and_is_the_teacher_under_the_teachers_costs(given, library):
     teacher, x = given
     whole = library.compose(dict.fromkeys(library.candidates, "teacher"))
     found = library.best(params=whole.costs["params"], macs=whole.costs["macs"])
@@ -215,14 +216,14 @@ def test_a_candidate_without_a_finite_error_is_never_chosen(given):
 def test_a_random_sample_is_drawn_from_all_networks_and_from_its_seed(library):
     drawn = [tuple(c.labels.values()) for c in library.sample(40, seed=1)]
     assert drawn == [tuple(c.labels.values()) for c in library.sample(40, seed=1)] != library.sample(40, seed=2)
-    for place, mine in enumerate(library.candidates.values()):
-        assert {labels[place] for labels in drawn} == set(mine)
+    for index, family in enumerate(library.candidates.values()):
+        assert {labels[index] for labels in drawn} == set(family)
 
 
-def test_the_library_says_what_it_took(given, made):
+def test_device_seconds_count_each_ranking_once(given, made):
     library = make_library(given)
     library.fill()
-    infos = [c.artefact.info for mine in library.candidates.values() for c in mine.values() if c.artefact]
+    infos = [c.artefact.info for family in library.candidates.values() for c in family.values() if c.artefact]
     rankings = {round(info["ranking_s"], 9) for info in infos} - {0.0}
     assert len(rankings) == len(made["rank"]) == 4
     assert library.device_s == pytest.approx(sum(i["start_s"] + i["device_s"] for i in infos) + sum(rankings))
@@ -275,7 +276,7 @@ def test_gradient_steps_lower_the_error_of_a_start(given, library):
         assert len(info["losses"]) == 40 and info["device_s"] > 0
 
 
-def test_latency_has_its_circumstances_and_an_interval(given, made):
+def test_latencies_have_an_interval_and_are_kept(given, made):
     library = Library(given[0], {"layer1.0": WIDTHS, "layer2.1": WIDTHS}, given[1], RECIPE)
     library.fill()
     teachers = library.measure_latency(batch=4, repeats=12)
@@ -298,7 +299,7 @@ def test_latency_has_its_circumstances_and_an_interval(given, made):
     assert made["time_modules"] == ["11 modules", "1 modules"]  # kept, like the candidates
 
 
-def test_it_reads_as_a_table(given, library):
+def test_a_library_and_a_composition_print_as_tables(given, library):
     empty = make_library(given)
     assert "14 not distilled yet, call fill()" in repr(empty) and repr(empty).count("not distilled") == 15
     lines = repr(library).splitlines()
@@ -380,15 +381,15 @@ def test_candidates_are_the_same_however_many_passes_the_teacher_makes(given, li
 
 
 @pytest.fixture(scope="module")
-def workers():
-    """Two processes."""
-    with make_executor(jobs=2) as executor:
+def worker():
+    """An executor with one process."""
+    with Processes(1) as executor:
         yield executor
 
 
-def test_workers_make_the_same_candidates(given, library, made, workers):
+def test_workers_make_the_same_candidates(given, library, made, worker):
     other = make_library(given)
-    other.fill(workers)
+    other.fill(worker)
     assert not made["distill_candidate"]  # none in this process
     for name, family in library.candidates.items():
         for label, candidate in family.items():
@@ -406,7 +407,8 @@ def fill_and_choose(given, root):
     return composition.labels, weights(composition)
 
 
-def test_two_processes_fill_one_library_at_once(given, workers, tmp_path):
-    both = [workers.submit(fill_and_choose, given, tmp_path) for _ in range(2)]
-    assert both[0].result() == both[1].result()
+def test_two_processes_fill_one_library_at_once(given, worker, tmp_path):
+    elsewhere = worker.submit(fill_and_choose, given, tmp_path)
+    here = fill_and_choose(given, tmp_path)
+    assert elsewhere.result() == here
     assert len(list((tmp_path / "cache" / "distill_candidate").iterdir())) == 14
