@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.capture import input_pairs, repeatable
+from nkdlib.neighbourhoods.capture import Boundaries, input_pairs, repeatable
 from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
 from nkdlib.neighbourhoods.local import Recipe, train_local
-from nkdlib.neighbourhoods.split import Student
+from nkdlib.neighbourhoods.split import Neighbourhood, Student
 from nkdlib.neighbourhoods.students import initialize_student
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
@@ -49,11 +49,14 @@ class SameImages:
 
 @dataclass
 class Candidate:
-    """One architecture for one neighbourhood, and what is known of it so far."""
+    """One architecture for one neighbourhood of the teacher, and what is known of it so far."""
 
+    piece: Neighbourhood = field(repr=False)
+    label: str
     student: Student | None = field(repr=False)  # an inner width or a module; None for the teacher's own part
     module: nn.Module = field(repr=False)  # the architecture, before it is distilled
     recipe: Recipe = field(repr=False)
+    seed: int = field(repr=False)  # of its random weights and of the order of examples
     cost: Cost
     latency: Latency | None = None
     artefact: Artefact | None = field(default=None, repr=False)  # its learned weights
@@ -76,6 +79,25 @@ class Candidate:
         if self.artefact:
             module.load_state_dict(self.artefact.tensors)
         return module.eval()
+
+    def task(self, source: str, boundaries: Boundaries | None = None, ranking: Artefact | None = None) -> Task:
+        """The task that distills it; without boundaries the task has a key and cannot be run.
+
+        `source` is a digest of the teacher and the images, which determine the boundaries.
+        """
+        name = self.piece.name
+        kwargs = {"name": name, "piece": self.piece.module, "student": self.student, "recipe": self.recipe}
+        kwargs |= {"seed": self.seed, "source": source}
+        inputs = {"boundary": lambda: boundaries.of(name), "ranking": lambda: ranking}
+        return Task(distill_candidate, kwargs, f"{name} {self.label}", inputs)
+
+    def ranking_task(self, source: str, boundaries: Boundaries) -> Task:
+        """The task that ranks channels for it and for all other widths of the neighbourhood with the same ridge."""
+        name, recipe = self.piece.name, self.recipe
+        kwargs = {"piece": self.piece.module, "ridge": recipe.ridge, "to_own": recipe.ridge_to == "own"}
+        kwargs |= {"holdout": recipe.holdout, "solve_images": recipe.solve_images}
+        kwargs["source"] = sha256([source, name, str(recipe.dtype), recipe.adapt])
+        return Task(rank, kwargs, name, {"boundary": lambda: boundaries.of(name)})
 
 
 def rank(

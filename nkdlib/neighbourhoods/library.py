@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from nkdlib.neighbourhoods.candidates import Candidate, SameImages, Timing, distill_candidate, measure, rank
-from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, passes
+from nkdlib.neighbourhoods.candidates import Candidate, SameImages, Timing, measure
+from nkdlib.neighbourhoods.capture import capture, first_batch, passes
 from nkdlib.neighbourhoods.distill import Executor, seed_of
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.select import Budget, Menu, Option, Selection, select
@@ -26,7 +26,7 @@ from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import cost
 from nkdlib.networks.latency import Latency
 from nkdlib.networks.module import device_of
-from nkdlib.tasks.cache import Artefact, Cache, Task
+from nkdlib.tasks.cache import Cache
 from nkdlib.tasks.keys import fingerprint, sha256
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.loop import Schedule
@@ -90,7 +90,8 @@ class Library(Tabled):
         self.latency: Latency | None = None  # of the teacher, from `measure_latency` on
         self.candidates: dict[str, dict[str, Candidate]] = {}
         for piece in self.neighbourhoods:
-            self.candidates[piece.name] = {TEACHER: Candidate(None, piece.module, self.recipe, piece.cost)}
+            own = Candidate(piece, TEACHER, None, piece.module, self.recipe, 0, piece.cost)
+            self.candidates[piece.name] = {TEACHER: own}
             if piece.input_shape == piece.output_shape:
                 self.add(piece.name, IDENTITY, nn.Identity(), Recipe(Schedule(0), start="given"))
         for name, students in candidates.items():
@@ -117,7 +118,8 @@ class Library(Tabled):
         module = student if isinstance(student, nn.Module) else narrow(piece.module, piece.example, student)
         shared = {field: getattr(self.recipe, field) for field in ("holdout", "dtype", "adapt")}
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **shared)
-        self.candidates[name][label] = Candidate(student, module, recipe, cost(module, piece.example))
+        seed, price = seed_of(recipe.seed, name, "library"), cost(module, piece.example)
+        self.candidates[name][label] = Candidate(piece, label, student, module, recipe, seed, price)
 
     def fill(self, executor: Executor | None = None) -> list[tuple[str, str]]:
         """Distill the candidates that are not in the cache yet.
@@ -131,12 +133,31 @@ class Library(Tabled):
         Raises:
             ValueError: boundaries of one neighbourhood above `recipe.memory_limit_gb`, or other images than before.
         """
-        students = [(n, k) for n, family in self.candidates.items() for k in family if k != TEACHER]
-        artefacts = {student: self.cache.find(self._task(*student)) for student in students}
-        missing = [student for student, artefact in artefacts.items() if artefact is None]
-        for (name, label), artefact in (artefacts | self._distill(missing, executor)).items():
-            self.candidates[name][label].artefact = artefact
-        return missing
+        missing = []
+        for candidate in self._every:
+            if candidate.student is not None:
+                candidate.artefact = self.cache.find(candidate.task(self._source))
+                missing += [] if candidate.artefact else [candidate]
+        if missing:
+            self._distill(missing, executor)
+        return [(candidate.piece.name, candidate.label) for candidate in missing]
+
+    def _distill(self, missing: list[Candidate], executor: Executor | None) -> None:
+        """Distill candidates, with one pass of the teacher, or several if boundaries do not fit into memory."""
+        pieces = split(self.teacher, list(dict.fromkeys(c.piece.name for c in missing)), self.example)
+        how = {"dtype": self.recipe.dtype, "adapt": self.recipe.adapt}
+        sets = passes(pieces, self.inputs, memory_limit_gb=self.recipe.memory_limit_gb, **how)
+        for number, members in enumerate(sets, start=1):
+            boundaries = capture(self.teacher, members, self.inputs, **how)
+            candidates = [c for c in missing if c.piece.name in boundaries.names]
+            tasks = [c.ranking_task(self._source, boundaries) for c in candidates if c.ranked]  # equal ones run once
+            rankings = iter(self.cache.run(tasks, executor, "ranking the channels of neighbourhoods") if tasks else ())
+            tasks = [c.task(self._source, boundaries, next(rankings) if c.ranked else None) for c in candidates]
+            said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
+            artefacts = self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({said})")
+            for candidate, artefact in zip(candidates, artefacts, strict=True):
+                candidate.artefact = artefact
+            del boundaries, tasks  # before the next set is captured
 
     def measure_latency(self, threads: int = 1, batch: int = 1, repeats: int = 50) -> Latency:
         """Time the teacher and all candidates in this process, which nothing else may keep busy meanwhile.
@@ -150,54 +171,12 @@ class Library(Tabled):
             The teacher's latency.
         """
         timing = dataclasses.replace(self.timing, threads=threads, batch=batch, repeats=repeats)
-        timed = [(c, piece.example) for piece in self.neighbourhoods for c in self.candidates[piece.name].values()]
-        modules = [(self.teacher, self.example), *((candidate.module, example) for candidate, example in timed)]
+        modules = [(self.teacher, self.example), *((c.module, c.piece.example) for c in self._every)]
         self.latency, *latencies = measure(self.cache, modules, timing)
         self.timing = timing
-        for (candidate, _), latency in zip(timed, latencies, strict=True):
+        for candidate, latency in zip(self._every, latencies, strict=True):
             candidate.latency = latency
         return self.latency
-
-    def _distill(self, missing: list[tuple[str, str]], executor: Executor | None) -> dict[tuple[str, str], Artefact]:
-        """Distill candidates, with one pass of the teacher, or several if boundaries do not fit into memory."""
-        if not missing:
-            return {}
-        made, recipe = {}, self.recipe
-        pieces = split(self.teacher, list(dict.fromkeys(name for name, _ in missing)), self.example)
-        how = {"images": None, "dtype": recipe.dtype, "adapt": recipe.adapt}
-        sets = passes(pieces, self.inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
-        for number, members in enumerate(sets, start=1):
-            boundaries = capture(self.teacher, members, self.inputs, **how)
-            names = [piece.name for piece in members]
-            students = [(name, label) for name, label in missing if name in names]
-            rankings = {(n, k): self._ranking(n, k, boundaries) for n, k in students if self.candidates[n][k].ranked}
-            if rankings:
-                found = self.cache.run(rankings.values(), executor, "ranking the channels of neighbourhoods")
-                rankings = dict(zip(rankings, found, strict=True))  # equal tasks were run once
-            tasks = [self._task(*student, boundaries, rankings.get(student)) for student in students]
-            said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
-            artefacts = self.cache.run(tasks, executor, f"distilling {len(tasks)} candidates ({said})")
-            made |= zip(students, artefacts, strict=True)
-        return made
-
-    def _task(
-        self, name: str, label: str, boundaries: Boundaries | None = None, ranking: Artefact | None = None
-    ) -> Task:
-        """The task that makes a candidate; without boundaries it only has a key."""
-        candidate = self.candidates[name][label]
-        kwargs = {"name": name, "piece": self.neighbourhoods[name].module, "source": self._source}
-        kwargs |= {"student": candidate.student, "recipe": candidate.recipe}
-        kwargs["seed"] = seed_of(candidate.recipe.seed, name, "library")
-        inputs = {"boundary": lambda: boundaries.of(name), "ranking": lambda: ranking}
-        return Task(distill_candidate, kwargs, f"{name} {label}", inputs)
-
-    def _ranking(self, name: str, label: str, boundaries: Boundaries) -> Task:
-        """The task that ranks channels for a candidate and for all others of the neighbourhood with the same ridge."""
-        recipe = self.candidates[name][label].recipe
-        source = sha256([self._source, name, str(recipe.dtype), recipe.adapt])
-        kwargs = {"piece": self.neighbourhoods[name].module, "source": source, "ridge": recipe.ridge}
-        kwargs |= {"holdout": recipe.holdout, "solve_images": recipe.solve_images, "to_own": recipe.ridge_to == "own"}
-        return Task(rank, kwargs, name, {"boundary": lambda: boundaries.of(name)})
 
     @property
     def _every(self) -> list[Candidate]:
@@ -265,13 +244,12 @@ class Library(Tabled):
     def table(self) -> pd.DataFrame:
         """Local errors and costs, a row a candidate; measured latencies with 95 % intervals."""
         rows = []
-        for name, family in self.candidates.items():
-            for label, c in family.items():
-                row = {"neighbourhood": name, "candidate": label, "local error": c.error}
-                row |= {"params": c.cost.params, "MACs": c.cost.macs}
-                if c.latency:
-                    row |= {"latency [ms]": c.latency.ms, "95 %": f"{c.latency.low_ms:.3g} to {c.latency.high_ms:.3g}"}
-                rows.append(row)
+        for c in self._every:
+            row = {"neighbourhood": c.piece.name, "candidate": c.label, "local error": c.error}
+            row |= {"params": c.cost.params, "MACs": c.cost.macs}
+            if c.latency:
+                row |= {"latency [ms]": c.latency.ms, "95 %": f"{c.latency.low_ms:.3g} to {c.latency.high_ms:.3g}"}
+            rows.append(row)
         return pd.DataFrame(rows)
 
     def caption(self) -> str:
