@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from nkdlib.compendium.claims import CLAIMS, claim_by_id
-from nkdlib.compendium.criteria import Criterion, difference, t_interval
+from nkdlib.compendium.criteria import Criterion, difference, over_seeds, t_interval
 from nkdlib.compendium.judge import Observation, judge
 
 SPEEDUP = [1.0, 2.0, 3.0, 4.0, 5.0]  # mean 3, s = sqrt(2.5), t(0.975, 4) = 2.7764: 3 ± 1.9632
@@ -46,6 +46,7 @@ def test_differences_are_paired_by_seed():
     )
     assert difference(runs, "accuracy", "method", "ND", "rival").values == {0: 1.0, 1: 3.0}
     assert difference(runs, "accuracy", "method", "ND", "nobody") is None
+    assert over_seeds(runs[runs.method == "ND"], "accuracy").values == {0: 80.0, 1: 83.0, 2: 90.0}
     sides = [t_interval({0: 1.0, 1: high}).side for high in (1.1, -1.0)]
     assert [*sides, t_interval({0: -1.0, 1: -1.1}).side, t_interval({0: 1.0}).side] == ["above", "", "below", ""]
 

@@ -95,6 +95,11 @@ def t_interval(values: Mapping[int, float | None]) -> Interval:
     return Interval(mean, mean - half, mean + half, ordered)
 
 
+def over_seeds(frame: pd.DataFrame, column: str) -> Interval:
+    """Return the interval of a column of a table with a column `seed`; several rows of a seed count by their mean."""
+    return t_interval(frame.groupby("seed")[column].mean().to_dict())
+
+
 def difference(frame: pd.DataFrame, column: str, by: str, one: str, other: str) -> Interval | None:
     """Return the interval over seeds of one method's value minus another's.
 

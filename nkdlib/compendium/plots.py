@@ -106,7 +106,8 @@ def line_with_interval(
         x: n positions.
         values_by_seed: n values for each seed.
         label: the method; it chooses the color unless `color` is given.
-        color, marker, linestyle: as matplotlib's.
+        color: the name of a method or of a color.
+        marker, linestyle: as matplotlib's.
 
     Raises:
         ValueError: a seed with another number of values than `x`.
@@ -115,7 +116,7 @@ def line_with_interval(
         if len(values) != len(x):
             raise ValueError(f"values_by_seed[{seed}] has {len(values)} values for {len(x)} points of x")
     spans = [t_interval({seed: values[k] for seed, values in values_by_seed.items()}) for k in range(len(x))]
-    color = color or method_colors.get(label)
+    color = method_colors.get(color or label, color)
     (line,) = ax.plot(
         x, [span.mean for span in spans], label=label, color=color, marker=marker, linestyle=linestyle, zorder=3
     )
@@ -136,7 +137,7 @@ def lines(
         frame: one row a run, with a column `seed`; several runs of a seed at one `x` count by their mean.
         x, y: columns for the two axes.
         by: column of the groups, which become labels.
-        looks: label -> color, marker and linestyle; by default every group, in the colors of the methods.
+        looks: label -> color, marker and linestyle as for `line_with_interval`; by default every group has its own.
     """
     for label, look in (looks or {label: {} for label in frame[by].unique()}).items():
         curves = frame[frame[by] == label].pivot_table(index=x, columns="seed", values=y).dropna()
@@ -149,7 +150,8 @@ def dots(
 ) -> None:
     """Draw a dot for each row of a table, so every seed by itself; the arguments are those of `lines`."""
     for label, look in (looks or {label: {} for label in frame[by].unique()}).items():
-        part, style = frame[frame[by] == label], {"color": method_colors.get(label), "marker": "o", **look}
+        part, color = frame[frame[by] == label], look.get("color")
+        style = {"marker": "o", **look, "color": method_colors.get(color or label, color)}
         ax.plot(part[x], part[y], linestyle="", alpha=0.6, markeredgewidth=0, label=label, **style)
 
 
