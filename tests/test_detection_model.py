@@ -19,8 +19,8 @@ from torch import nn
 from torchvision.models.detection import SSDLite320_MobileNet_V3_Large_Weights, ssdlite320_mobilenet_v3_large
 
 from nkdlib.detection import detect, evaluate, ssdlite, train_detector
+from nkdlib.detection.feature_maps import feature_maps
 from nkdlib.detection.precision import NUMBERS
-from nkdlib.detection.ssdlite import feature_maps
 from nkdlib.figs import CostModel, Gates, keep_best
 from nkdlib.networks import CellNetwork, cost, mixed_space, residual_space
 from nkdlib.networks.module import evaluating
@@ -98,7 +98,7 @@ def test_no_dead_parameters(name):
     sum(detector.train()(*batch(3, channels, 96)).values()).backward()
     assert all(parameter.grad is not None for parameter in detector.parameters())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())  # a copy is trained
-    kept = set(detector.backbone.body.state_dict())
+    kept = set(detector.backbone["body"].state_dict())
     assert kept < set(before) and all("classifier" not in key and key[:2] != "fc" for key in kept)
     again = copy.deepcopy(detector)
     assert again.state_dict().keys() == detector.state_dict().keys()

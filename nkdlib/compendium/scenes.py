@@ -61,7 +61,7 @@ def write_scenes(
     >>> from nkdlib.data import load
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     pixels, target = write_scenes(load("digits"), folder, count=2, size=64)[0]  # doctest: +ELLIPSIS
-    drawing scenes: 2/2 pictures, done after ...
+    draw...done after ...
     >>> tuple(pixels.shape), sorted(target)
     ((3, 64, 64), ['area', 'boxes', 'image_id', 'iscrowd', 'labels'])
     """

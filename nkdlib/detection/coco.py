@@ -205,23 +205,19 @@ class CocoImages:
         Boxes are x y width height in pixels of the images as they lie on disk; annotations are numbered anew from 1,
         because COCO's evaluation takes the id 0 for none.
         """
-        corners, extents = self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]
-        sizes = self.sizes.tolist()
+        widths, heights = self.sizes.T.tolist()
+        images = {"id": self.image_ids, "file_name": self.files, "width": widths, "height": heights}
+        annotations = {
+            "id": range(1, len(self.boxes) + 1),
+            "image_id": [self.image_ids[owner] for owner in self.owners],
+            "category_id": [self.category_ids[label - 1] for label in self.labels],
+            "bbox": np.hstack([self.boxes[:, :2], self.boxes[:, 2:] - self.boxes[:, :2]]).tolist(),
+            "area": self.area.tolist(),
+            "iscrowd": self.iscrowd.astype(int).tolist(),
+        }
+        categories = {"id": self.category_ids, "name": self.classes}
+        parts = {"images": images, "annotations": annotations, "categories": categories}
         return {
-            "images": [
-                {"id": id, "file_name": file, "width": width, "height": height}
-                for id, file, (width, height) in zip(self.image_ids, self.files, sizes, strict=True)
-            ],
-            "annotations": [
-                {
-                    "id": row + 1,
-                    "image_id": self.image_ids[self.owners[row]],
-                    "category_id": self.category_ids[self.labels[row] - 1],
-                    "bbox": [*corners[row].tolist(), *extents[row].tolist()],
-                    "area": float(self.area[row]),
-                    "iscrowd": int(self.iscrowd[row]),
-                }
-                for row in range(len(self.boxes))
-            ],
-            "categories": [{"id": id, "name": name} for id, name in zip(self.category_ids, self.classes, strict=True)],
+            part: [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            for part, columns in parts.items()
         }

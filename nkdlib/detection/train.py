@@ -1,4 +1,4 @@
-"""Training of a detector, and what it finds; a batch is (images, targets).
+"""Training of a detector, and detection; a batch is (images, targets).
 
 images: uint8 (B, C, S, S). targets: B of {"boxes": float32 (N, 4) as x1 y1 x2 y2 in pixels, "labels": int64 (N,) from
 1, "image_id": int}.
@@ -48,6 +48,8 @@ def train_detector(
     >>> batch = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [target, target]
     >>> len(train_detector(detector, [batch] * 2, Schedule(steps=2)))
     2
+    >>> [sorted(found) for found in detect(detector, [batch])][0]
+    ['boxes', 'image_id', 'labels', 'scores']
     """
     device = device_of(detector)
 
@@ -61,22 +63,14 @@ def train_detector(
 
 @torch.no_grad()
 def detect(detector: Detector, batches: Iterable[Batch]) -> list[dict]:
-    """What a detector finds in each image of all batches; it is left in evaluation mode.
+    """Detect objects in all batches; the detector is left in evaluation mode.
 
     Args:
         batches: (images, targets), of which "image_id" is read.
 
     Returns:
         For each image {"image_id", "boxes": (N, 4) as x1 y1 x2 y2 in pixels, "scores": (N,), "labels": (N,) from 1},
-        best first, on the CPU: what `evaluate` takes.
-
-    >>> import torch
-    >>> from nkdlib.detection import ssdlite
-    >>> from nkdlib.networks import residual_space
-    >>> detector = ssdlite(residual_space(10, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=[1, 2], extra=[16])
-    >>> batch = torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [{"image_id": 7}]
-    >>> [sorted(found) for found in detect(detector, [batch])]
-    [['boxes', 'image_id', 'labels', 'scores']]
+        best first, on the CPU, as `evaluate` takes them.
     """
     detector, device, found = detector.eval(), device_of(detector), []
     for images, targets in batches:
