@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = ("data", "detection", "figs", "neighbourhoods", "networks", "tasks", "training")
-MOST_NAMES = 71  # may only shrink, down to 70
+MOST_NAMES = 70
 MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted(ROOT.glob("nkdlib/**/[a-z]*.py"))]
 
 
