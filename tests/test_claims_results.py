@@ -1,11 +1,16 @@
 """What a notebook hands over: written once, in one place, marked when it is no result."""
 
 import json
+import os
+import sys
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+import torch
+from joblib import cpu_count
 
+from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.results import Results
 from nkdlib.compendium.verify import read_observations
 
@@ -107,3 +112,15 @@ def test_by_hand_nothing_touches_the_committed_figures(runs, monkeypatch, capsys
     monkeypatch.delenv("NKD_FIGURES", raising=False)
     assert speed().write() == runs / "by-hand" / "cpu" / "02_distillation_speed"
     assert "run by hand" in capsys.readouterr().out
+
+
+def test_provenance_names_code_data_packages_and_hardware_and_no_one():
+    record = provenance({"seeds": 5, "data": f"{os.sep}home{os.sep}someone{os.sep}photos"}, "d1", {"wall": 1.23456})
+    text = json.dumps(record)
+    assert record["parameters"] == {"seeds": 5, "data": "photos"}
+    assert record["seeds"] == 5 and record["data"] == "d1" and record["seconds"] == {"wall": 1.235}
+    assert record["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert record["hardware"]["cores"] == cpu_count() and record["python"] in sys.version
+    assert len(record["commit"]) == 40 and isinstance(record["dirty"], bool)
+    for private in (os.uname().nodename, os.path.expanduser("~") + os.sep, "someone"):
+        assert private not in text

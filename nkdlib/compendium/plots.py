@@ -155,19 +155,20 @@ def dots(
         ax.plot(part[x], part[y], linestyle="", alpha=0.6, markeredgewidth=0, label=label, **style)
 
 
-def intervals(ax: Axes, spans: Mapping[str, Interval], colors: Mapping[str, str] | None = None) -> None:
+def intervals(ax: Axes, spans: Mapping[str, Interval], methods: Mapping[str, str] | None = None) -> None:
     """Draw one row for each label, from top to bottom: the seeds as ticks, the mean as a dot, its interval as a line.
 
     Args:
         ax: the axes; its horizontal axis is the metric.
         spans: label -> interval; an interval that a seed did not reach is written in words.
-        colors: label -> color; by default the color of the method called so.
+        methods: label -> method, which gives the color; by default the label is the method.
     """
     for row, (label, span) in enumerate(spans.items()):
         if span.mean is None:
             ax.text(0.02, row, str(span), va="center", fontsize=8, transform=ax.get_yaxis_transform())
         else:
-            _interval(ax, row, span, (colors or method_colors).get(label, _BLUE), "o", seeds_at=row + 0.25)
+            color = method_colors.get((methods or {}).get(label, label), _BLUE)
+            _interval(ax, row, span, color, "o", seeds_at=row + 0.25)
     ax.set(yticks=range(len(spans)), yticklabels=spans, ylim=(len(spans) - 0.5, -0.5))
     ax.grid(axis="y", visible=False)
 
