@@ -321,7 +321,7 @@ def test_an_operator_is_scored_by_what_only_it_makes():
     assert [scores[path].item() for path in model.operators] == [1.0, 1.0]
 
 
-def test_counts_of_another_network_are_refused_and_settling_may_be_left_out():
+def test_counts_of_another_network_are_refused_and_finetuning_may_be_left_out():
     x, network = torch.zeros(1, 3, 8, 8), resnet(8, 2, seed=0, widths=(8, 8, 8))
     found = search(network, x, batches(20), 2_000, recipe=Search(Schedule(20, 32), finetune_share=0.0))
     assert len(found.history) == 20 and found.cost.params <= 2_000

@@ -10,7 +10,6 @@ the relative error was 1 to 3 % in the median and 7 % at most, 14 % on a busier 
 
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from nkdlib.figs.budget import counts_above, score_at_random, score_evenly
 from nkdlib.figs.cost_model import CostModel, Rates
 from nkdlib.figs.gates import rebuild
-from nkdlib.networks.latency import Latency, latencies
+from nkdlib.networks.latency import latencies
 from nkdlib.tasks.progress import progress
 
 METRIC = "latency_ms"
@@ -31,20 +30,7 @@ Call = tuple[str, torch.Size]  # a layer, in words, and the shape of its input
 _Point = tuple[Rates, tuple[Call, ...]]  # the factors of a layer's rates, and how it is called
 
 
-@dataclass(frozen=True, eq=False)
-class LatencyModel:
-    """Measured rates; `model.add("latency_ms", found.rates, found.rest)` tells another cost model of the network."""
-
-    rates: dict[str, Rates] = field(repr=False)  # ms for each pair of input and output, output, input, and once
-    rest: float  # ms that a network takes beside its layers
-    factor: float  # by which layers take longer within a network than alone; in `rates` already
-    networks: pd.DataFrame = field(repr=False)  # measured_ms and predicted_ms of the slim networks, the whole one first
-    whole: Latency  # of the whole network, in its least disturbed round
-
-
-def measure_latency(
-    model: CostModel, batch: int = 1, networks: int = 16, rounds: int = 8, hardware: str = ""
-) -> LatencyModel:
+def measure_latency(model: CostModel, batch: int = 1, networks: int = 16, rounds: int = 8) -> pd.DataFrame:
     """Measure a network's layers on its device; from then on its cost model knows `latency_ms`.
 
     Args:
@@ -53,10 +39,9 @@ def measure_latency(
         networks: slim networks to measure: the whole one, four uniformly narrower, and others at random.
         rounds: of 10 timed passes of each layer and network. The least `low_ms` of the rounds counts: other programs
             can only add to it, and on a busy machine medians are up to twice as long.
-        hardware: the processor's name, for the record.
 
     Returns:
-        The rates, and how well they describe the networks that they come from.
+        `measured_ms` and `predicted_ms` of the slim networks that the rates come from, the whole one first.
 
     Raises:
         ValueError: a number that is too small.
@@ -64,10 +49,10 @@ def measure_latency(
 
     >>> from nkdlib.networks import residual_space
     >>> model = CostModel(residual_space(10), torch.zeros(1, 3, 16, 16))
-    >>> measured = measure_latency(model, networks=5, rounds=2)  # doctest: +ELLIPSIS
+    >>> table = measure_latency(model, networks=5, rounds=2)  # doctest: +ELLIPSIS
     timing layers: ...
-    >>> model.total(model.sizes, "latency_ms") > 0
-    True
+    >>> len(table), model.total(model.sizes, "latency_ms") == table.predicted_ms[0]
+    (5, True)
     """
     for name, value, least in (("batch", batch, 1), ("networks", networks, len(SHARES)), ("rounds", rounds, 1)):
         if value < least:
@@ -87,20 +72,16 @@ def measure_latency(
     blank = example.new_zeros(max(shape.numel() for _, shape in layers))  # activations that work in place leave it so
     jobs = [(layer, blank[: shape.numel()].view(shape)) for (_, shape), layer in layers.items()]
     jobs += [(network, example) for network in slim]
-    turns = [latencies(jobs, PASSES, hardware) for _ in progress(range(rounds), "timing layers", unit="rounds")]
+    turns = [latencies(jobs, PASSES) for _ in progress(range(rounds), "timing layers", unit="rounds")]
     best = [min(same, key=lambda turn: turn.low_ms) for same in zip(*turns, strict=True)]
-    alone, whole = {call: turn.low_ms for call, turn in zip(layers, best, strict=False)}, best[len(layers) :]
-
-    rates = _fitted(found, alone)
+    rates = _fitted(found, {call: turn.low_ms for call, turn in zip(layers, best, strict=False)})
     sums = np.array([sum(np.dot(rates[path], size) for path, (size, _) in parts.items()) for parts in found])
-    times = np.array([turn.low_ms for turn in whole])
+    times = np.array([turn.low_ms for turn in best[len(layers) :]])
     factor, rest = _non_negative(np.stack([sums, np.ones_like(sums)], 1), times)
     if not factor > 0:
         raise RuntimeError(f"the networks' times do not grow with their layers'; raise rounds (={rounds})")
-    rates = {path: tuple(factor * rate for rate in each) for path, each in rates.items()}
-    model.add(METRIC, rates, rest)
-    table = pd.DataFrame({"measured_ms": times, "predicted_ms": factor * sums + rest})
-    return LatencyModel(rates, rest, factor, table, whole[0])
+    model.add(METRIC, {path: tuple(factor * rate for rate in each) for path, each in rates.items()}, rest)
+    return pd.DataFrame({"measured_ms": times, "predicted_ms": factor * sums + rest})
 
 
 def _some_counts(model: CostModel, number: int) -> dict[str, int]:
