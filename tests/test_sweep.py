@@ -130,7 +130,9 @@ def test_a_variable_of_the_notebook_is_refused_where_it_hides(monkeypatch):
     cell = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", cell)
     exec(CELL, vars(cell))
-    with pytest.raises(TypeError, match=r"direct reads `steps`, a variable of the notebook.* make it an argument"):
+    with pytest.raises(
+        TypeError, match=r"direct reads `steps`, a variable of the notebook or script; make it an argument"
+    ):
         sweep(cell.direct, x=[1])
     with pytest.raises(TypeError, match="inner reads `steps`"):
         sweep(cell.behind, x=[1])

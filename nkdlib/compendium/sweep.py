@@ -79,7 +79,9 @@ def sweep(
     """
     if not getattr(function, "is_experiment", False):
         raise TypeError(f"{function.__name__} is no experiment; mark it with @experiment")
-    Ingredients(variables=False).canonical(function, function.__name__)
+    (found := Ingredients()).canonical(function, function.__name__)
+    for variable, reader in found.variables.items():
+        raise TypeError(f"{reader} reads `{variable}`, a variable of the notebook or script; make it an argument")
     axes = [[(name, shown, value) for shown, value in _named(name, values)] for name, values in grid.items()]
     rows, tasks = [], []
     for case, point in itertools.product(_listed("cases", cases), itertools.product(*axes)):

@@ -2,8 +2,8 @@
 
 The library's code counts as one, without `nkdlib.tasks`, which carries results and never makes them. A module or
 package of the compendium, and a package of the user's own, counts whole when a function names it or another one
-imports it. Functions and classes of a notebook or script count one by one, with those that they name. Code is
-compared as bytecode, so that comments, formatting and docstrings are free. Installed packages do not count.
+imports it. Functions and classes of a notebook or script count one by one, with all that they name there. Comments,
+formatting and docstrings are free. Installed packages do not count.
 """
 
 import ast
@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +29,6 @@ ALLOWED = (
 )
 NEUTRAL = {f"nkdlib.compendium.{name}" for name in ("claims", "criteria", "judge", "plots", "results", "sweep")}
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")  # instructions
-HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = PACKAGE.parent
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -66,13 +66,12 @@ def fingerprint(value: object) -> str:
 class Ingredients:
     """What determines a result: `canonical` forms of values, and the code met on the way.
 
-    code: name -> SHA-256 of modules, and of what functions of a notebook name there. variables: whether these
-    functions may read variables.
+    code: SHA-256 of modules by name. variables: of a notebook or script, which functions there read: name -> function.
     """
 
-    def __init__(self, variables: bool = True):
+    def __init__(self) -> None:
         self.code: dict[str, str] = {}
-        self._variables = variables
+        self.variables: dict[str, str] = {}
         self._met: dict[int, tuple[int, object]] = {}  # id -> number, and the object, so that its id stays its own
 
     def canonical(self, value: object, name: str, inside: bool = False) -> object:
@@ -103,7 +102,7 @@ class Ingredients:
             return self._once(value, lambda: self._network(value, name))
         if isinstance(value, FunctionType):
             return self._once(value, lambda: self._function(value, name))
-        if callable(value) and hasattr(value, "__name__"):
+        if _named(value):
             return self._once(value, lambda: self._callable(value, name))
         if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
@@ -123,48 +122,37 @@ class Ingredients:
 
     def _network(self, module: nn.Module, name: str) -> str:
         """Return the SHA-256 of all that a module holds: attributes, hooks, parameters, buffers and children."""
-        torchs = {*vars(nn.Module())}  # attributes that every module has
-        held = {f"hooks {key}": list(getattr(module, key).values()) for key in HOOKS}
-        if isinstance(module, fx.GraphModule):
-            torchs |= vars(fx.GraphModule(nn.Module(), fx.Graph())).keys()
-            held["graph"] = module.code
-        held |= {key: value for key, value in vars(module).items() if key not in torchs}
-        held |= {**module._parameters, **module._buffers, **module._modules}
+        usual, traced = vars(nn.Module()), isinstance(module, fx.GraphModule)
+        plain = vars(fx.GraphModule(nn.Module(), fx.Graph())) if traced else usual
+        held = {key: value for key, value in vars(module).items() if key not in plain}
+        held |= {key: list(vars(module)[key].values()) for key in usual if "hooks" in key}
+        held |= {**module._parameters, **module._buffers, **module._modules, "graph": module.code if traced else None}
         described = {key: self.canonical(value, f"{name}.{key}", inside=True) for key, value in held.items()}
         return sha256([self._class(type(module)), described])
 
     def _function(self, function: FunctionType, name: str) -> dict[str, object]:
-        """Describe a function; one of a notebook, a lambda or one made by a function also by its code and values."""
-        described: dict[str, object] = {"name": qualified_name(function)}
+        """Describe a function by its name, if its module's code counts, else also by its code and all that it holds."""
         self._add_module(function.__module__)
-        of_notebook = function.__globals__.get("__name__") == "__main__"
-        wraps = function.__closure__ and (function.__module__ == "__main__" or _files(_unit(function.__module__)))
-        if of_notebook or wraps or "<" in function.__qualname__:
-            held = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
-            for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-                with contextlib.suppress(ValueError):  # one that is still empty
-                    held[variable] = cell.cell_contents
-            described["holds"] = self.canonical(held, f"what {function.__name__} holds in {name}", inside=True)
-            steps = list(_instructions(function.__code__))
-            described["code"] = sha256([list(map(repr, step)) for step in steps])
-            for kind, read, *_ in steps:
-                if kind == "IMPORT_NAME":
-                    self._add_module(read)
-                elif of_notebook and kind in READS and read in function.__globals__ and not read.startswith("__"):
-                    self._add_read(function, read, function.__globals__[read])
+        described: dict[str, object] = {"name": qualified_name(function)}
+        if _is_found(function):
+            return described
+        held = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # one that is still empty
+                held[variable] = cell.cell_contents
+        described["holds"] = self.canonical(held, f"what {function.__name__} holds in {name}", inside=True)
+        steps = list(_instructions(function.__code__))
+        described["code"] = sha256([list(map(repr, step)) for step in steps])
+        for kind, imported, *_ in steps:
+            if kind == "IMPORT_NAME":
+                self._add_module(imported)
+        if function.__globals__.get("__name__") == "__main__":
+            names = {name for kind, name, *_ in steps if kind in READS and not name.startswith("__")}
+            reads = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+            defined = {name for name, value in reads.items() if isinstance(value, ModuleType | type) or _named(value)}
+            self.variables |= dict.fromkeys(reads.keys() - defined, function.__name__)
+            described["reads"] = self.canonical(reads, f"{function.__name__} reads")
         return described
-
-    def _add_read(self, function: FunctionType, read: str, value: object) -> None:
-        """Add what a function of a notebook finds under a name there."""
-        defined = isinstance(value, ModuleType | type) or (callable(value) and hasattr(value, "__name__"))
-        if not (defined or self._variables):
-            raise TypeError(
-                f"{function.__name__} reads `{read}`, a variable of the notebook that its key would not contain; make "
-                "it an argument"
-            )
-        whole = f"{function.__module__}.{read}"
-        found = self.canonical(value, f"the variable `{whole}` that a task reads")
-        self.code[whole] = sha256([found, self.code.get(whole)])  # another function may have met it first
 
     def _callable(self, value: Callable, name: str) -> list:
         """Describe bound methods, wrappers and functions of extensions by name and by what they hold."""
@@ -177,7 +165,7 @@ class Ingredients:
         described = []
         for base in kind.__mro__:
             self._add_module(base.__module__)
-            if base.__module__ == "__main__" or ("<locals>" in base.__qualname__ and _files(_unit(base.__module__))):
+            if not _is_found(base):
                 members = {key: _behind(value) for key, value in vars(base).items() if _is_own(key, value)}
                 described.append(
                     self._once(base, functools.partial(self.canonical, members, qualified_name(base), True))
@@ -229,6 +217,19 @@ def _behind(member: object) -> object:
 def _is_own(key: str, member: object) -> bool:
     """Tell whether a class' author wrote a member; fields of dataclasses are found in their `__init__`."""
     return isinstance(member, FunctionType) or not (key.startswith("__") or key == "_abc_impl")
+
+
+def _named(value: object) -> bool:
+    """Tell functions, methods and their wrappers from other objects that can be called."""
+    return callable(value) and hasattr(value, "__name__")
+
+
+def _is_found(value: FunctionType | type) -> bool:
+    """Tell whether a module, whose code counts, holds a function or class under its name."""
+    found = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is value and value.__module__ != "__main__"
 
 
 def _unit(module: str) -> str:
