@@ -41,7 +41,7 @@ def task(seed, log):
     os.write(1, b"compiled code")
     with open(log, "a") as file:
         file.write(f"{seed}\\n")
-    return {"drawn": torch.randn(3)}, {"seed": seed}
+    return {"drawn": torch.randn(3), "seed": seed}
 
 log = str(Path(os.environ["NKD_RUNS"]) / "log")
 with make_executor(executor, jobs=jobs) as pool:

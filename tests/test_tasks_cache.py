@@ -34,37 +34,37 @@ class Data:
 def noise(seed, size=4):
     """Draw from the global generator and note the call."""
     noise.calls.append(seed)
-    return {"values": torch.randn(size), "seed": torch.tensor(seed)}, {"seed": seed, "pair": (1, 2)}
+    return {"values": torch.randn(size), "scalar": torch.tensor(seed), "seed": seed, "pair": (1, 2)}
 
 
 def twice(parent):
     """Double an artefact."""
-    return {"values": parent.tensors["values"] * 2}, {}
+    return {"values": parent.tensors["values"] * 2}
 
 
 def work(seed, recipe=None, data=None, dtype=None, layer=None):
     """Take arguments of every kind."""
-    return {}, {}
+    return {}
 
 
 def fail(seed):
     """Fail for one seed."""
     if seed == 2:
         raise ValueError("no good")
-    return {}, {"seed": seed}
+    return {"seed": seed}
 
 
 def die(seed):
     """Kill the worker, as the kernel does when memory runs out."""
     if seed == 1:
         os.kill(os.getpid(), 9)
-    return {}, {}
+    return {}
 
 
 def matrix(seed):
     """Multiply matrices, whose sums depend on the number of threads."""
     a = torch.randn(300, 300, generator=torch.Generator().manual_seed(seed))
-    return {"product": a @ a @ a, "drawn": torch.rand(3)}, {}
+    return {"product": a @ a @ a, "drawn": torch.rand(3)}
 
 
 @pytest.fixture(autouse=True)
@@ -240,7 +240,7 @@ def test_a_result_of_another_form_is_an_error():
         return [1]
 
     def unkept():
-        return {}, {"value": object()}
+        return {"value": object()}
 
     with pytest.raises(TypeError, match=r"wrong must return a dict of tensors"):
         Cache().call(wrong)
@@ -302,7 +302,7 @@ def test_the_longest_of_known_tasks_is_run_first_and_results_keep_their_order(ru
 
     def nap(seconds, version):
         order.append(seconds)
-        return {}, {"seconds": seconds}
+        return {"seconds": seconds}
 
     def run(version, *naps):
         order.clear()

@@ -158,11 +158,11 @@ def test_boundaries_are_put_once_whatever_the_number_of_tasks(executor, monkeypa
 
 def test_an_artefact_needs_no_disk_that_is_shared(executor, runs):
     def weights(seed):
-        return {"w": torch.ones(50_000), "b": torch.ones(2)}, {"seed": seed}
+        return {"w": torch.ones(50_000), "b": torch.ones(2), "seed": seed}
 
     def total(parent):
         assert not parent.path.exists()
-        return {}, {"total": float(sum(value.sum() for value in parent.tensors.values())), "seed": parent.info["seed"]}
+        return {"total": float(sum(value.sum() for value in parent.tensors.values())), "seed": parent.info["seed"]}
 
     parent = Cache().call(weights, seed=7)
     assert len(parent.tensors) == 2

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nkdlib.data.images import Images, random_shift_flip
 from nkdlib.networks.resnet import ResNet, resnet
@@ -37,7 +37,7 @@ def train_teacher(
     augment: bool,
     seed: int,
     device: str,
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+) -> dict[str, object]:
     """Train a teacher from labels, a task for the cache.
 
     Args:
@@ -50,8 +50,8 @@ def train_teacher(
     >>> from nkdlib.data import load
     >>> images, held_out = load("digits").hold_out(200, seed=0)
     >>> given = {"images": images, "held_out": held_out, "augment": False, "seed": 0, "device": "cpu"}
-    >>> state, info = train_teacher(architecture=Architecture(8, 4), schedule=Schedule(steps=2, batch_size=16), **given)
-    >>> info["built"]
+    >>> made = train_teacher(architecture=Architecture(8, 4), schedule=Schedule(steps=2, batch_size=16), **given)
+    >>> made["built"]
     {'depth': 8, 'width': 4, 'stem_stride': 1, 'classes': 10, 'channels': 1}
     """
     classes, channels = images.num_classes, images.shape[0]
@@ -62,7 +62,7 @@ def train_teacher(
     )
     fit(network, batches, schedule)
     built = {**asdict(architecture), "classes": classes, "channels": channels}
-    return network.state_dict(), {"accuracy": accuracy(network, held_out.in_order(device)), "built": built}
+    return {**network.state_dict(), "accuracy": accuracy(network, held_out.in_order(device)), "built": built}
 
 
 def train_teachers(

@@ -137,9 +137,7 @@ def open_split(decoded: Artefact, split: str) -> Images:
     return Images(info["name"], split, tensors["pixels"], tensors["labels"], *about, opener=opener)
 
 
-def decode(
-    read: Callable[..., Decoded], path: str, files: str, name: str, **options: object
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+def decode(read: Callable[..., Decoded], path: str, files: str, name: str, **options: object) -> dict[str, object]:
     """Decode a data set by `read(path, **options)`, a task for the cache; `files` is a digest of its files."""
     arrays, classes = read(Path(path), **options)
     splits = {split: tuple(map(torch.from_numpy, of_split)) for split, of_split in arrays.items()}
@@ -149,7 +147,7 @@ def decode(
         labels = labels.long()
         fingerprints[split] = Images(name, split, pixels, labels, classes, mean, std).fingerprint
         tensors |= {f"{split}-pixels": pixels, f"{split}-labels": labels}
-    return tensors, {"name": name, "classes": classes, "mean": mean, "std": std, "fingerprints": fingerprints}
+    return {**tensors, "name": name, "classes": classes, "mean": mean, "std": std, "fingerprints": fingerprints}
 
 
 def channel_statistics(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

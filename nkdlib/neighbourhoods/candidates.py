@@ -102,7 +102,7 @@ class Candidate:
 
 def rank(
     piece: nn.Module, boundary: Store, holdout: int, solve_images: int, ridge: float, to_own: bool, source: str
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+) -> dict[str, object]:
     """Rank the channels of the teacher's `piece` for all widths at once, see `Ranking`; a task for the cache.
 
     `source` names the boundary in the key.
@@ -110,10 +110,7 @@ def rank(
     rows = boundary[holdout : holdout + solve_images]
     with Stopwatch(rows.device) as watch:
         ranking = rank_channels(piece, input_pairs(rows), ridge, to_own)
-    tensors, plain = {"order": ranking.order}, {"seconds": watch.device_s}
-    for name, value in vars(ranking.normal).items():
-        (tensors if isinstance(value, Tensor) else plain)[name] = value
-    return tensors, plain
+    return {"order": ranking.order, "seconds": watch.device_s, **vars(ranking.normal)}
 
 
 def _ranking(artefact: Artefact, device: torch.device) -> Ranking:
@@ -131,7 +128,7 @@ def distill_candidate(
     source: str,
     boundary: Store,
     ranking: Artefact | None,
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+) -> dict[str, object]:
     """Make one candidate of the teacher's `piece`; a task for the cache.
 
     It learns from the boundary's x (N, ...) and y (N, ...), the held-out images first, and from the artefact of `rank`
@@ -141,8 +138,8 @@ def distill_candidate(
     with Stopwatch(boundary.device) as watch:
         pairs, shared = input_pairs(boundary[recipe.solved]), _ranking(ranking, boundary.device) if ranking else None
         module = initialize_student(piece, copy.deepcopy(student), recipe, pairs, seed, shared)
-    state, info = train_local(name, module, boundary, recipe, seed)
-    return state, {**info, "start_s": watch.device_s, "ranking_s": ranking.info["seconds"] if ranking else 0.0}
+    trained = train_local(name, module, boundary, recipe, seed)
+    return dict(**trained, start_s=watch.device_s, ranking_s=ranking.info["seconds"] if ranking else 0.0)
 
 
 @dataclass(frozen=True)
@@ -169,14 +166,14 @@ def measure(cache: Cache, modules: Sequence[tuple[nn.Module, Tensor]], timing: T
 
 def time_modules(
     modules: list[tuple[nn.Module, tuple[int, ...]]], timing: Timing, hardware: str, device: str
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+) -> dict[str, object]:
     """Latencies of modules, each on inputs of a shape (B, ...); a task for the cache."""
     layout, models = torch.channels_last if timing.channels_last else torch.contiguous_format, []
     for module, shape in modules:
         example = torch.randn(shape, device=device)
         example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
         models.append((copy.deepcopy(module).to(memory_format=layout), example))
-    return {}, {"latencies": [asdict(latency) for latency in latencies(models, timing.repeats, hardware)]}
+    return {"latencies": [asdict(latency) for latency in latencies(models, timing.repeats, hardware)]}
 
 
 @torch.no_grad()

@@ -227,10 +227,10 @@ def _train(
     if recipe.schedule.steps == 0:
         made = [task.fn(**task.kwargs) for task in tasks.values()]
     elif cache is not None:
-        made = [(artefact.tensors, artefact.info) for artefact in cache.run(tasks.values(), executor, title)]
+        made = [{**artefact.tensors, **artefact.info} for artefact in cache.run(tasks.values(), executor, title)]
     else:
         calls = [(task.label, partial(task.fn, **task.kwargs)) for task in tasks.values()]
         made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
-    for name, (state, _) in zip(tasks, made, strict=True):
-        students[name].load_state_dict(state)
-    return {name: info for name, (_, info) in zip(tasks, made, strict=True)}
+    for name, found in zip(tasks, made, strict=True):
+        students[name].load_state_dict({key: found.pop(key) for key in students[name].state_dict()})
+    return dict(zip(tasks, made, strict=True))

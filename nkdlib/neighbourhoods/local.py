@@ -132,9 +132,7 @@ def local_error(student: nn.Module, store: Store) -> float:
     return error / scale
 
 
-def train_local(
-    name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int
-) -> tuple[dict[str, Tensor], dict[str, object]]:
+def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int) -> dict[str, object]:
     """Train one student on boundaries in memory; a task for any executor.
 
     Args:
@@ -145,7 +143,7 @@ def train_local(
         seed: of the order of examples and of dropout.
 
     Returns:
-        Its state, and local_error, losses (one a step) and device_s.
+        Tensors of its state by name, local_error, losses (one a step) and device_s.
 
     Raises:
         ValueError: a target that is the same for all held-out examples; a student without parameters.
@@ -153,7 +151,7 @@ def train_local(
     """
     held_out, rest, schedule = store[: recipe.holdout], store[recipe.holdout :], recipe.schedule
     if schedule.steps == 0:
-        return student.state_dict(), {"local_error": local_error(student, held_out), "losses": [], "device_s": 0.0}
+        return dict(**student.state_dict(), local_error=local_error(student, held_out), losses=[], device_s=0.0)
     with Stopwatch(device_of(student)) as watch:
         if (spread := variance(held_out)) == 0:
             raise ValueError(
@@ -173,4 +171,4 @@ def train_local(
             inputs = (rows["x"] for rows in rest.select(["x"]).chunks(256))
             reestimate_batchnorm(student, inputs, recipe.bn_images)
         error = _mean_squared_error(student, held_out) * scale
-    return student.state_dict(), {"local_error": error, "losses": losses, "device_s": watch.device_s}
+    return dict(**student.state_dict(), local_error=error, losses=losses, device_s=watch.device_s)

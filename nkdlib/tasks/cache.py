@@ -17,9 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import metadata
-from math import inf
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import safetensors.torch
@@ -42,13 +40,13 @@ class ArtefactDamaged(UserWarning):
 class Task:
     """One call, `fn(**kwargs, **inputs)`, whose result is an artefact.
 
-    fn: returns one dict of tensors and plain JSON values, or a dict of tensors and one of values. Torch, NumPy and
-    `random` are seeded from the task's key before the call. kwargs: part of the key. label: what progress and errors
-    call it. inputs: further arguments that follow from kwargs and are no part of the key, each a function without
-    arguments, called in this process when the task has to be run.
+    fn: returns a dict of tensors and plain JSON values. Torch, NumPy and `random` are seeded from the task's key
+    before the call. kwargs: part of the key. label: what progress and errors call it. inputs: further arguments that
+    follow from kwargs and are no part of the key, each a function without arguments, called in this process when the
+    task has to be run.
     """
 
-    fn: Callable[..., dict | tuple[dict[str, torch.Tensor], dict[str, object]]]
+    fn: Callable[..., dict[str, object]]
     kwargs: Mapping[str, object]
     label: str
     inputs: Mapping[str, Callable[[], object]] = field(default_factory=dict)
@@ -157,21 +155,17 @@ class Cache:
         return [artefacts[key] for key in keys]
 
     def _longest_first(self, tasks: dict[str, Task]) -> dict[str, float]:
-        """Return what tasks may take in seconds, in the order to run them.
-
-        A task takes as long as the last one of its label; those of new labels go first, since they may take longest.
-        """
+        """Return what tasks may take in seconds: as long as the last one of their label, or as the longest of all."""
         took: dict[str, dict[str, float]] = {task.fn.__name__: {} for task in tasks.values()}
         for name, labels in took.items():
             with suppress(FileNotFoundError):  # one that another process found damaged
                 for info in sorted((self.root / name).glob(f"*/{INFO}"), key=lambda path: path.stat().st_mtime):
-                    with suppress(ValueError, KeyError):
+                    with suppress(ValueError, KeyError, TypeError):
                         content = json.loads(info.read_bytes())
                         labels[content["label"]] = content["seconds"]["wall"]
-        known = {key: took[task.fn.__name__].get(task.label, inf) for key, task in tasks.items()}
-        usual = {name: fmean(labels.values()) if labels else 1.0 for name, labels in took.items()}
-        order = sorted(tasks, key=lambda key: -known[key])
-        return {key: known[key] if known[key] < inf else usual[tasks[key].fn.__name__] for key in order}
+        known = {key: (took[task.fn.__name__], task.label) for key, task in tasks.items()}
+        seconds = {key: labels.get(label, max(labels.values(), default=1.0)) for key, (labels, label) in known.items()}
+        return dict(sorted(seconds.items(), key=lambda each: -each[1]))
 
     def _place(self, task: Task, key: str) -> Path:
         return self.root / task.fn.__name__ / key[:16]
@@ -237,14 +231,9 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
     """Make one artefact's files; runs in a worker, whose disk may be another one, or in the caller's process."""
     with _seeded(int(key[:8], 16)), Stopwatch() as watch:
         made = task.fn(**task.kwargs)
-    match made:
-        case dict():
-            tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
-            info = {name: value for name, value in made.items() if name not in tensors}
-        case dict() as tensors, dict() as info if all(isinstance(value, torch.Tensor) for value in tensors.values()):
-            pass
-        case _:
-            raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and plain values")
+    if not isinstance(made, dict):
+        raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and plain values")
+    tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
     data = safetensors.torch.save(
         {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
     )
@@ -252,7 +241,7 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
         "key": key,
         "kind": task.fn.__name__,
         "label": task.label,
-        "info": info,
+        "info": {name: value for name, value in made.items() if name not in tensors},
         "seconds": {"wall": watch.wall_s, "cpu": watch.cpu_s},
         "ingredients": ingredients,
         "tensors_sha256": hashlib.sha256(data).hexdigest(),
