@@ -88,10 +88,11 @@ def test_runs_go_through_the_executor():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"seed": [0], "shares": [1]}, "noted has no argument `shares`; did you mean `share`"),
-        ({"seed": [0]}, "noted lacks its argument `share`"),
-        ({"seed": [0], "share": [1], "fixed": {"share": 1}}, "argument `share` of noted is given twice"),
-        ({"cases": [{"seed": 1}], "seed": [0], "share": [1]}, "argument `seed` of noted is given twice"),
+        ({"seed": [0], "shares": [1]}, r"noted\(seed, share, .*\) gets seed, shares from .*: missing"),
+        ({"seed": [0]}, "gets seed from cases, grid and `fixed`: missing .* 'share'"),
+        ({"seed": [0], "share": [1], "fixed": {"steps": 1}}, "unexpected keyword argument 'steps'"),
+        ({"seed": [0], "share": [1], "fixed": {"share": 1}}, "multiple values for keyword argument 'share'"),
+        ({"cases": [{"seed": 1}], "seed": [0], "share": [1]}, "multiple values for keyword argument 'seed'"),
         ({"seed": 3, "share": [1]}, r"seed \(=3\) must be a list of values"),
         ({"seed": [0], "share": "half"}, r"share \(='half'\) must be a list"),
         ({"seed": [], "share": [1]}, "seed is empty"),

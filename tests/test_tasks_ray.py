@@ -1,6 +1,5 @@
 """A Ray cluster: the same bits as here, even if a node dies; large tensors travel once."""
 
-import io
 import os
 import shutil
 import subprocess
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from joblib.externals.loky.backend.reduction import get_loky_pickler
 from torch import nn
 
 from nkdlib.neighbourhoods import Recipe, distill
 from nkdlib.neighbourhoods.local import train_local
 from nkdlib.networks import resnet
 from nkdlib.tasks.cache import Cache, Task
-from nkdlib.tasks.executors import make_executor, packed
+from nkdlib.tasks.executors import Processes, make_executor
 from nkdlib.training import Schedule
 from nkdlib.training.store import Store
 
@@ -62,6 +60,13 @@ def executor(cluster):
             yield executor
 
 
+@pytest.fixture(scope="module")
+def process():
+    """An executor with a worker process on this machine."""
+    with Processes(jobs=1) as executor:
+        yield executor
+
+
 def student():
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
@@ -78,6 +83,12 @@ def noted(notes, store, seed):
             time.sleep(600)
     torch.manual_seed(seed)
     return train_local("part", student(), store, RECIPE, seed)
+
+
+def kept(parts):
+    """Give back what arrives, after a step that changes statistics in place, as training does."""
+    parts[1].train()(torch.ones(2, len(parts[1][2].running_mean)))
+    return parts
 
 
 def node_of_this_process():
@@ -145,7 +156,7 @@ def test_boundaries_are_put_once_whatever_the_number_of_tasks(executor, monkeypa
     import ray
 
     put, sizes = ray.put, []
-    monkeypatch.setattr(ray, "put", lambda content: sizes.append(content[0].nbytes) or put(content))
+    monkeypatch.setattr(ray, "put", lambda content: sizes.append(content.nbytes) or put(content))
     teacher, images = resnet(8, 10, seed=0).eval(), torch.randn(64, 3, 32, 32)
     students = {"layer1.0": 0.5, "layer2.0": 0.5}
     recipe = Recipe(Schedule(1, batch_size=8, lr=2e-3), start="random", holdout=8, bn_images=8, solve_images=2)
@@ -160,26 +171,15 @@ def test_an_artefact_needs_no_disk_that_is_shared(executor, runs):
     def weights(seed):
         return {"w": torch.ones(50_000), "b": torch.ones(2), "seed": seed}
 
-    def total(parent):
-        assert not parent.path.exists()
+    def total(parent, again):
+        assert not parent.path.exists() and parent is again["parent"]
         return {"total": float(sum(value.sum() for value in parent.tensors.values())), "seed": parent.info["seed"]}
 
     parent = Cache().call(weights, seed=7)
     assert len(parent.tensors) == 2
     shutil.rmtree(parent.path)
-    (child,) = Cache().run([Task(total, {"parent": parent}, "total")], executor)
+    (child,) = Cache().run([Task(total, {"parent": parent, "again": {"parent": parent}}, "total")], executor)
     assert child.info == {"total": 50_002, "seed": 7} and child.path.is_dir()
-
-
-def test_an_artefact_travels_whole(runs):
-    def weights(seed):
-        return {"w": torch.ones(50_000), "b": torch.ones(2), "seed": seed}
-
-    parent = Cache().call(weights, seed=7)
-    twin, again = by_ray([parent, {"again": parent}])
-    shutil.rmtree(parent.path)
-    assert twin == parent and twin is again["again"] and twin.info == {"seed": 7}
-    assert torch.equal(twin.tensors["w"], torch.ones(50_000)) and len(twin.tensors["b"]) == 2
 
 
 def test_a_failure_keeps_its_type_and_the_others_are_cancelled(executor):
@@ -213,29 +213,10 @@ def test_a_task_has_its_share_of_a_gpu(gpu_node, executor, monkeypatch):
     assert executor.submit(resources).result(timeout=180) == {"CPU": 1, "GPU": 0.25}  # four jobs share one
 
 
-def by_loky(value):
-    file = io.BytesIO()
-    get_loky_pickler()(file, {torch.Tensor: packed}).dump(value)
-    return torch.serialization.pickle.loads(file.getvalue())
-
-
-def by_ray(value):
-    pytest.importorskip("ray")
-    from nkdlib.tasks.ray_cluster import _Pickler, _Unpickler
-
-    file, contents = io.BytesIO(), []
-
-    def share(tensor):
-        contents.append(packed(tensor.detach())[1])
-        return id(tensor)
-
-    _Pickler(file, share).dump(value)
-    return _Unpickler(io.BytesIO(file.getvalue()), contents).load()
-
-
-@pytest.mark.parametrize("travel", [by_loky, by_ray])
+@pytest.mark.parametrize("kind", ["local", "ray"])
 @pytest.mark.parametrize("size", [2, 200])
-def test_tensors_arrive_as_they_were(travel, size):
+def test_tensors_arrive_as_they_were(request, kind, size):
+    executor = request.getfixturevalue("executor") if kind == "ray" else request.getfixturevalue("process")
     draw = torch.Generator().manual_seed(0)
     layer = nn.Linear(size, size)
     layer.weight.requires_grad_(False)
@@ -250,11 +231,11 @@ def test_tensors_arrive_as_they_were(travel, size):
         "learned": maps.clone().requires_grad_(True),
         "bfloat": maps.bfloat16(),
     }
-    *found, tied = travel([sent, nn.Sequential(layer, layer)])
+    found, tied = executor.submit(kept, [sent, nn.Sequential(layer, layer, nn.BatchNorm1d(size))]).result(timeout=180)
     for name, value in sent.items():
-        (twin,) = [part[name] for part in found]
+        twin = found[name]
         assert torch.equal(twin, value) and twin.dtype == value.dtype and twin.requires_grad == value.requires_grad
         assert twin.stride() == value.stride() or name == "view"
     assert tied[0].weight is tied[1].weight and isinstance(tied[0].weight, nn.Parameter)
-    assert [p.requires_grad for p in tied.parameters()] == [False, True]
+    assert [p.requires_grad for p in tied[0].parameters()] == [False, True] and tied[2].num_batches_tracked == 1
     assert torch.equal(tied[0].weight, layer.weight) and torch.equal(tied[0].bias, layer.bias)

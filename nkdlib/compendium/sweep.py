@@ -4,7 +4,6 @@ An experiment is a plain function of a notebook or module that takes all it uses
 Its runs are kept in the artefact cache, so a sweep that was interrupted goes on where it ended.
 """
 
-import difflib
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -86,7 +85,11 @@ def sweep(
     rows, tasks = [], []
     for case, point in itertools.product(_listed("cases", cases), itertools.product(*axes)):
         varied = {name: value for name, _, value in point}
-        arguments = _arguments(function, case, varied, fixed or {})
+        try:
+            arguments = inspect.signature(function).bind(**case, **varied, **(fixed or {})).arguments
+        except TypeError as error:
+            given, takes = ", ".join([*case, *varied, *(fixed or {})]), inspect.signature(function)
+            raise TypeError(f"{function.__name__}{takes} gets {given} from cases, grid and `fixed`: {error}") from None
         row = {**case, **{name: shown for name, shown, _ in point}}
         rows.append({name: value for name, value in row.items() if isinstance(value, PLAIN)})
         tasks.append(Task(function, arguments, ", ".join(f"{name} {value}" for name, value in rows[-1].items())))
@@ -111,23 +114,3 @@ def _listed(name: str, values: Iterable) -> list:
 def _named(name: str, values: Iterable | Mapping[str, object]) -> list[tuple[object, object]]:
     """Return pairs of what a column shows for a value, and the value."""
     return _listed(name, values.items()) if isinstance(values, Mapping) else [(v, v) for v in _listed(name, values)]
-
-
-def _arguments(function: Callable, *given: Mapping[str, object]) -> dict[str, object]:
-    """Return the arguments of one run, from its case, its point of the grid and what is fixed."""
-    parameters, arguments = inspect.signature(function).parameters, {}
-    for part in given:
-        for name, value in part.items():
-            if name not in parameters:
-                near = difflib.get_close_matches(name, parameters, n=1, cutoff=0)
-                hint = f"did you mean `{near[0]}`?" if near else "it takes none"
-                raise TypeError(f"{function.__name__} has no argument `{name}`; {hint}")
-            if name in arguments:
-                raise TypeError(f"argument `{name}` of {function.__name__} is given twice: in cases, grid or `fixed`")
-            arguments[name] = value
-    needed = [name for name, parameter in parameters.items() if parameter.default is parameter.empty]
-    if missing := [name for name in needed if name not in arguments]:
-        raise TypeError(
-            f"{function.__name__} lacks its argument `{'`, `'.join(missing)}`; sweep it or give it in `fixed`"
-        )
-    return arguments

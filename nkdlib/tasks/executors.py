@@ -49,9 +49,6 @@ class InProcess(Executor):
             torch.set_num_threads(before)
         return future
 
-    def shutdown(self, wait: bool = True, kill: bool = False) -> None:
-        """Do nothing: no process to end."""
-
 
 def packed(tensor: torch.Tensor) -> tuple:
     """Pickle a contiguous tensor as raw bytes, twice as fast as torch's own pickling: a function and its arguments."""
@@ -88,6 +85,7 @@ class Processes(Executor):
 
     def __init__(self, jobs: int, threads: int = 1):
         self.jobs, self.threads = jobs, threads
+        self._variables = {**computing(threads), "NKD_PROGRESS": os.devnull}  # a worker's steps are not the user's
         self._pool: ProcessPoolExecutor | None = None
 
     def submit(self, fn: Callable, *args: object, **kwargs: object) -> Future:
@@ -101,18 +99,18 @@ class Processes(Executor):
             timeout=600,  # idle workers go home; a later submission starts new ones
             initializer=_start_worker,
             initargs=(self.threads, os.getpid()),
-            env={**computing(self.threads), "NKD_PROGRESS": os.devnull},  # a worker's steps are not the user's
+            env=self._variables,
         )
         return self._pool.submit(fn, *args, **kwargs)
 
-    def shutdown(self, wait: bool = True, kill: bool = False) -> None:
-        """End the workers; kill: at once, dropping what is in flight."""
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """End the workers; cancel_futures: at once, dropping what is in flight as well."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.shutdown(wait=wait, kill_workers=kill)
+            pool.shutdown(wait=wait, kill_workers=cancel_futures)
 
     def __exit__(self, kind: type | None, *exc: object) -> None:
-        self.shutdown(kill=kind is not None)
+        self.shutdown(cancel_futures=kind is not None)
 
 
 EXECUTORS = ("local", "ray")
@@ -188,6 +186,6 @@ def gather(
                     "has kept is not lost: the next run goes on from there"
                 ) from error
             if not isinstance(error, Exception):  # Ctrl-C
-                executor.shutdown(wait=True, kill=True)
+                executor.shutdown(cancel_futures=True)
             raise
     return [results[place] for place in range(len(seconds))]
