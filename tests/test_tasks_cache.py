@@ -311,6 +311,8 @@ def test_the_longest_of_known_tasks_is_run_first_and_results_keep_their_order(ru
         return list(order)
 
     order: list = []
+    (other := Cache().root / "nap" / "damaged").mkdir(parents=True)
+    (other / "info.json").write_text("[]")
     monkeypatch.setattr(cache, "Stopwatch", Watch)
     assert run(1, 0.02, 0.0, 0.04) == [0.02, 0.0, 0.04]  # nothing is known yet
     assert run(2, 0.02, 0.0, 0.04) == [0.04, 0.02, 0.0]

@@ -191,7 +191,7 @@ def test_variables_that_functions_of_a_notebook_read_are_listed_and_need_a_form(
 
     assert variables(CELL) == {"FACTOR": "scaled"} and variables(CELL.replace("x * FACTOR", "x")) == {}
     opened = cell("texts = open(__file__)\n\ndef task(x):\n    return texts\n".replace("__file__", repr(__file__)))
-    with opened.texts, pytest.raises(TypeError, match=r"the variable `texts` that task reads \(a _io"):
+    with opened.texts, pytest.raises(TypeError, match=r"what task reads\['texts'\] \(a _io"):
         fingerprint(opened.task)
 
 

@@ -151,7 +151,7 @@ class Ingredients:
             reads = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
             defined = {name for name, value in reads.items() if isinstance(value, ModuleType | type) or _named(value)}
             self.variables |= dict.fromkeys(reads.keys() - defined, function.__name__)
-            described["reads"] = self.canonical(reads, f"{function.__name__} reads")
+            described["reads"] = self.canonical(reads, f"what {function.__name__} reads")
         return described
 
     def _callable(self, value: Callable, name: str) -> list:
