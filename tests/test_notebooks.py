@@ -12,9 +12,6 @@ from nkdlib.compendium.tiers import TIERS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LINES = 25  # of a cell, at most
-LINES_TODAY = {  # numbers may only shrink, and a line goes when it reaches LINES
-    "06_figs_detection": 49,
-}
 ONE_SEED = ("02_distillation_speed", "03_student_search", "04_synthetic_data")  # half the seconds
 WITH_GPU_SWITCHES = ("05_figs_classification", "06_figs_detection")  # one seed, with what only the gpu tier turns on
 SMALLER = {"05_figs_classification": {"search_steps": 20, "steps": 5, "repeats": 2}}  # it has the most tasks
@@ -43,7 +40,7 @@ def test_a_cell_fits_a_screen(path):
     parameters, *others = code
     assert "parameters" in parameters.metadata.get("tags", [])
     longest = max(len(cell.source.splitlines()) for cell in others)
-    assert longest <= LINES_TODAY.get(path.stem, LINES), f"a cell of {path.name} has {longest} lines"
+    assert longest <= LINES, f"a cell of {path.name} has {longest} lines"
 
 
 @notebooks
