@@ -124,3 +124,9 @@ def test_provenance_names_code_data_packages_and_hardware_and_no_one():
     assert len(record["commit"]) == 40 and isinstance(record["dirty"], bool)
     for private in (os.uname().nodename, os.path.expanduser("~") + os.sep, "someone"):
         assert private not in text
+
+
+def test_the_typed_variables_of_a_notebook_are_its_parameters():
+    variables = {"profile": "smoke", "seeds": 3, "train": object(), "__annotations__": {"profile": str, "seeds": int}}
+    results = Results.of_notebook("01_local_replacement", variables)
+    assert (results.profile, results.parameters) == ("smoke", {"profile": "smoke", "seeds": 3})

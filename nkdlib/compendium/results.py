@@ -50,6 +50,19 @@ class Results:
         self.observations: list[Observation] = []
         self._started = time.perf_counter(), time.process_time()
 
+    @classmethod
+    def of_notebook(cls, notebook: str, variables: Mapping[str, object], data_fingerprint: str = "") -> "Results":
+        """Results of a running notebook, whose figures get the compendium's style.
+
+        Args:
+            notebook: its stem.
+            variables: its `globals()`; those with a type are its parameters.
+            data_fingerprint: of the images it used.
+        """
+        plt.style.use("nkdlib.compendium.figures")
+        parameters = {name: variables[name] for name in variables["__annotations__"]}
+        return cls(notebook, parameters["profile"], parameters, data_fingerprint)
+
     @property
     def judged(self) -> bool:
         """Whether this profile's numbers may fill a row of the claims table."""
