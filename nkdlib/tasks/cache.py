@@ -231,8 +231,6 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
     """Make one artefact's files; runs in a worker, whose disk may be another one, or in the caller's process."""
     with _seeded(int(key[:8], 16)), Stopwatch() as watch:
         made = task.fn(**task.kwargs)
-    if isinstance(made, tuple):
-        made = made[0] | made[1]
     if not isinstance(made, dict):
         raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and plain values")
     tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
