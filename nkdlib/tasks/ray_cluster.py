@@ -75,7 +75,8 @@ class RayCluster(Processes):
         address = os.environ.get("RAY_ADDRESS")
         size = {} if address else {"num_cpus": self.jobs * self.threads, "include_dashboard": False}
         variables = {name: os.environ[name] for name in SAME if name in os.environ}
-        variables |= self._variables | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        folders = os.pathsep.join(map(os.path.abspath, sys.path))  # where the caller's own modules are, on every node
+        variables |= self._variables | {"PYTHONPATH": folders}
         code = {"py_modules": [str(PACKAGE)], "env_vars": variables}
         quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
         ray.init(address or "local", runtime_env=code, **quiet, **size)
