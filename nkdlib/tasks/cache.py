@@ -155,7 +155,7 @@ class Cache:
         return [artefacts[key] for key in keys]
 
     def _longest_first(self, tasks: dict[str, Task]) -> dict[str, float]:
-        """Return what tasks may take in seconds: as long as the last one of their label, or as the longest of all."""
+        """Return what tasks may take in seconds: what the last of their label took; if new, the longest of all."""
         took: dict[str, dict[str, float]] = {task.fn.__name__: {} for task in tasks.values()}
         for name, labels in took.items():
             with suppress(FileNotFoundError):  # one that another process found damaged
