@@ -181,6 +181,7 @@ def distill(
             for part in parts:
                 student = students[part.name].eval()
                 done[part.name] = Distilled(part.name, student, part.example, start_s[part.name], **infos[part.name])
+            del boundaries, rows, pairs  # room for the next set
     if len(sets) > 1:
         said = (
             f"boundaries above recipe.memory_limit_gb (={recipe.memory_limit_gb:g}): {len(sets)} passes of the teacher"
