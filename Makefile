@@ -27,7 +27,7 @@ report: $(READY)  ## build the site of all results, runs/report/index.html; it n
 test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke too
 	@$(PYTHON) -m ruff check .
 	@$(PYTHON) -m ruff format --check .
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --durations=10 $(ARGS)
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(ARGS)
 
 # One thread, and memory that is kept, as under the runner: the same numbers, several times as fast.
 lab: $(READY)  ## open JupyterLab on the notebooks

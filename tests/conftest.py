@@ -13,6 +13,14 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a script's backgr
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = ("test_notebooks", "test_tasks_ray", "test_runtime_run")  # begun first, so that no worker ends alone with one
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @torch.no_grad()
 def speaking(network, x):
     """Give BatchNorms scales of their own and the statistics of `x`, so that it reaches the end; evaluation mode."""
