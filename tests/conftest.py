@@ -13,11 +13,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a script's backgr
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST = ("test_notebooks", "test_tasks_ray", "test_runtime_run")  # begun first, so that no worker ends alone with one
+LONGEST = ("test_notebooks", "test_notebooks_figs", "test_tasks_ray", "test_runtime_run")  # begun first
 
 
 def pytest_collection_modifyitems(items):
-    """Put the files that take longest first."""
+    """Put the files that take longest first, so that no worker ends alone with one of them."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
