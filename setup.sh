@@ -24,5 +24,7 @@ else
 fi
 install -r requirements.txt
 install --no-deps --no-build-isolation --editable .
+# On all cores, once: otherwise each process of a first run compiles what it imports. Some packages hold files for Python 2.
+.venv/bin/python -m compileall -q -j 0 .venv/lib > /dev/null 2>&1 || true
 .venv/bin/python -c "import torch, torchvision, papermill, nkdlib"
 touch $ready
