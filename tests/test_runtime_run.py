@@ -176,6 +176,14 @@ def test_the_papers_size_has_no_notebooks(command, capsys):
     assert "nkdlib.compendium.torchrun (docs/clusters.md)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--seeds", "--jobs"])
+@pytest.mark.parametrize("value", ["0", "-2", "two"])
+def test_a_count_below_one_is_refused(option, value, capfd):
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["00_start_here", "--profile", "smoke", option, value])
+    assert f"argument {option}: '{value}' must be a whole number of at least 1" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
 def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

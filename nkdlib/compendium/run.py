@@ -214,14 +214,21 @@ def environment(out: Path | None, private: str) -> dict[str, str]:
     }
 
 
+def at_least_one(text: str) -> int:
+    """Read a count from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.run", description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
     parser.add_argument("--profile", choices=list(TIERS), default="cpu", help="the budget")
     parser.add_argument("--data", help="another data set than the profile's: a name or a folder of images")
-    parser.add_argument("--seeds", type=int, help="number of repeats")
-    parser.add_argument("--jobs", type=int, help="number of workers")
+    parser.add_argument("--seeds", type=at_least_one, help="number of repeats")
+    parser.add_argument("--jobs", type=at_least_one, help="number of workers")
     parser.add_argument("--device", help="cpu, cuda or cuda:N")
     parser.add_argument("--executor", choices=list(EXECUTORS), help="where tasks run")
     parser.add_argument("--out", type=Path, help="a folder for runs/ and figures/ in place of the checkout's")
