@@ -5,7 +5,7 @@ READY := .venv/.ready
 RUN = $(PYTHON) -m nkdlib.compendium.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
 	$(if $(EXECUTOR),--executor '$(EXECUTOR)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
-.PHONY: help reproduce figures verify report test lab data bench lock clean
+.PHONY: help reproduce figures verify report test lab data teachers bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -37,6 +37,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 data: $(READY)  ## fetch and decode the profile's data, or DATA
 	@data='$(DATA)'; $(PYTHON) -m nkdlib.data.fetch "$${data:-$$($(PYTHON) -c \
 		'from nkdlib.compendium.tiers import TIERS; print(TIERS["$(PROFILE)"].common["data"])')}"
+
+teachers: $(READY)  ## train the teachers of teachers/ again, an hour each on one core; resumes
+	@$(PYTHON) -m nkdlib.compendium.teachers cifar10-resnet20 --seed 0 1 2 3 4
 
 bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done

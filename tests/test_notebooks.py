@@ -63,7 +63,7 @@ def run_at_smoke(path, reproduced, monkeypatch, capfd):
     command = [str(path), "--profile", "smoke", "--jobs", "1", "--out", str(reproduced)]
     if path.stem in WITH_GPU_SWITCHES:
         taken, gpu = papermill.inspect_notebook(str(path)), TIERS["gpu"].for_notebook(path.stem)
-        values = {name: gpu[name] for name in ("amp", "augment", "teacher_recipe") if name in taken}
+        values = {name: gpu[name] for name in ("amp", "augment") if name in taken}
         assert values["amp"] and values.get("augment", True)
         values |= SMALLER.get(path.stem, {})
         monkeypatch.setitem(TIERS, "smoke", dataclasses.replace(TIERS["smoke"], notebooks={path.stem: values}))
