@@ -1,8 +1,11 @@
 """Cache keys: everything that decides a result counts, prose and formatting do not."""
 
+import enum
 import functools
 import sys
+import time
 import types
+from collections import OrderedDict
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
+from torchvision.models import efficientnet_b0
 
 from nkdlib.tasks import keys
 from nkdlib.tasks.keys import Ingredients, fingerprint
@@ -240,6 +244,37 @@ class Scaled(nn.Module):
         return weight * self.factor
 
 
+class Act(enum.Enum):
+    """A choice."""
+
+    RELU = 1
+    TANH = 2
+
+
+class Named(str):
+    """A name that holds more than it shows."""
+
+    def __new__(cls, name, scale):
+        made = super().__new__(cls, name)
+        made.scale = scale
+        return made
+
+
+class Slotted:
+    """An object without a dict."""
+
+    __slots__ = ("scale",)
+
+    def __init__(self, scale):
+        self.scale = scale
+
+
+def tensor(**attributes):
+    value = torch.zeros(1)
+    vars(value).update(attributes)
+    return value
+
+
 def linear(change=None):
     """A layer with equal weights every time, changed in place."""
     torch.manual_seed(0)
@@ -271,6 +306,14 @@ def spread(factor):
         (slice(1), slice(2)),
         ("abc".join, "abd".join),
         (Config(1.0).__eq__, Config(2.0).__eq__),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)),
+        ([1, 2], (1, 2)),
+        (Act.RELU, Act.TANH),
+        (Named("a", 1), Named("a", 2)),
+        (Slotted(1), Slotted(2)),
+        ({"a": [linear()]}, {"a": [nn.Linear(3, 3)]}),
+        (tensor(scale=1), tensor(scale=2)),
     ],
     ids=lambda value: type(value).__name__,  # the same in every process
 )
@@ -278,11 +321,67 @@ def test_every_attribute_of_a_module_counts(first, second):
     assert fingerprint(Layer(first)) == fingerprint(Layer(first)) != fingerprint(Layer(second))
 
 
-@pytest.mark.parametrize("held", [(x for x in ()), sys._getframe()], ids=type)
+@pytest.mark.parametrize("held", [(x for x in ()), sys._getframe(), torch.eye(2).to_sparse()], ids=type)
 def test_an_attribute_that_no_key_sees_is_refused_by_its_name(held):
     network = nn.Sequential(nn.ReLU(), Layer(held))
-    with pytest.raises(TypeError, match=r"^argument teacher\.1\.held .* cannot be pickled"):
+    with pytest.raises(TypeError, match=r"^argument teacher\.1\.held .* (cannot be pickled|contents cannot be read)"):
         Ingredients().canonical(network, "argument teacher")
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: torch.jit.trace(nn.ReLU(), torch.zeros(2)), r"teacher\._actual_script_module\._c"),
+        (lambda: nn.LazyLinear(3), r"teacher\.weight"),
+        (lambda: nn.Sequential(nn.Linear(3, 3, device="meta")), r"teacher\.0\.weight"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_network_that_no_key_sees_is_refused_by_the_name_of_what_it_hides(make, name):
+    with pytest.raises(TypeError, match=rf"^{name} .* cannot be part of a cache key"):
+        Ingredients().canonical(make(), "teacher")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda scale: nn.Sequential(OrderedDict([("a", nn.ReLU()), ("b", nn.Tanh())][:: 3 - 2 * scale])),
+        lambda scale: nn.LSTM(3, 3, 2, dropout=scale / 10),
+        lambda scale: nn.TransformerEncoderLayer(4, 2, 8, activation=(F.relu, F.gelu)[scale - 1]),
+        lambda scale: nn.DataParallel(Layer(scale)),
+        lambda scale: torch.compile(Layer(scale)),
+        lambda scale: compiled_in_place(Layer(scale)),
+        lambda scale: parametrizations.weight_norm(linear(), dim=scale - 1),
+    ],
+)
+def test_networks_of_every_kind_count_by_what_they_compute(make):
+    def key(scale):
+        torch.manual_seed(0)
+        return fingerprint(make(scale))
+
+    assert key(1) == key(1) != key(2)
+
+
+def compiled_in_place(layer):
+    layer.compile()
+    return layer
+
+
+def test_a_method_that_somebody_replaced_counts(monkeypatch):
+    before = fingerprint(nn.ReLU())
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x)
+    first = fingerprint(nn.ReLU())
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: 2 * x)
+    assert len({before, first, fingerprint(nn.ReLU())}) == 3
+
+
+def test_five_million_parameters_have_a_key_in_a_tenth_of_a_second():
+    network, seconds = efficientnet_b0(), []
+    for _ in range(5):
+        start = time.process_time()
+        fingerprint(network)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -298,6 +397,8 @@ def test_an_attribute_that_no_key_sees_is_refused_by_its_name(held):
         lambda layer: layer.weight.requires_grad_(False),
         lambda layer: nn.init.ones_(layer.bias),
         lambda layer: setattr(layer, "bias", None),
+        lambda layer: layer.weight.register_hook(spread(2)),
+        lambda layer: layer.eval(),
     ],
 )
 def test_everything_that_changes_a_layer_counts(change):
@@ -347,7 +448,8 @@ class Both(nn.Module):
         return self.act(x)
 
 
-def test_modes_of_training_do_not_count():
+def test_the_mode_of_every_layer_counts():
     network = nn.Sequential(linear(), nn.Dropout(0.1))
-    assert fingerprint(network.train()) == fingerprint(network.eval())
-    assert fingerprint(network) != fingerprint(nn.Sequential(linear(), nn.Dropout(0.2)))
+    keys_of = [fingerprint(network.train()), fingerprint(network.eval())]
+    network[1].train()
+    assert len({*keys_of, fingerprint(network)}) == 3

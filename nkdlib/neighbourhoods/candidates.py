@@ -179,7 +179,7 @@ def time_modules(
 @torch.no_grad()
 def _blank(module: nn.Module) -> nn.Module:
     """A copy with weights of zero, which take as long as others, so that modules of equal shapes are alike."""
-    module = copy.deepcopy(module)
+    module = copy.deepcopy(module).eval()
     for value in module.state_dict().values():
         value.zero_()
     return module

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import sys
 import sysconfig
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -28,6 +29,7 @@ ALLOWED = (
     "classes, torch dtypes, devices and modules, artefacts, and objects with a `fingerprint`"
 )
 NEUTRAL = {f"nkdlib.compendium.{name}" for name in ("claims", "criteria", "judge", "plots", "results", "sweep")}
+PLAIN = (type(None), bool, int, float, str, list, dict)
 READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")  # instructions
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = PACKAGE.parent
@@ -36,8 +38,8 @@ _LOADED = {path: path.read_bytes() for path in PACKAGE.rglob("*.py")}  # what th
 
 
 def sha256(value: object) -> str:
-    """Return the SHA-256 of a JSON-able value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    """Return the SHA-256 of a JSON-able value; the order of a dict counts, since layers are called in it."""
+    text = json.dumps(value, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -81,11 +83,13 @@ class Ingredients:
         pickled. Raises TypeError for a value without canonical form, RuntimeError if code behind it was edited after
         this process loaded it.
         """
-        if value is None or isinstance(value, bool | int | float | str):
+        if inside and type(value) not in PLAIN:
+            pass  # a tuple indexes unlike a list, and a subclass may hold more than it shows
+        elif value is None or isinstance(value, bool | int | float | str):
             return value
-        if isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple):
             return [self.canonical(item, f"{name}[{index}]", inside) for index, item in enumerate(value)]
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
             return {key: self.canonical(item, f"{name}[{key!r}]", inside) for key, item in value.items()}
         if isinstance(value, torch.dtype | torch.device):
             return {type(value).__name__: str(value)}
@@ -97,7 +101,7 @@ class Ingredients:
         if isinstance(printed := getattr(value, "fingerprint", None), str):
             return {"class": self._class(type(value)), "fingerprint": printed}
         if isinstance(value, Tensor):
-            return self._once(value, lambda: [digest([value]), value.requires_grad])
+            return self._once(value, lambda: self._tensor(value, name))
         if isinstance(value, nn.Module):
             return self._once(value, lambda: self._network(value, name))
         if isinstance(value, FunctionType):
@@ -120,12 +124,27 @@ class Ingredients:
         self._met[id(value)] = len(self._met), value
         return {qualified_name(type(value)): describe()}
 
+    def _tensor(self, value: Tensor, name: str) -> list:
+        """Describe a tensor by its contents, its attributes and its hooks."""
+        hooks = list((value._backward_hooks or {}).values())
+        try:
+            contents = digest([value])
+        except (RuntimeError, NotImplementedError) as error:  # a sparse one, a lazy one, one on the device meta
+            raise TypeError(
+                f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key, since its contents "
+                f"cannot be read ({error}); use a plain tensor, and call a lazy layer once"
+            ) from error
+        return [contents, value.requires_grad, self.canonical([vars(value), hooks], name, inside=True)]
+
     def _network(self, module: nn.Module, name: str) -> str:
-        """Return the SHA-256 of all that a module holds: attributes, hooks, parameters, buffers and children."""
+        """Return the SHA-256 of all that a module holds: attributes, mode, hooks, parameters, buffers and children."""
         usual, traced = vars(nn.Module()), isinstance(module, fx.GraphModule)
         plain = vars(fx.GraphModule(nn.Module(), fx.Graph())) if traced else usual
         held = {key: value for key, value in vars(module).items() if key not in plain}
+        held = {} if "_orig_mod" in module._modules else held  # compiled: the rest is the compiler's own
+        held.pop("_compiled_call_impl", None)
         held |= {key: list(vars(module)[key].values()) for key in usual if "hooks" in key}
+        held["training"] = module.training
         held |= {**module._parameters, **module._buffers, **module._modules, "graph": module.code if traced else None}
         described = {key: self.canonical(value, f"{name}.{key}", inside=True) for key, value in held.items()}
         return sha256([self._class(type(module)), described])
@@ -136,7 +155,7 @@ class Ingredients:
         described: dict[str, object] = {"name": qualified_name(function)}
         if _is_found(function):
             return described
-        held = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__}
+        held = {"defaults": function.__defaults__, "keyword defaults": function.__kwdefaults__, **vars(function)}
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             with contextlib.suppress(ValueError):  # one that is still empty
                 held[variable] = cell.cell_contents
@@ -161,12 +180,15 @@ class Ingredients:
         return [qualified_name(value), self.canonical(held, name, inside=True)]
 
     def _class(self, kind: type) -> object:
-        """Return the name of a class; of one defined in a notebook or function, and of such bases, the members too."""
+        """Return the name of a class, and the members, its bases' too, that no module shows: all, or replaced ones."""
         described = []
         for base in kind.__mro__:
             self._add_module(base.__module__)
-            if not _is_found(base):
+            if _is_found(base):
+                members = {k: v for k, v in vars(base).items() if isinstance(v, FunctionType) and not _is_found(v)}
+            else:
                 members = {key: _behind(value) for key, value in vars(base).items() if _is_own(key, value)}
+            if members:
                 described.append(
                     self._once(base, functools.partial(self.canonical, members, qualified_name(base), True))
                 )
@@ -174,16 +196,20 @@ class Ingredients:
 
     def _pickled(self, value: object, name: str) -> object:
         """Describe any other object by the parts that it is pickled as."""
-        if isinstance(value, bytes):
+        if type(value) is bytes:
             return digest([value])
-        if isinstance(value, set | frozenset):
+        if type(value) is tuple:
+            return self.canonical(list(value), name, inside=True)
+        if isinstance(value, weakref.ref):
+            return self.canonical(value(), name, inside=True)
+        if type(value) in (set, frozenset):
             return sorted(json.dumps(self.canonical(item, name, inside=True)) for item in value)
         try:
             parts = value.__reduce_ex__(2)
         except Exception as error:
             raise TypeError(
                 f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key, since it cannot be pickled; "
-                "remove it, or give what holds it a `fingerprint`"
+                "remove it, use the module that was scripted or exported, or give its owner a `fingerprint`"
             ) from error
         parts = parts if isinstance(parts, str) else [list(p) if isinstance(p, Iterator) else p for p in parts]
         return [self._class(type(value)), self.canonical(parts, name, inside=True)]
