@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,9 +11,12 @@ import pytest
 import torch
 from joblib import cpu_count
 
+from nkdlib.compendium.claims import claim_by_id
+from nkdlib.compendium.judge import Observation
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.results import Results
-from nkdlib.compendium.verify import read_observations
+from nkdlib.compendium.tiers import TIERS
+from nkdlib.compendium.verify import judge_all
 
 
 @pytest.fixture
@@ -21,8 +25,8 @@ def figures(tmp_path, monkeypatch):
     return tmp_path / "figures"
 
 
-def speed(profile="cpu", values=(2.5, 2.6, 2.7, 2.4, 2.5), order=range(5)):
-    parameters = {"profile": profile, "data": "fashion-mnist", "seeds": 5}
+def speed(profile="cpu", values=(2.5, 2.6, 2.7, 2.4, 2.5), order=range(5), **changed):
+    parameters = TIERS[profile].protocol("02_distillation_speed") | changed
     results = Results("02_distillation_speed", profile, parameters, "abc")
     for seed in order:
         results.observe("ND-1", "speedup_critical_path", seed, values[seed], start="random")
@@ -32,9 +36,10 @@ def speed(profile="cpu", values=(2.5, 2.6, 2.7, 2.4, 2.5), order=range(5)):
 def test_written_observations_are_read_again(figures):
     folder = speed().write()
     assert folder == figures / "cpu" / "02_distillation_speed"
-    found = read_observations("cpu")
-    assert [o.value for o in found] == [2.5, 2.6, 2.7, 2.4, 2.5]
-    assert {o.profile for o in found} == {"cpu"} and found[0].condition == {"start": "random"}
+    judged = judge_all("cpu").claims["ND-1"].found["speedup_critical_path"]
+    assert judged.values == {0: 2.5, 1: 2.6, 2: 2.7, 3: 2.4, 4: 2.5}
+    found = [Observation(**row) for row in json.loads((folder / "observations.json").read_text())["observations"]]
+    assert found[0].condition == {"start": "random"}
     origin = json.loads((folder / "provenance.json").read_text())
     assert origin["parameters"]["seeds"] == 5 and origin["data"] == "abc"
     assert set(origin["seconds"]) == {"wall", "cpu"}
@@ -51,9 +56,9 @@ def test_wrong_observations_are_refused_at_once(figures):
     with pytest.raises(ValueError, match="observed twice under seed 0"):
         results.observe("ND-1", "speedup_critical_path", 0, 2.0)
     with pytest.raises(ValueError, match="finite"):
-        results.observe("ND-1e", "speedup_solved", 0, float("nan"))
-    with pytest.raises(ValueError, match="speedup_solved"):
-        results.observe("ND-1e", "speedup", 0, 1.0)
+        results.observe("ND-1", "closed_form_ratio", 0, float("nan"))
+    with pytest.raises(ValueError, match="closed_form_ratio"):
+        results.observe("ND-1", "speedup", 0, 1.0)
     with pytest.raises(ValueError, match=r"profile \(='laptop'\)"):
         Results("02_distillation_speed", "laptop", {})
 
@@ -62,17 +67,40 @@ def test_a_damaged_file_is_named(figures):
     path = speed().write() / "observations.json"
     path.write_text(path.read_text()[:50])
     with pytest.raises(ValueError, match=r"02_distillation_speed.observations.json.*make reproduce PROFILE=cpu"):
-        read_observations("cpu")
+        judge_all("cpu")
 
 
 def test_verdict_prints_itself(figures):
     results = speed()
-    results.observe("ND-1e", "speedup_solved", 0, None)
-    verdicts = results.verdict("ND-1", "ND-1e")
-    text = repr(verdicts)
-    assert "PARTLY, scaled" in text and "2.54 [2.4, 2.68], n=5" in text
-    assert "seeds 2.5, 2.6, 2.7, 2.4, 2.5" in text and "1 of 5 seeds" in text
+    results.observe("ND-1", "closed_form_ratio", 0, None)
+    text = repr(results.verdict("ND-1"))
+    assert "REPRODUCED" in text and "2.54 [2.4, 2.68], n=5" in text and "asked: above 1; holds" in text
+    assert "seeds 2.5, 2.6, 2.7, 2.4, 2.5" in text and "our aim: closed form ratio not reached by seed 0" in text
     assert "judges nothing" in repr(speed(profile="smoke").verdict("ND-1"))
+
+
+def test_the_chance_to_be_met_stands_beside_the_verdict(figures, monkeypatch):
+    claim = claim_by_id("ND-1")
+    criteria = [replace(one, expected=1.5, spread=0.2) for one in claim.criteria]
+    monkeypatch.setattr("nkdlib.compendium.claims.CLAIMS", (replace(claim, criteria=tuple(criteria)),))
+    chance = f"{100 * criteria[0].chance(5):.0f} %"
+    assert f"chance to be met if the claim is exactly true: {chance}" in repr(speed().verdict("ND-1"))
+
+
+@pytest.mark.parametrize("changed", [{"steps": [1]}, {"data": "digits"}, {"seeds": 2}, {"images": 10}])
+def test_parameters_of_ones_own_are_marked_and_not_judged_under_a_tiers_name(figures, changed):
+    results, ((name, value),) = speed(**changed), changed.items()
+    assert f"own parameters: not judged ({name}={value!r} in place of" in repr(results.verdict("ND-1"))
+    assert "own parameters: not judged" in results.table(pd.DataFrame({"a": [1]}), "a", "A").to_html()
+    results.write()
+    record = judge_all("cpu")
+    assert record.claims["ND-1"].verdict == "not attempted"
+    assert record.claims["ND-1"].found["speedup_critical_path"].outcome == "not judged"  # shown all the same
+    assert f"{name}={value!r} in place of" in record.claims["ND-1"].reason
+
+
+def test_workers_do_not_count_as_parameters_of_ones_own(figures):
+    assert speed(jobs=7, executor="ray").verdict("ND-1")["ND-1"].verdict == "reproduced"
 
 
 def test_tables_are_kept_as_csv_and_markdown(figures):

@@ -1,6 +1,6 @@
 """Distillation of neighbourhoods: held-out images, determinism, memory, the cache and the errors.
 
-Behind claims ND-0, ND-1 and ND-1p.
+Behind claims ND-0 and ND-1.
 """
 
 import copy

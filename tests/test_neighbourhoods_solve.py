@@ -1,6 +1,6 @@
 """The closed form: by hand, against least squares and exhaustive search, on blocks of torchvision's networks.
 
-Behind claims ND-1c and ND-1e.
+Behind the closed form of claim ND-1.
 """
 
 import copy

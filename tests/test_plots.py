@@ -46,7 +46,7 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
 def test_smoke_is_marked(tmp_path):
     plain, marked = drawn(), drawn()
     plots.save(plain, tmp_path / "plain", "A line.")
-    plots.save(marked, tmp_path / "marked", "A line.", watermark=True)
+    plots.save(marked, tmp_path / "marked", "A line.", watermark=plots.WATERMARK)
     assert not plain.texts and [text.get_text() for text in marked.texts] == ["smoke: not a result"]
 
 
@@ -98,13 +98,17 @@ def test_intervals_stand_in_rows_from_top_to_bottom():
 
 
 def test_forest_draws_what_was_observed_and_says_when_nothing_was():
-    observed = [Observation("ND-1", "speedup_critical_path", s, v, "cpu") for s, v in enumerate([2, 3, 4, 3, 2])]
-    missed = [Observation("ND-1e", "speedup_solved", s, None, "cpu") for s in range(5)]
-    fig = plots.forest(Verdicts({claim.id: judge(claim, observed + missed, "cpu") for claim in CLAIMS}))
+    values = {"speedup_critical_path": [2, 3, 4, 3, 2], "closed_form_ratio": [4, 5, 4], "speedup_copied": [None, 2, 3]}
+    observed = [Observation("ND-1", name, s, v) for name, seeds in values.items() for s, v in enumerate(seeds)]
+    fig = plots.forest(Verdicts({claim.id: judge(claim, observed, "cpu") for claim in CLAIMS}))
     (ax,) = fig.axes
-    assert ax.get_title(loc="left").startswith("ND-1  speedup")
-    left, right = ax.get_xlim()
-    assert left < 1.0 and right > 4.6  # bound and published value are on the axis
+    assert [text.get_text() for text in ax.texts] == ["ND-1: reproduced"]
+    rows = [label.get_text() for label in ax.get_yticklabels()]
+    assert rows == ["speedup critical path, above 1", "closed form ratio, above 10"]  # the third has no interval
+    means = [line for line in ax.lines if line.get_marker() in "oX"]
+    assert [line.get_markerfacecolor() == "white" for line in means] == [False, True]  # our aim is hollow
+    (ahead,), (behind,) = (line.get_xdata() for line in means)
+    assert ahead > 1 and behind < -1  # more than a half-width beyond the bound, and short of it
     assert plots.forest(Verdicts()).axes[0].texts
 
 

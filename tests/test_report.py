@@ -18,6 +18,7 @@ from nkdlib.compendium import report
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.plots import WATERMARK
 from nkdlib.compendium.results import Results
+from nkdlib.compendium.tiers import TIERS
 
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -73,12 +74,12 @@ def site(clone, tmp_path_factory):
         patch.setenv("NKD_RUNS", str(folder / "runs"))
         patch.setenv("NKD_FIGURES", str(folder / "figures"))
         patch.setattr(report, "checkout", lambda: clone)
-        results, drawn = Results(stem, "smoke", {"seeds": 2}), []
+        results, drawn = Results(stem, "smoke", TIERS["smoke"].protocol(stem)), []
         patch.setattr("nkdlib.compendium.results.display", lambda item: drawn.append(item.data))
         results.figure(plt.figure(), "noise", "A line that rises")
         table = results.table(pd.DataFrame({"network": ["teacher"], "accuracy": [0.5]}), "drops", "Accuracy").to_html()
         for seed in range(2):
-            results.observe("ND-0", "noise_threshold", seed, 0.3)
+            results.observe("ND-0", "one_drop_points", seed, 0.3)
         results.write()
         outputs = [new_output("display_data", {"text/html": shown}) for shown in (table, *drawn)]
         shown = new_code_cell("drops", outputs=outputs, execution_count=1)

@@ -1,6 +1,6 @@
 """Training: the schedule, the loop, distillation of a whole network, BatchNorm's statistics, the store.
 
-Behind claims ND-1 and ND-1p.
+Behind claim ND-1.
 """
 
 import math

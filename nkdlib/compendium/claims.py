@@ -25,18 +25,19 @@ class Claim:
     metric: str  # the measurement here, in words
     criteria: tuple[Criterion, ...]
     notebook: str
-    cost: Mapping[str, str]  # profile -> time that the notebook takes on two cores
     code: tuple[str, ...]  # functions and classes that it stands on, under their public names
     tests: tuple[str, ...]  # files of tests of these
-    extension: bool = False  # ours, beyond the paper
 
-    def criterion(self, metric: str) -> Criterion:
-        """Return the criterion on `metric`. Raises `ValueError` naming the claim's metrics for any other name."""
-        for criterion in self.criteria:
-            if criterion.metric == metric:
-                return criterion
-        names = ", ".join(c.metric for c in self.criteria)
-        raise ValueError(f"metric (={metric!r}) is not one of {self.id}'s: {names}")
+    def criterion(self, name: str) -> Criterion:
+        """Return the criterion called `name`. Raises `KeyError` for an unknown one."""
+        return {criterion.name: criterion for criterion in self.criteria}[name]
+
+    def on(self, metric: str) -> tuple[Criterion, ...]:
+        """Return the criteria that read `metric`. Raises `ValueError` naming the claim's metrics if none does."""
+        if found := tuple(criterion for criterion in self.criteria if criterion.metric == metric):
+            return found
+        names = dict.fromkeys(criterion.metric for criterion in self.criteria)
+        raise ValueError(f"metric (={metric!r}) is not one of {self.id}'s: {', '.join(names)}")
 
 
 def claim_by_id(claim_id: str) -> Claim:
@@ -51,29 +52,26 @@ def read_claims(text: str) -> tuple[Claim, ...]:
     """Read the claims.
 
     Args:
-        text: TOML with a table `notebooks`, stem -> cost by profile, and a table `claim.ID` for each claim, which
-            holds the fields of `Claim` and a table `criterion.METRIC` for each criterion, with those of `Criterion`.
+        text: TOML with a table `claim.ID` for each claim, which holds the fields of `Claim`, and a table
+            `claim.ID.criterion.NAME` for each criterion, with those of `Criterion`, some of them in a table `asked`;
+            `metric` is the name if not given.
 
     Raises:
         ValueError: text that is no TOML, such as an id that stands twice; an unknown or missing field; a claim without
-            a criterion; a notebook that is not listed. It names the claim and the field.
+            a criterion. It names the claim and the field.
     """
     content = tomllib.loads(text)
-    if unknown := content.keys() - {"notebooks", "claim"}:
-        raise ValueError(f"table `{min(unknown)}` is unknown; the tables are `notebooks` and `claim`")
-    notebooks, claims = content.get("notebooks", {}), []
+    if unknown := content.keys() - {"claim"}:
+        raise ValueError(f"table `{min(unknown)}` is unknown; claims stand in `claim`")
+    claims = []
     for name, fields in content.get("claim", {}).items():
         criteria = tuple(
-            _built(Criterion, f"{name}, {metric}", {"metric": metric} | asked.pop("asked", {}) | asked)
-            for metric, asked in fields.pop("criterion", {}).items()
+            _built(Criterion, f"{name}, {key}", {"name": key, "metric": key} | asked.pop("asked", {}) | asked)
+            for key, asked in fields.pop("criterion", {}).items()
         )
         if not criteria:
             raise ValueError(f"claim {name} has no `criterion`; it could not be judged")
-        notebook = fields.get("notebook")
-        if notebook is not None and notebook not in notebooks:
-            raise ValueError(f"claim {name}: `notebook` (={notebook!r}) is not one of: {', '.join(notebooks)}")
-        found = fields | {"id": name, "criteria": criteria, "cost": notebooks.get(notebook)}
-        claims.append(_built(Claim, name, found))
+        claims.append(_built(Claim, name, fields | {"id": name, "criteria": criteria}))
     return tuple(claims)
 
 

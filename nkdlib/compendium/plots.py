@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nkdlib.compendium.claims import claim_by_id
-from nkdlib.compendium.criteria import Assessment, Criterion, Interval, t_interval
+from nkdlib.compendium.criteria import Criterion, Interval, t_interval
 from nkdlib.compendium.judge import Judgement
 from nkdlib.tasks.places import write_atomically
 
 PAGE_WIDTH = 7.0  # inches
 PNG_DPI = 160
-WATERMARK = "smoke: not a result"
+WATERMARK, OWN = "smoke: not a result", "own parameters: not judged"
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
 _BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _BROWN, _PINK, _GREY, _YELLOW, _SKY = PALETTE
@@ -52,22 +52,22 @@ method_colors: dict[str, str] = {
     "MnasNet": _GREEN,
 }
 
-_OUTCOMES = {  # outcome of a criterion -> color, marker and words, so that color is never the only sign
-    "full": (_GREEN, "o", "holds"),
-    "partly": (_ORANGE, "D", "holds in part"),
-    "does not hold": ("#a8123e", "X", "does not hold"),
-    "not judged": (_GREY, "s", "not judged"),
+_OUTCOMES = {  # outcome of a criterion -> color and marker, so that color is never the only sign
+    "holds": (_GREEN, "o"),
+    "open": (_ORANGE, "D"),
+    "fails": ("#a8123e", "X"),
+    "not judged": (_GREY, "s"),
 }
 
 
-def save(fig: Figure, path_stem: str | Path, alt: str, watermark: bool = False) -> list[Path]:
+def save(fig: Figure, path_stem: str | Path, alt: str, watermark: str = "") -> list[Path]:
     """Write a figure as SVG and PNG with its alternative text; the same figure gives the same bytes.
 
     Args:
         fig: the figure.
         path_stem: the files' path without a suffix.
         alt: the figure in words, kept in the files' metadata and in `<stem>.alt.txt`.
-        watermark: whether to draw that the numbers are no result.
+        watermark: words over the figure that say that its numbers are no result.
 
     Returns:
         The three paths: SVG, PNG, text.
@@ -80,7 +80,7 @@ def save(fig: Figure, path_stem: str | Path, alt: str, watermark: bool = False) 
         raise ValueError(f"alt is empty; say in words what {title} shows")
     if watermark:
         style = {"color": "0.5", "alpha": 0.3, "fontsize": 26, "rotation": 20, "ha": "center", "va": "center"}
-        fig.text(0.5, 0.5, WATERMARK, zorder=9, **style)
+        fig.text(0.5, 0.5, watermark, zorder=9, **style)
     described, paths = {"Title": title, "Description": alt}, []
     for kind, metadata in {"svg": {**described, "Date": None}, "png": described}.items():
         buffer = io.BytesIO()
@@ -208,60 +208,63 @@ def points_axis(ax: Axes, label: str) -> None:
 
 
 def forest(judgements: Mapping[str, Judgement]) -> Figure:
-    """Draw one row for each observed criterion: its seeds, mean and interval against the bound.
+    """Draw every criterion's interval against its bound, one row each, below its claim's verdict.
 
-    Metrics differ in unit, so every row has an axis of its own. The gray side of the bound is the one that the claim
-    asks for.
+    Metrics differ in unit, so the axis is the distance from the bound in half-widths of the interval: a criterion holds
+    right of 1 and fails left of -1. The paper's criteria have filled markers, our aims hollow ones.
 
     Args:
         judgements: claim id -> judgement, as `nkdlib.compendium.judge.Verdicts`.
     """
-    rows = [
-        (claim, claim_by_id(claim).criterion(metric), assessment)
-        for claim, judgement in judgements.items()
-        for metric, assessment in judgement.metrics.items()
-        if assessment.mean is not None
-    ]
+    rows, heads = [], []
+    for name, judgement in judgements.items():
+        seen = [key for key, found in judgement.found.items() if found.low is not None]
+        heads += [(len(rows), f"{name}: {judgement.verdict}")] if seen else []
+        rows += [None] * bool(seen) + [(claim_by_id(name).criterion(key), judgement.found[key]) for key in seen]
     if not rows:
         fig, ax = plt.subplots(figsize=(PAGE_WIDTH, 1.0))
-        ax.text(0.5, 0.5, "no claim has been observed at this profile yet", ha="center", va="center")
+        ax.text(0.5, 0.5, "no claim has been observed at this tier yet", ha="center", va="center")
         ax.set_axis_off()
         return fig
-    fig, axes = plt.subplots(len(rows), 1, figsize=(PAGE_WIDTH, 0.72 * len(rows) + 0.5), squeeze=False)
-    for ax, row in zip(axes[:, 0], rows, strict=True):
-        _forest_row(ax, *row)
-    looks = [_OUTCOMES[outcome] for outcome in dict.fromkeys(assessment.outcome for *_, assessment in rows)]
-    handles = [Line2D([], [], color=color, marker=marker, label=words) for color, marker, words in looks]
-    handles.append(Line2D([], [], color="0.2", label="bound (asked: gray side)"))
-    if any(criterion.reaches is not None for _, criterion, _ in rows):
-        handles.append(Line2D([], [], color="0.2", linestyle=":", label="in full from here"))
-    fig.legend(handles=handles, loc="outside upper right", ncols=len(handles))
+    fig, ax = plt.subplots(figsize=(PAGE_WIDTH, 0.24 * len(rows) + 1.2))
+    drawn = [(y, *row) for y, row in enumerate(rows) if row]
+    for y, criterion, found in drawn:
+        color, marker = _OUTCOMES[found.outcome]
+        _interval(ax, y, _in_half_widths(criterion, found), color, marker, y, hollow=criterion.column == "aim")
+    ax.axvline(0, color="0.2", linewidth=1.2)
+    ax.axvspan(-1, 1, color="0.94", zorder=0)
+    ax.set_xscale("symlog", linthresh=2)
+    ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.set_xlabel("distance from the bound in half-widths of the interval; right: the side that is asked for")
+    ax.set_yticks([y for y, *_ in drawn], [f"{criterion.label}, {criterion}" for _, criterion, _ in drawn], fontsize=7)
+    for y, words in heads:
+        ax.text(0, y, words, transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=8, weight="bold")
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    outcomes = dict.fromkeys(found.outcome for *_, found in drawn)
+    looks = [Line2D([], [], color=_OUTCOMES[one][0], marker=_OUTCOMES[one][1], label=one) for one in outcomes]
+    looks.append(Line2D([], [], color="0.4", marker="o", markerfacecolor="white", label="hollow: our aims"))
+    fig.legend(handles=looks, loc="outside upper right", ncols=len(looks))
     return fig
 
 
-def _forest_row(ax: Axes, claim: str, criterion: Criterion, assessment: Assessment) -> None:
-    color, marker, _ = _OUTCOMES[assessment.outcome]
-    ax.axvline(criterion.bound, color="0.2", linewidth=1.2)
-    if criterion.reaches is not None:
-        ax.axvline(criterion.reaches, color="0.2", linewidth=1.2, linestyle=":")
-    _interval(ax, 0.15, assessment, color, marker, seeds_at=-0.45)
-    ax.margins(x=0.08)
-    left, right = ax.get_xlim()
-    ax.axvspan(*((criterion.bound, right) if criterion.sense == "above" else (left, criterion.bound)), color="0.94")
-    metric = criterion.metric.removesuffix(f"_{criterion.unit}").replace("_", " ")
-    ax.set_title(f"{claim}  {metric} ({criterion.unit})", fontsize=8, pad=2)
-    ax.set(xlim=(left, right), ylim=(-1, 1), yticks=[])
-    ax.grid(False)
-    ax.spines["left"].set_visible(False)
-    ax.tick_params(axis="x", labelsize=7, pad=1)
+def _in_half_widths(criterion: Criterion, found: Interval) -> Interval:
+    low, high = sorted(map(criterion.beyond, (found.low, found.high)))
+    mean = criterion.beyond(found.mean)
+    half = (high - low) / 2 or abs(mean) / 10 or 1.0  # equal seeds have no width
+    values = {seed: criterion.beyond(value) / half for seed, value in found.values.items()}
+    return Interval(mean / half, low / half, high / half, values)
 
 
-def _interval(ax: Axes, y: float, span: Interval, color: str, marker: str, seeds_at: float) -> None:
+def _interval(
+    ax: Axes, y: float, span: Interval, color: str, marker: str, seeds_at: float, hollow: bool = False
+) -> None:
     """Draw the seeds of an interval as ticks at one height, its mean and its ends at another."""
+    face = {"markerfacecolor": "white", "markeredgecolor": color} if hollow else {"markeredgecolor": "white"}
     ax.plot(list(span.values.values()), [seeds_at] * span.n, "|", color="0.35", markersize=5)
     if span.low is not None:
         ax.plot([span.low, span.high], [y, y], color=color, linewidth=2.4, solid_capstyle="butt")
-    ax.plot(span.mean, y, marker, color=color, markersize=7, markeredgecolor="white")
+    ax.plot(span.mean, y, marker, color=color, markersize=7, **face)
 
 
 def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:

@@ -6,12 +6,12 @@ import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 
 import psutil
 import torch
 from joblib import cpu_count
 
+from nkdlib.compendium.tiers import portable
 from nkdlib.tasks.measure import cpu_name
 from nkdlib.tasks.places import checkout
 
@@ -33,10 +33,7 @@ def provenance(
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(changes) if changes is not None else None,
-        "parameters": {
-            name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
-            for name, value in parameters.items()
-        },
+        "parameters": portable(parameters),
         "seeds": parameters.get("seeds"),
         "data": data_digest,
         "packages": {name: metadata.version(name) for name in PACKAGES},

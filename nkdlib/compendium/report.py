@@ -18,7 +18,7 @@ from nbformat.v4 import new_markdown_cell
 from sphinx.cmd.build import main as sphinx
 
 from nkdlib.compendium.claims import CLAIMS, Claim
-from nkdlib.compendium.criteria import short
+from nkdlib.compendium.criteria import AIM, short
 from nkdlib.compendium.plots import WATERMARK
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.records import PROVENANCE, markdown
@@ -124,7 +124,7 @@ def describe(origin: Mapping) -> str:
 def _claims(profile: str, root: Path) -> Iterator[str]:
     """Write the claims page: README's table for this machine's results, then a section for each claim."""
     here, reference = judge_all(profile), read_reference(profile)
-    yield re.sub(r"\*\*((?:ND|FG)-\w+)\*\*", r"[**\1**](#\1)", claims_table(here, root / "notebooks"))
+    yield re.sub(r"\*\*((?:ND|FG)-\w+)\*\*", r"[**\1**](#\1)", claims_table([here], root / "notebooks"))
     if reference:
         found = [f"- {one}" for one in compare(reference, here) if not one.agrees] or ["- no difference"]
         yield "\n".join(["Beyond tolerances, compared with the committed reference:\n", *found, ""])
@@ -135,23 +135,28 @@ def _claims(profile: str, root: Path) -> Iterator[str]:
 def _claim(claim: Claim, here: Record, reference: Record | None, root: Path) -> Iterator[str]:
     """Write one claim: its criteria, every seed, the verdict, the cost, and links to what it rests on."""
     judged, origin = here.claims[claim.id], here.provenance.get(claim.notebook)
-    before = reference.claims[claim.id].metrics if reference and claim.id in reference.claims else {}
-    took = f"; the last run took {origin['seconds']['wall']:.0f} s, kept results cost nothing again" if origin else ""
+    before = reference.claims[claim.id].found if reference and claim.id in reference.claims else {}
+    took = f"{origin['seconds']['wall']:.0f} s; kept results cost nothing again" if origin else "not run at this tier"
     yield f"({claim.id})=\n## {claim.id}: {claim.title}\n\n{claim.wording}\n"
     yield f"- **Published:** {claim.published} ({claim.source})"
     yield f"- **Measured here:** {claim.metric}"
     yield f"- **Verdict:** {judged.verdict}: {judged.reason}"
-    yield f"- **Evidence:** {judged.evidence or 'none'}"
-    yield f"- **Cost:** {claim.cost.get(here.profile, 'not stated')}{took}\n"
+    yield f"- **Cost:** {took}\n"
     rows = []
     for criterion in claim.criteria:
-        found, was = judged.metrics.get(criterion.metric), before.get(criterion.metric)
-        seen = (
-            (found, ", ".join(map(short, found.values.values())), found.outcome) if found else ("not observed", "", "")
-        )
+        found, was = judged.found.get(criterion.name), before.get(criterion.name)
+        ours, chance = criterion.column == "aim", criterion.chance(found.n if found else criterion.seeds)
+        seen = ("not observed", "", "")
+        if found:
+            outcome = AIM[found.outcome] if ours else found.outcome
+            seen = found, ", ".join(map(short, found.values.values())), outcome
+        known = f" Known before: {criterion.known}" if criterion.known else ""
         asked = f"{criterion} {criterion.unit}, {criterion.seeds} seeds"
-        rows.append((f"`{criterion.metric}`: {criterion.words}", asked, *seen, short(was.mean) if was else ""))
-    yield markdown(("criterion", "asked", "here: mean [95 % interval]", "every seed", "outcome", "reference"), rows)
+        odds = "" if chance is None else f"{100 * chance:.0f} %"
+        says = f"**{criterion.label}** (`{criterion.metric}`): {criterion.words}.{known}"
+        rows.append(("our aim" if ours else "the paper", says, asked, odds, *seen, short(was.mean) if was else ""))
+    heads = ("column", "criterion", "asked", "chance if exactly true", "here: mean [95 % interval]")
+    yield markdown((*heads, "every seed", "outcome", "reference"), rows)
     figures = sorted((figures_root() / here.profile / claim.notebook).glob("*.svg"))
     links = {
         "Notebook": [f"[{claim.notebook}](notebooks/{claim.notebook}.ipynb)"],

@@ -46,6 +46,7 @@ class Results:
             raise ValueError(f"profile (={profile!r}) must be one of {', '.join(TIERS)}")
         self.notebook, self.profile = notebook, profile
         self.parameters, self.data_fingerprint = dict(parameters), data_fingerprint
+        self.own = TIERS[profile].departures(notebook, parameters)
         self.root = _folder(notebook, profile)
         self.observations: list[Observation] = []
         self._started = time.perf_counter(), time.process_time()
@@ -64,9 +65,11 @@ class Results:
         return cls(notebook, parameters["profile"], parameters, data_fingerprint)
 
     @property
-    def judged(self) -> bool:
-        """Whether this profile's numbers may fill a row of the claims table."""
-        return TIERS[self.profile].judged
+    def mark(self) -> str:
+        """What is written over figures and tables that may not fill a row of the claims table."""
+        if not TIERS[self.profile].judged:
+            return plots.WATERMARK
+        return plots.OWN if self.own else ""
 
     def observe(self, claim_id: str, metric: str, seed: int, value: float | None, **condition: object) -> None:
         """Note one metric of one claim under one seed.
@@ -82,7 +85,7 @@ class Results:
             ValueError: an unknown claim or metric, a value that is not finite, a second value for a metric and seed.
         """
         value = None if value is None else float(value)
-        observation = Observation(claim_id, metric, int(seed), value, self.profile, condition)
+        observation = Observation(claim_id, metric, int(seed), value, condition)
         by_metric(o for o in [*self.observations, observation] if o.claim == claim_id)
         self.observations.append(observation)
 
@@ -94,7 +97,7 @@ class Results:
 
     def table(self, frame: pd.DataFrame, name: str, caption: str) -> Styler:
         """Write a table as CSV and Markdown, and return it styled for the notebook."""
-        caption = caption if self.judged else f"{caption} ({plots.WATERMARK})"
+        caption = f"{caption} ({self.mark})" if self.mark else caption
         named = not isinstance(frame.index, pd.RangeIndex)
         write_atomically(self.root / f"{name}.csv", frame.to_csv(index=named).encode())
         flat = (frame.reset_index() if named else frame).map(_cell)
@@ -107,15 +110,15 @@ class Results:
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
-        """Write a figure as SVG and PNG with its alternative text, watermarked at smoke, and display it."""
-        _, png, text = plots.save(fig, self.root / name, alt, watermark=not self.judged)
+        """Write a figure as SVG and PNG with its alternative text, marked if it is no result, and display it."""
+        _, png, text = plots.save(fig, self.root / name, alt, watermark=self.mark)
         plt.close(fig)
         encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
         display(HTML(f'<img alt="{described}" style="max-width: 100%" src="data:image/png;base64,{encoded}">'))
 
     def verdict(self, *claim_ids: str) -> Verdicts:
         """Judge claims by the observations so far."""
-        return Verdicts({claim: judge(claim, self.observations, self.profile) for claim in claim_ids})
+        return Verdicts({claim: judge(claim, self.observations, self.profile, self.own) for claim in claim_ids})
 
     def write(self) -> Path:
         """Write observations and provenance, in an order that depends on their content only; return their folder."""
@@ -124,7 +127,7 @@ class Results:
             "notebook": self.notebook,
             "profile": self.profile,
             "data": self.data_fingerprint,
-            "observations": [{k: v for k, v in row.items() if k != "profile" and v != {}} for row in rows],
+            "observations": [{k: v for k, v in row.items() if v != {}} for row in rows],
         }
         wall, cpu = self._started
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

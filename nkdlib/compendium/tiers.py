@@ -1,6 +1,9 @@
 """Tiers: budgets of data, device, repeats and parameters for the same notebooks, read from the files in `tiers/`."""
 
+import ast
 import difflib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +11,9 @@ from pathlib import Path
 import yaml
 from joblib import cpu_count
 
+from nkdlib.tasks.places import checkout
+
+INDIFFERENT = {"jobs", "executor"}  # parameters that must not change a result
 TYPES = {"bool": bool, "int": int, "float": (int, float), "str": str, "list": list, "dict": dict}
 
 
@@ -26,12 +32,45 @@ class Tier:
         given = {name: value for name, value in overrides.items() if value is not None}
         return {**common, **self.notebooks.get(stem, {}), **given}
 
+    def protocol(self, stem: str) -> dict[str, object]:
+        """Return every parameter that a judged run of the notebook `stem` has, its own defaults among them."""
+        asked = portable({**defaults(stem), **self.for_notebook(stem)})
+        return {name: value for name, value in asked.items() if name not in INDIFFERENT}
+
+    def departures(self, stem: str, parameters: Mapping[str, object]) -> str:
+        """Say in which parameters a run of the notebook `stem` differs from this tier; nothing if it may be judged."""
+        had, asked = (json.loads(json.dumps(values)) for values in (portable(parameters), self.protocol(stem)))
+        other = [
+            f"{name}={had[name]!r} in place of {value!r}" if name in had else f"without {name}"
+            for name, value in asked.items()
+            if name not in had or had[name] != value
+        ]
+        return "; ".join([*other[:3], f"{len(other) - 3} more"] if len(other) > 3 else other)
+
 
 def read_tier(path: Path) -> Tier:
     """Read a tier from its YAML file; the entry `shared` only holds values that others repeat."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     values.pop("shared", None)
     return Tier(path.stem, **values)
+
+
+def portable(parameters: Mapping[str, object]) -> dict[str, object]:
+    """Return parameters without folders: of an absolute path only the last part is kept."""
+    return {
+        name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+        for name, value in parameters.items()
+    }
+
+
+def defaults(stem: str) -> dict[str, object]:
+    """Return what the notebook `stem` of the checkout gives its parameters; nothing without that notebook."""
+    path = (checkout() or Path()) / "notebooks" / f"{stem}.ipynb"
+    if not path.is_file():
+        return {}
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    source = next("".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", ()))
+    return {line.target.id: ast.literal_eval(line.value) for line in ast.parse(source).body if hasattr(line, "target")}
 
 
 def check_parameters(parameters: Mapping[str, object], declared: Mapping[str, Mapping[str, str]]) -> None:
@@ -49,4 +88,4 @@ def check_parameters(parameters: Mapping[str, object], declared: Mapping[str, Ma
 
 
 FOLDER = Path(__file__).with_suffix("")
-TIERS = {name: read_tier(FOLDER / f"{name}.yaml") for name in ("smoke", "cpu", "gpu", "paper")}
+TIERS = {path.stem: read_tier(path) for path in sorted(FOLDER.glob("*.yaml"))}

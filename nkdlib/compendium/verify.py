@@ -1,6 +1,6 @@
-"""`make verify`: judge every claim of a profile, and compare with the committed reference.
+"""`make verify`: judge every claim at a tier, and compare with the committed reference.
 
-A claim that the reference honestly reports as partly or not reproduced is no failure; a verdict or a mean that differs
+A claim that the reference honestly reports as undecided or contradicted is no failure; a verdict or a mean that differs
 from the reference beyond the criterion's tolerance is.
 """
 
@@ -13,22 +13,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id
-from nkdlib.compendium.criteria import Assessment, short
+from nkdlib.compendium.criteria import AIM, Assessment, Criterion, short
 from nkdlib.compendium.judge import Judgement, Observation, Verdicts, judge
 from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, REFERENCE, markdown, write_json
 from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.places import figures_root, write_atomically
 
 BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
-COLUMNS = ("claim", "published", "here: mean [95 % interval]", "verdict", "evidence", "cost")
-INDIFFERENT = {"jobs", "executor"}  # parameters that must not change a result
-NOTHING = Judgement("not attempted", "", "", {})
+COLUMNS = ("claim", "the paper says", "verdict", "our aims")
+HEADLINES = ("night", "cpu")  # the tiers that README's verdicts come from, the first that judged a claim
+NOTHING = Judgement("not attempted", "no reference is committed yet", {})
 UPDATE = "python -m nkdlib.compendium.verify --table README.md"
 
 
 @dataclass(frozen=True)
 class Record:
-    """The verdicts of one profile, every seed, and the provenance of the notebooks behind them."""
+    """The verdicts of one tier, every seed, and the provenance of the notebooks behind them."""
 
     profile: str
     claims: Verdicts
@@ -44,9 +44,9 @@ class Record:
         try:
             content = json.loads(path.read_text())
             for judged in content["claims"].values():
-                for metric, found in judged["metrics"].items():
+                for name, found in judged["found"].items():
                     values = {int(seed): value for seed, value in found["values"].items()}
-                    judged["metrics"][metric] = Assessment(**found | {"values": values})
+                    judged["found"][name] = Assessment(**found | {"values": values})
             claims = {name: Judgement(**judged) for name, judged in content["claims"].items()}
             return cls(content["profile"], Verdicts(claims), content["provenance"])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -55,10 +55,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A verdict, or the mean of a metric, beside that of the reference."""
+    """A verdict, or the mean of a criterion, beside that of the reference."""
 
     claim: str
-    what: str  # "verdict" or the metric
+    what: str  # "verdict" or the criterion
     here: str
     reference: str
     tolerance: str
@@ -69,97 +69,110 @@ class Comparison:
         return f"{self.claim} {self.what}: {self.here}; the reference: {self.reference}{tolerance}"
 
 
-def read_observations(profile: str) -> list[Observation]:
-    """Read everything that the notebooks of a profile observed; `ValueError` for a file that cannot be read."""
-    found: list[Observation] = []
+def judge_all(profile: str) -> Record:
+    """Judge every claim on what the tier's notebooks observed; what ran with other parameters is shown, not judged.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    observations, origins = [], {}
     for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}")):
         try:
-            content = json.loads(path.read_text())
-            found += [Observation(**row, profile=content["profile"]) for row in content["observations"]]
-        except (ValueError, KeyError, TypeError) as error:
-            remedy = f"remove it and run make reproduce PROFILE={profile}"
-            raise ValueError(f"{path} is not a file of observations ({error}); {remedy}") from error
-    return found
+            rows = json.loads(path.read_text())["observations"]
+            origin = json.loads(path.with_name(PROVENANCE).read_text())
+            if not rows:  # such as 07, which judges the others
+                continue
+            if TIERS[profile].departures(path.parent.name, origin["parameters"]):
+                rows = [row for row in rows if known(row)]
+            observations += [Observation(**row) for row in rows]
+            origins[path.parent.name] = origin
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            remedy = f"remove {path.parent} and run make reproduce PROFILE={profile}"
+            raise ValueError(f"{path} is not a file of observations with its provenance ({error}); {remedy}") from error
+    own = departures(profile, origins)
+    verdicts = {claim.id: judge(claim, observations, profile, own.get(claim.notebook, "")) for claim in CLAIMS}
+    return Record(profile, Verdicts(verdicts), origins)
 
 
-def judge_all(profile: str) -> Record:
-    """Judge every claim of claims.toml on what the profile's notebooks observed."""
-    observations = read_observations(profile)
-    verdicts = Verdicts({claim.id: judge(claim, observations, profile) for claim in CLAIMS})
-    origins = [path.with_name(PROVENANCE) for path in sorted((figures_root() / profile).glob(f"*/{OBSERVATIONS}"))]
-    provenance = {path.parent.name: json.loads(path.read_text()) for path in origins if path.exists()}
-    return Record(profile, verdicts, provenance)
+def known(row: Mapping[str, object]) -> bool:
+    """Tell whether an observation, perhaps of an earlier protocol, belongs to a criterion of claims.toml."""
+    return any(row["claim"] == claim.id and row["metric"] == c.metric for claim in CLAIMS for c in claim.criteria)
+
+
+def departures(profile: str, origins: Mapping[str, Mapping[str, object]]) -> dict[str, str]:
+    """Return the notebooks that ran with other parameters than the tier's, and which these are."""
+    found = {stem: TIERS[profile].departures(stem, origin["parameters"]) for stem, origin in origins.items()}
+    return {stem: words for stem, words in found.items() if words}
 
 
 def read_reference(profile: str, figures: Path | None = None) -> Record | None:
-    """Read the committed reference of a profile, None if there is none."""
+    """Read the committed reference of a tier, None if there is none."""
     path = (figures or figures_root()) / profile / REFERENCE
     return Record.read(path) if path.exists() else None
 
 
 def compare(reference: Record, here: Record) -> list[Comparison]:
-    """Compare every verdict, and the mean of every metric, with the reference's."""
+    """Compare verdicts and means with the reference's."""
     found = []
     for claim in sorted({*reference.claims, *here.claims}):
         now, then = here.claims.get(claim), reference.claims.get(claim, NOTHING)
         verdict = now.verdict if now else "no longer in claims.toml"
         found.append(Comparison(claim, "verdict", verdict, then.verdict, "", verdict == then.verdict))
-        after, before = now.metrics if now else {}, then.metrics
-        found += [_compared(claim, metric, after.get(metric), before.get(metric)) for metric in {**before, **after}]
+        after, before = now.found if now else {}, then.found
+        found += [_compared(claim, name, after.get(name), before.get(name)) for name in {**before, **after}]
     return found
 
 
-def _compared(claim: str, metric: str, now: Assessment | None, then: Assessment | None) -> Comparison:
+def _compared(claim: str, name: str, now: Assessment | None, then: Assessment | None) -> Comparison:
     if now is None or then is None:
-        return Comparison(claim, metric, str(now or "not observed"), str(then or "not observed"), "", False)
-    criterion = claim_by_id(claim).criterion(metric)
+        return Comparison(claim, name, str(now or "not observed"), str(then or "not observed"), "", False)
+    criterion = claim_by_id(claim).criterion(name)
     values = [short(one.mean) + ("" if one.mean is None else f" {criterion.unit}") for one in (now, then)]
     tolerance = "" if then.mean is None else short(criterion.allowance(then.mean))
-    return Comparison(claim, metric, *values, tolerance, criterion.within(now.mean, then.mean))
+    return Comparison(claim, name, *values, tolerance, criterion.within(now.mean, then.mean))
 
 
-def other_parameters(reference: Record, here: Record) -> list[str]:
-    """Name the notebooks that ran with other parameters than the reference's: the first thing to look at."""
-    found = []
-    for notebook in sorted({*reference.provenance} & {*here.provenance}):
-        then, now = (side.provenance[notebook].get("parameters", {}) for side in (reference, here))
-        for name in sorted(({*then} & {*now}) - INDIFFERENT):  # the others are newer than the reference, or gone
-            if then[name] != now[name]:
-                found.append(f"{notebook} ran with {name}={now[name]}, the reference with {then[name]}")
-    return found
-
-
-def claims_table(record: Record | None, notebooks: Path) -> str:
-    """Write the papers' claims, then the extensions, as Markdown.
+def claims_table(records: Sequence[Record], notebooks: Path) -> str:
+    """Write the claims as Markdown: the paper's statement with its verdict, and beside it our own aims.
 
     Args:
-        record: the verdicts to show, None before the first reference.
+        records: each claim's row comes from the first that judged it.
         notebooks: the folder of notebooks, to link those that exist.
     """
-    profile, judged = (record.profile, record.claims) if record else ("cpu", {})
-    claims, extensions = (
-        markdown(
-            COLUMNS, [_row(c, judged.get(c.id, NOTHING), profile, notebooks) for c in CLAIMS if c.extension is kind]
-        )
-        for kind in (False, True)
-    )
-    source = f"profile `{profile}`" if record else "no reference run is committed yet"
-    return f"The papers' claims ({source}):\n\n{claims}\nExtensions, which never fill a claim's row:\n\n{extensions}"
+    rows = []
+    for claim in CLAIMS:
+        judged = [record for record in records if record.claims.get(claim.id, NOTHING).verdict != "not attempted"]
+        rows.append(_row(claim, *[*judged, *records][:1], notebooks=notebooks))
+    return markdown(COLUMNS, rows)
 
 
-def _row(claim: Claim, judged: Judgement, profile: str, notebooks: Path) -> tuple[str, ...]:
+def _row(claim: Claim, record: Record | None = None, *, notebooks: Path) -> tuple[str, ...]:
     name = f"**{claim.id}** {claim.title}"
     if (notebooks / f"{claim.notebook}.ipynb").exists():
         name += f" ([{claim.notebook}](notebooks/{claim.notebook}.ipynb))"
-    published = claim.published if claim.extension else f"{claim.published} ({claim.source})"
-    here = [
-        f"{criterion.metric} {judged.metrics[criterion.metric]} ({criterion.unit}; asked: {criterion})"
-        for criterion in claim.criteria
-        if criterion.metric in judged.metrics
-    ]
-    reason = f": {judged.reason}" if judged.reason and judged.verdict != "reproduced" else ""
-    verdict = f"**{judged.verdict}**{reason}"
-    return name, published, "<br>".join(here), verdict, judged.evidence, claim.cost.get(profile, "")
+    judgement = record.claims.get(claim.id, NOTHING) if record else NOTHING
+    paper, aims = by_column(claim, judgement)
+    verdict = f"**{judgement.verdict}**{f' at `{record.profile}`' if record else ''}"
+    if judgement.verdict != "reproduced":
+        verdict += f": {judgement.reason}"
+    return name, f"{claim.published} ({claim.source})", "<br>".join([verdict, *paper]), "<br>".join(aims)
+
+
+def by_column(claim: Claim, judgement: Judgement) -> tuple[list[str], list[str]]:
+    """Return what was found for the paper's criteria, and for our aims, in words."""
+    seen = {"paper": [], "aim": []}
+    for criterion in claim.criteria:
+        if found := judgement.found.get(criterion.name):
+            seen[criterion.column].append(described(criterion, found))
+    return seen["paper"], seen["aim"]
+
+
+def described(criterion: Criterion, found: Assessment) -> str:
+    """Write what was found for a criterion: in words, mean and interval, what was asked, and an aim's outcome."""
+    outcome = f"{AIM[found.outcome]}: " if criterion.column == "aim" else ""
+    chance = criterion.chance(found.n)
+    odds = "" if chance is None else f"; met with {100 * chance:.0f} % if exactly true"
+    return f"{outcome}{criterion.label} {found} {criterion.unit} (asked: {criterion}{odds})"
 
 
 def updated(text: str, table: str) -> str:
@@ -171,17 +184,36 @@ def updated(text: str, table: str) -> str:
     return f"{before}{BEGIN}\n{table}{END}{after}"
 
 
+def readme_table(figures: Path, notebooks: Path) -> str:
+    """Write README's table, from the committed references."""
+    return claims_table([record for tier in HEADLINES if (record := read_reference(tier, figures))], notebooks)
+
+
+def check_reference(record: Record) -> None:
+    """Raise `ValueError` naming the notebooks if a record is none of one commit's clean tree."""
+    if not record.provenance:
+        raise ValueError(f"nothing was observed; run make reproduce PROFILE={record.profile} first")
+    if changed := [stem for stem, origin in record.provenance.items() if origin["dirty"] is not False]:
+        raise ValueError(f"{', '.join(changed)} ran with changes that are not committed; commit them and run again")
+    commits = {stem: str(origin["commit"])[:10] for stem, origin in record.provenance.items()}
+    if len({*commits.values()}) > 1:
+        listed = ", ".join(f"{stem} from {commit}" for stem, commit in commits.items())
+        raise ValueError(f"the notebooks ran at several commits: {listed}; run them all at one")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print verdicts and differences; 0: as the reference, 1: not, 2: a file cannot be read or written."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.verify", description=__doc__.split("\n\n")[0])
     parser.add_argument("--profile", choices=list(TIERS), default="cpu")
     act = parser.add_mutually_exclusive_group()
-    act.add_argument("--write-reference", action="store_true", help="make this run the reference")
-    act.add_argument("--table", type=Path, metavar="FILE", help=f"put the reference's table into a file, below {BEGIN}")
+    act.add_argument(
+        "--write-reference", action="store_true", help="make this run the reference; from a clean tree only"
+    )
+    act.add_argument("--table", type=Path, metavar="FILE", help=f"put the references' table into a file, below {BEGIN}")
     options = parser.parse_args(arguments)
     try:
         if options.table:
-            table = claims_table(read_reference(options.profile), options.table.parent / "notebooks")
+            table = readme_table(figures_root(), options.table.parent / "notebooks")
             write_atomically(options.table, updated(options.table.read_text(), table).encode())
             return 0
         return _verify(options.profile, options.write_reference)
@@ -194,21 +226,23 @@ def _verify(profile: str, write_reference: bool) -> int:
     here = judge_all(profile)
     print(here.claims)
     counts = Counter(judgement.verdict for judgement in here.claims.values())
-    print(f"\nprofile {profile}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+    print(f"\ntier {profile}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
     if not TIERS[profile].judged:
         print(f"{profile} is a first look and judges nothing; PROFILE=cpu does")
         return 0
     if write_reference:
-        if not here.provenance:
-            raise ValueError(f"nothing was observed; run make reproduce PROFILE={profile} first")
+        check_reference(here)
+        if own := departures(profile, here.provenance):
+            raise ValueError(f"{'; '.join(map(': '.join, own.items()))}; run make reproduce PROFILE={profile}")
         print(f"written: {here.write(figures_root() / profile / REFERENCE)}")
         return 0
     reference = read_reference(profile)
     if reference is None:
         print(f"no reference is committed for {profile}: nothing to compare with")
         return 0
-    for note in other_parameters(reference, here):
-        print(f"note: {note}")
+    if kept := [stem for stem, origin in here.provenance.items() if origin == reference.provenance.get(stem)]:
+        whole = "nothing was run here" if len(kept) == len(here.provenance) else f"not run here: {', '.join(kept)}"
+        print(f"{whole}; committed results are compared with themselves (make reproduce PROFILE={profile} runs them)")
     differences = [f"DIFFERS: {one}" for one in compare(reference, here) if not one.agrees]
     print("\n".join(differences) or "as in the committed reference")
     return 1 if differences else 0
