@@ -5,15 +5,18 @@ READY := .venv/.ready
 RUN = $(PYTHON) -m nkdlib.compendium.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
 	$(if $(EXECUTOR),--executor '$(EXECUTOR)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(SEEDS),--seeds '$(SEEDS)')
 
-.PHONY: help reproduce figures verify report test lab data teachers bench lock clean
+.PHONY: help reproduce night figures verify report test lab data teachers bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
-	@echo 'make TARGET [PROFILE=smoke|cpu|gpu|paper] [DATA=...] [EXECUTOR=...] [JOBS=...] [SEEDS=...]'
+	@echo 'make TARGET [PROFILE=smoke|cpu|night|gpu|paper] [DATA=...] [EXECUTOR=...] [JOBS=...] [SEEDS=...]'
 	@sed -n 's/^\([a-z]*\):.*## /  \1\t/p' Makefile | expand -t 14
 
 reproduce: $(READY)  ## run the notebooks that changed; results in figures/PROFILE (NOTEBOOKS=... for some of them)
 	@$(RUN) $(NOTEBOOKS)
+
+night:  ## say what is left of the evidence and how long it takes, and run it; after an interruption it goes on
+	@$(MAKE) --no-print-directory reproduce PROFILE=night
 
 figures: $(READY)  ## draw every figure and table again from the kept artefacts
 	@$(RUN) --force $(NOTEBOOKS)

@@ -61,14 +61,13 @@ def test_parameters_are_typed_and_commented(path):
 def run_at_smoke(path, reproduced, monkeypatch, capfd):
     """Run a notebook, and again when it is up to date; assert that neither fails and that nothing warns."""
     command = [str(path), "--profile", "smoke", "--jobs", "1", "--out", str(reproduced)]
+    values = {"seeds": 1} if path.stem in ONE_SEED + WITH_GPU_SWITCHES else {}
     if path.stem in WITH_GPU_SWITCHES:
         taken, gpu = papermill.inspect_notebook(str(path)), TIERS["gpu"].for_notebook(path.stem)
-        values = {name: gpu[name] for name in ("amp", "augment") if name in taken}
+        values |= {name: gpu[name] for name in ("amp", "augment") if name in taken}
         assert values["amp"] and values.get("augment", True)
         values |= SMALLER.get(path.stem, {})
-        monkeypatch.setitem(TIERS, "smoke", dataclasses.replace(TIERS["smoke"], notebooks={path.stem: values}))
-    if path.stem in ONE_SEED + WITH_GPU_SWITCHES:
-        command += ["--seeds", "1"]
+    monkeypatch.setitem(TIERS, "smoke", dataclasses.replace(TIERS["smoke"], notebooks={path.stem: values}))
     assert run.main(command) == 0, capfd.readouterr().err
     executed = nbformat.read(reproduced / "runs" / "smoke" / path.name, as_version=4)
     for cell in executed.cells:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,9 +129,54 @@ def test_a_failure_is_shown_and_mended_and_a_notebook_runs_again_only_after_a_ch
     assert "00_nap: up to date" in said and "compiled code" not in said
 
     figure.unlink()
-    assert run.main(command("--seeds", "3")) == 0 and figure.exists()
+    parameters(seeds=3)
+    assert run.main(command()) == 0 and figure.exists()
     assert log(tmp_path) == [0, 1, 2]  # the artefacts were kept all along
     assert "1 run, 0 up to date, 0 failed" in capfd.readouterr().out
+
+
+def test_ones_own_data_or_seeds_never_touch_a_tiers_results(command, tmp_path, capfd):
+    assert run.main(command()) == 0
+    figures, runs = tmp_path / "out" / "figures", tmp_path / "out" / "runs"
+    tiers = [
+        figures / "smoke" / "00_nap" / "sum.csv",
+        runs / "smoke" / "00_nap.ipynb",
+        runs / "smoke" / "00_nap.stamp.json",
+    ]
+    before = [path.read_bytes() for path in tiers]
+    (tmp_path / "photos").mkdir()
+    for options, name in {
+        ("--seeds", "1"): "1-seeds",
+        ("--data", str(tmp_path / "photos")): "photos",
+        ("--data", f"{tmp_path / 'photos'}/.", "--seeds", "3"): "photos-3-seeds",
+    }.items():
+        assert run.main(command(*options)) == 0
+        assert (figures / "own" / name / "smoke" / "00_nap" / "sum.csv").exists()
+        assert (runs / "own" / name / "smoke" / "00_nap.ipynb").exists()
+        assert f"results are in {figures / 'own' / name} and are not judged" in capfd.readouterr().out
+    assert run.main(command("--seeds", "2", "--data", "digits", "--device", "cpu")) == 0  # the tier's own
+    assert "00_nap: up to date" in capfd.readouterr().out
+    assert [path.read_bytes() for path in tiers] == before and log(tmp_path) == [0, 1, 2]
+
+
+def test_several_notebooks_begin_with_what_is_left_and_how_long_it_took(notebook, command, parameters, tmp_path, capfd):
+    other = str(shutil.copy(notebook, notebook.with_name("01_nap.ipynb")))
+    assert run.main(command()) == 0
+    stamp = tmp_path / "out" / "runs" / "smoke" / "00_nap.stamp.json"
+    stamp.write_text(json.dumps(json.loads(stamp.read_text()) | {"seconds": 3723}))
+    record = tmp_path / "out" / "figures" / "smoke" / "01_nap" / "provenance.json"  # committed with the repository
+    record.parent.mkdir()
+    record.write_text(json.dumps({"seconds": {"wall": 60.0}}))
+    capfd.readouterr()
+    assert run.main([other, *command()]) == 0
+    said = capfd.readouterr().out
+    assert "1 of 2 notebooks need no run; 2 earlier results are kept\nleft, about 01:00" in said
+    parameters(end="error")  # a change, and a run that does not end well
+    assert run.main([other, *command()]) == 1
+    parameters(end="well", steps=2)
+    assert run.main([other, *command()]) == 0
+    said = capfd.readouterr().out
+    assert "  00_nap: 1:02:03" in said.split("1 of 2 notebooks need no run")[-1]  # kept though the last run failed
 
 
 def test_cells_figures_and_the_results_of_others_that_a_notebook_reads_count(notebook, runs, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 from unittest.mock import patch
@@ -30,8 +30,10 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
+from nkdlib.compendium.records import PROVENANCE
 from nkdlib.compendium.tiers import TIERS, check_parameters
 from nkdlib.data.load import search_root
+from nkdlib.tasks.cache import INFO
 from nkdlib.tasks.executors import EXECUTORS, computing
 from nkdlib.tasks.places import checkout, figures_root, locked, runs_root
 
@@ -57,10 +59,11 @@ class Job:
     notebook: Path
     profile: str
     parameters: dict[str, object]
+    own: Path = Path()  # own/<name>, below runs/ and figures/, if data, seeds or device are not the tier's
 
     def output(self, ending: str) -> Path:
         """Return the file `<stem>.<ending>` in the profile's folder of runs."""
-        return runs_root() / self.profile / f"{self.notebook.stem}.{ending}"
+        return runs_root() / self.own / self.profile / f"{self.notebook.stem}.{ending}"
 
 
 def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list[Job]:
@@ -85,6 +88,11 @@ def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list
         except ValueError as error:  # also for a file that is no notebook, or one that names no kernel
             refuse(f"{notebook}: {error}")
         jobs.append(Job(notebook.resolve(), tier.name, parameters))
+    changed = {"data": options.data, "seeds": options.seeds, "device": options.device}
+    if any(job.parameters[name] != tier.for_notebook(job.notebook.stem)[name] for job in jobs for name in changed):
+        names = options.data and Path(options.data).resolve().name, options.seeds and f"{options.seeds}-seeds"
+        own = Path("own", "-".join(filter(None, (*names, options.device))))
+        jobs = [replace(job, own=own) for job in jobs]
     return jobs
 
 
@@ -157,7 +165,7 @@ def execute(job: Job) -> str | None:
     stem, running, failed = job.notebook.stem, job.output("running.ipynb"), job.output("failed.ipynb")
     running.parent.mkdir(parents=True, exist_ok=True)
     expected = last_run(job).get("seconds")
-    job.output("stamp.json").unlink(missing_ok=True)
+    job.output("stamp.json").write_text(json.dumps({"seconds": expected}))  # for who goes on after an interruption
     failed.unlink(missing_ok=True)
     print(f"{stem}: started", flush=True)
     started, begun, error = time.monotonic(), [], None
@@ -196,15 +204,38 @@ def execute(job: Job) -> str | None:
     return None
 
 
-def environment(out: Path | None, private: str) -> dict[str, str]:
-    """Return the variables that kernels get; out: a folder for runs/ and figures/; private: one to be removed."""
+def remaining(jobs: list[Job]) -> str:
+    """Say which notebooks are left and what they took last time, here or where the committed results come from."""
+    left, lines, total = [job for job in jobs if not up_to_date(job) and not lacking(job)], [], 0.0
+    for job in left:
+        record = figures_root() / job.profile / job.notebook.stem / PROVENANCE
+        seconds = last_run(job).get("seconds")
+        if seconds is None and record.is_file():
+            seconds = json.loads(record.read_text())["seconds"]["wall"]
+        total += seconds or 0
+        lines.append(f"  {job.notebook.stem}: {tqdm.format_interval(seconds) if seconds else 'time not known yet'}")
+    kept = sum(1 for _ in (runs_root() / "cache").glob(f"*/*/{INFO}"))
+    lines[:0] = [f"{len(jobs) - len(left)} of {len(jobs)} notebooks need no run; {kept:,} earlier results are kept"]
+    if left:
+        lines[1:1] = [f"left, about {tqdm.format_interval(total)} where nothing is kept:"]
+    return "\n".join(lines)
+
+
+def environment(out: Path | None, private: str, own: Path = Path()) -> dict[str, str]:
+    """Return the variables that kernels get.
+
+    Args:
+        out: a folder for runs/ and figures/.
+        private: one to be removed.
+        own: as a job's.
+    """
     try:
         terminal = os.ttyname(sys.__stderr__.fileno())
     except OSError:  # none, or one without a name
         terminal = os.devnull
     return {
         "NKD_RUNS": str((out / "runs" if out else runs_root()).resolve()),
-        "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve()),
+        "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve() / own),
         "NKD_PROGRESS": terminal,  # where a kernel draws its bars
         "IPYTHONDIR": private,  # the user's start-up files stay out
         "JUPYTER_PREFER_ENV_PATH": "1",  # and so do kernels that the user installed under the same name
@@ -240,6 +271,8 @@ def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
     """Run the notebooks that changed; returns 1 when one failed, else 0."""
     errors: dict[str, str] = {}
     started, ran, kept = time.monotonic(), 0, 0
+    if len(jobs) > 1:
+        print(remaining(jobs), flush=True)
     for job in jobs:
         with locked(runs_root(), "another run is at work here; waiting for it"):
             if not options.force and up_to_date(job):
@@ -256,6 +289,8 @@ def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
     largest = f", largest process {memory:,.0f} MB" if ran else ""
     print(f"profile {options.profile}: {ran} run, {kept} up to date, {len(errors)} failed, {took}{largest}", flush=True)
+    if jobs and jobs[0].own.parts:
+        print(f"own data, seeds or device: results are in {figures_root()} and are not judged", flush=True)
     for stem, error in errors.items():
         shown = error if sys.stderr.isatty() else ANSI_COLORS.sub("", error)
         print(f"\n{stem} failed:\n{shown}", file=sys.stderr)
@@ -268,7 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = command.parse_args(arguments)
     jobs = plan(options, command.error)
     private = tempfile.TemporaryDirectory(prefix="nkdlib-", dir="/tmp")  # a socket's path ends at 103 characters
-    with private as folder, patch.dict(os.environ, environment(options.out, folder)):
+    own = jobs[0].own if jobs else Path()
+    with private as folder, patch.dict(os.environ, environment(options.out, folder, own)):
         try:
             return reproduce(options, jobs)
         except KeyboardInterrupt:
