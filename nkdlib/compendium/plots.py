@@ -178,6 +178,21 @@ def level(ax: Axes, name: str, value: float, linestyle: str = "-") -> None:
     ax.axhline(value, color=method_colors.get(name, "0.4"), linewidth=1, linestyle=linestyle, label=name, zorder=1)
 
 
+def heat_map(ax: Axes, table: pd.DataFrame, numbers: str = "{:.2g}") -> None:
+    """Draw a table of numbers as colored cells with the numbers in them, its index downwards; the larger the darker."""
+    values = table.to_numpy(float)
+    ax.imshow(values, cmap="Blues", aspect="auto", vmin=0, vmax=np.nanmax(values))
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            dark = value > 0.6 * np.nanmax(values)
+            ax.text(
+                column, row, numbers.format(value), ha="center", va="center", color="w" if dark else "k", fontsize=8
+            )
+    ax.set_xticks(range(len(table.columns)), table.columns)
+    ax.set_yticks(range(len(table.index)), table.index)
+    ax.grid(visible=False)
+
+
 def legend_below(fig: Figure, columns: int = 3) -> None:
     """Put one legend below all axes, each label once."""
     found = [ax.get_legend_handles_labels() for ax in fig.axes]
