@@ -23,9 +23,32 @@ def criterion(sense="above", bound=1.0, **others):
     return Criterion(sense=sense, bound=bound, **fields)
 
 
-def nd0(one=(0.3, 0.4, 0.5, 0.4, 0.4), all_=(1.0, 1.2, 1.1, 0.9, 1.3)):
-    """Observations of a claim with two paper's criteria."""
-    return [*observe("ND-0", "one_drop_points", one), *observe("ND-0", "all_drop_points", all_)]
+TWO = """
+[claim.X-0]
+paper = "ND"
+title = "t"
+wording = "w"
+published = "no number"
+source = "s"
+metric = "m"
+notebook = "01_x"
+code = []
+tests = []
+criterion.one_drop = { column = "paper", words = "", sense = "below", bound = 1.0, unit = "points", tolerance = 0.5 }
+criterion.all_drop = { column = "paper", words = "", sense = "below", bound = 2.0, unit = "points", tolerance = 0.5 }
+"""
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A claim with two paper's criteria, judged on values of both."""
+    (claim,) = read_claims(TWO)
+    monkeypatch.setattr("nkdlib.compendium.claims.CLAIMS", (claim,))
+
+    def judged(one=(0.3, 0.4, 0.5, 0.4, 0.4), all_=(1.0, 1.2, 1.1, 0.9, 1.3)):
+        return judge(claim, [*observe("X-0", "one_drop", one), *observe("X-0", "all_drop", all_)], "cpu")
+
+    return judged
 
 
 def test_interval_by_hand():
@@ -76,7 +99,7 @@ def test_values_must_be_finite(value):
 def test_a_ratio_that_its_scale_does_not_have_is_refused_where_it_is_observed():
     with pytest.raises(ValueError, match=r"value of seed 0 \(=-1.0\) must be above 0"):
         Observation("ND-1", "speedup_critical_path", 0, -1.0)
-    assert Observation("ND-0", "one_drop_points", 0, -1.0).value == -1.0
+    assert Observation("ND-0", "worst_drop_points", 0, -1.0).value == -1.0
 
 
 @pytest.mark.parametrize(
@@ -144,14 +167,14 @@ def test_verdict_of_one_criterion_gets_worse_step_by_step():
     assert judged([0.6, 0.7, 0.5, 0.8, 0.6]).verdict == "contradicted"
 
 
-def test_verdict_of_several_criteria_gets_worse_with_each():
-    assert judge("ND-0", nd0(), "cpu").verdict == "reproduced"
-    worse = judge("ND-0", nd0(one=(0.3, 0.4, 0.5, 0.4, 1.9)), "cpu")
+def test_verdict_of_several_criteria_gets_worse_with_each(two):
+    assert two().verdict == "reproduced"
+    worse = two(one=(0.3, 0.4, 0.5, 0.4, 1.9))
     assert worse.verdict == "in part" and "the interval of one drop holds 1" in worse.reason
-    assert judge("ND-0", nd0(one=[3, 4, 3, 4, 3]), "cpu").verdict == "in part"
-    assert judge("ND-0", nd0(one=[0.5, 1.5, 1.0, 0.9, 1.2], all_=[1, 3, 2, 2, 3]), "cpu").verdict == "undecided"
-    assert judge("ND-0", nd0(one=[3, 4, 3, 4, 3], all_=[1, 3, 2, 2, 3]), "cpu").verdict == "contradicted"
-    assert judge("ND-0", nd0(one=[3, 4, 3, 4, 3], all_=[3, 4, 3, 4, 3]), "cpu").verdict == "contradicted"
+    assert two(one=[3, 4, 3, 4, 3]).verdict == "in part"
+    assert two(one=[0.5, 1.5, 1.0, 0.9, 1.2], all_=[1, 3, 2, 2, 3]).verdict == "undecided"
+    assert two(one=[3, 4, 3, 4, 3], all_=[1, 3, 2, 2, 3]).verdict == "contradicted"
+    assert two(one=[3, 4, 3, 4, 3], all_=[3, 4, 3, 4, 3]).verdict == "contradicted"
 
 
 AIMS = """
@@ -185,12 +208,12 @@ def test_a_seed_that_did_not_reach_is_never_left_out():
     assert judgement.reason == "speedup critical path was not reached by seed 3; more seeds cannot decide it"
 
 
-def test_too_few_seeds_or_a_missing_criterion_judge_nothing():
-    few = judge("ND-1", observe("ND-1", "speedup_critical_path", [5.0] * 2), "cpu")
-    assert few.verdict == "not attempted" and few.reason == "speedup critical path has 2 of 3 seeds"
-    half = judge("ND-0", observe("ND-0", "one_drop_points", [0.1] * 5), "cpu")
+def test_too_few_seeds_or_a_missing_criterion_judge_nothing(two):
+    few = two(one=[0.1] * 2)
+    assert few.verdict == "not attempted" and few.reason == "one drop has 2 of 3 seeds"
+    half = two(all_=())
     assert half.verdict == "not attempted" and half.reason == "all drop was not observed"
-    assert judge("ND-2", [], "cpu").reason == "no observations at cpu"
+    assert two((), ()).reason == "no observations at cpu"
 
 
 def test_smoke_and_own_parameters_judge_nothing():

@@ -95,7 +95,7 @@ def test_a_reference_is_of_one_commit_and_a_clean_tree(figures, git, capsys):
     run()
     git(commit="b" * 40)
     other = Results("01_local_replacement", "cpu", TIERS["cpu"].protocol("01_local_replacement"))
-    other.observe("ND-0", "one_drop_points", 0, 0.5)
+    other.observe("ND-0", "worst_drop_points", 0, 0.5)
     other.write()
     assert verify(["--write-reference"]) == 2
     assert "01_local_replacement from bbbbbbbbbb, 02_distillation_speed from aaaa" in capsys.readouterr().err

@@ -98,7 +98,11 @@ def test_intervals_stand_in_rows_from_top_to_bottom():
 
 
 def test_forest_draws_what_was_observed_and_says_when_nothing_was():
-    values = {"speedup_critical_path": [2, 3, 4, 3, 2], "closed_form_ratio": [4, 5, 4], "speedup_copied": [None, 2, 3]}
+    values = {
+        "speedup_critical_path": [2, 3, 4, 3, 2],
+        "closed_form_ratio": [4, 5, 4],
+        "speedup_one_worker": [None, 2, 3],
+    }
     observed = [Observation("ND-1", name, s, v) for name, seeds in values.items() for s, v in enumerate(seeds)]
     fig = plots.forest(Verdicts({claim.id: judge(claim, observed, "cpu") for claim in CLAIMS}))
     (ax,) = fig.axes

@@ -79,7 +79,7 @@ def site(clone, tmp_path_factory):
         results.figure(plt.figure(), "noise", "A line that rises")
         table = results.table(pd.DataFrame({"network": ["teacher"], "accuracy": [0.5]}), "drops", "Accuracy").to_html()
         for seed in range(2):
-            results.observe("ND-0", "one_drop_points", seed, 0.3)
+            results.observe("ND-0", "worst_drop_points", seed, 0.3)
         results.write()
         outputs = [new_output("display_data", {"text/html": shown}) for shown in (table, *drawn)]
         shown = new_code_cell("drops", outputs=outputs, execution_count=1)
