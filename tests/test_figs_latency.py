@@ -4,6 +4,7 @@ Behind claim FG-3.
 """
 
 import copy
+import math
 
 import pytest
 import torch
@@ -159,9 +160,9 @@ def test_the_quickest_round_counts(monkeypatch):
 
 def test_what_cannot_be_measured_is_named(monkeypatch):
     model = CostModel(chain(), torch.zeros(1, 2, 4, 4))
-    for change, least in (({"batch": 0}, 1), ({"networks": 4}, 5), ({"rounds": 0}, 1)):
+    for change, least in (({"batch": 0}, 1), ({"networks": 4}, 5), ({"rounds": 0}, 1), ({"rounds": math.nan}, 1)):
         ((name, value),) = change.items()
-        with pytest.raises(ValueError, match=rf"{name} \(={value}\) must be at least {least}"):
+        with pytest.raises(ValueError, match=rf"{name} \(={value}\) must be at least {least}, and whole"):
             measure_latency(model, **change)
     with pytest.raises(ValueError, match=r"rates \(of 'joules'\) and the terms differ in \['0', '1', .*very network"):
         model.add("joules", {})

@@ -31,6 +31,11 @@ def test_rates_rise_and_fall():
     ("options", "message"),
     [
         ({"steps": -1}, r"steps \(=-1\) must not be negative"),
+        ({"steps": 10.5}, r"steps \(=10.5\) must not be negative, and whole"),
+        ({"steps": math.nan}, r"steps \(=nan\) must not be negative, and whole"),
+        ({"batch_size": math.nan}, r"batch_size \(=nan\) must be at least 2"),
+        ({"weight_decay": math.nan}, r"weight_decay \(=nan\) must be finite and not negative"),
+        ({"weight_decay": -1.0}, r"weight_decay \(=-1.0\) must be finite and not negative"),
         ({"batch_size": 1}, r"batch_size \(=1\) must be at least 2"),
         ({"lr": 0.0}, r"lr \(=0.0\) must be positive"),
         ({"lr": math.nan}, r"lr \(=nan\) must be positive"),

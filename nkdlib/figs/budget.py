@@ -60,7 +60,7 @@ def keep_best(model: CostModel, scores: Mapping[str, Tensor], metric: str, targe
         How many channels stay in each group, and whether (0 or 1) each operator does, by name.
 
     Raises:
-        ValueError: scores of another network, an unknown cost, or a target that no choice meets.
+        ValueError: scores of another network or NaN, an unknown cost, or a target that no choice meets.
 
     >>> from nkdlib.networks import residual_space
     >>> model = CostModel(residual_space(10, blocks=(1,), widths=(8,)), torch.zeros(1, 3, 8, 8))
@@ -107,6 +107,8 @@ def _joined(model: CostModel, scores: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(
             f"scores and the groups and operators of the network differ in {wrong[:9]}; score this network"
         )
+    if unknown := [name for name, score in scores.items() if score.isnan().any()]:
+        raise ValueError(f"scores of {unknown[0]!r} hold NaN; check the weights that they were made from")
     return torch.cat([scores[name].detach().cpu().reshape(-1) for name in model.sizes])
 
 

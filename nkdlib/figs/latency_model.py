@@ -55,8 +55,8 @@ def measure_latency(model: CostModel, batch: int = 1, networks: int = 16, rounds
     (5, True)
     """
     for name, value, least in (("batch", batch, 1), ("networks", networks, len(SHARES)), ("rounds", rounds, 1)):
-        if value < least:
-            raise ValueError(f"{name} (={value}) must be at least {least}")
+        if not value >= least or value % 1:
+            raise ValueError(f"{name} (={value}) must be at least {least}, and whole")
     example = model.example[:1].expand(batch, *model.example.shape[1:]).contiguous()
     slim, layers = [], {}  # by call, each to be timed once
     found: list[dict[str, _Point]] = []  # by path, of each slim network

@@ -46,6 +46,8 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
 
 def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     """MACs per example of each submodule that has any, by path, those of its parts included; "" is the whole."""
+    if not len(example):
+        raise ValueError(f"example (={tuple(example.shape)}) must hold at least one input")
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False)
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention is one operator that the counter does not know

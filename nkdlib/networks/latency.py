@@ -48,8 +48,8 @@ def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, har
     >>> 0 < found.low_ms <= found.ms <= found.high_ms
     True
     """
-    if repeats < 6:
-        raise ValueError(f"repeats (={repeats}) must be at least 6 for a 95 % interval of the median")
+    if not repeats >= 6 or repeats % 1:
+        raise ValueError(f"repeats (={repeats}) must be at least 6, and whole, for a 95 % interval of the median")
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(-(-repeats // TURN) + 1):
         for (model, example), taken in zip(models, seconds, strict=True):

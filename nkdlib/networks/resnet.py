@@ -28,8 +28,8 @@ class BasicBlock(nn.Module):
     ):
         super().__init__()
         inner = outputs if inner is None else inner
-        if inner < 1:
-            raise ValueError(f"inner (={inner}) must be at least 1 channel; choose a larger width")
+        if not inner >= 1 or inner % 1:
+            raise ValueError(f"inner (={inner}) must be at least 1 channel, and whole; choose another width")
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut (={shortcut!r}) must be one of {', '.join(SHORTCUTS)}")
         self.conv1 = nn.Conv2d(inputs, inner, 3, stride, padding=1, bias=False)
@@ -66,6 +66,14 @@ class Padding(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.more - before))
 
 
+def check_stages(blocks: Sequence[int], widths: Sequence[int]) -> None:
+    """Raise ValueError unless every stage has its numbers of blocks and of channels."""
+    if len(blocks) != len(widths) or any(number < 1 or number % 1 for number in (*blocks, *widths)):
+        raise ValueError(
+            f"blocks (={tuple(blocks)}) and widths (={tuple(widths)}) must be equally long, whole, and at least 1"
+        )
+
+
 class ResNet(nn.Module):
     """A residual network of basic blocks whose parts are called stem, layer1.0, ..., head.
 
@@ -89,8 +97,7 @@ class ResNet(nn.Module):
         shortcut: str = "projection",
     ):
         super().__init__()
-        if len(blocks) != len(widths):
-            raise ValueError(f"blocks (={tuple(blocks)}) and widths (={tuple(widths)}) must be equally long")
+        check_stages(blocks, widths)
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stem_stride, padding=1, bias=False),
             nn.BatchNorm2d(widths[0]),

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation, SqueezeExcitation
 
+from nkdlib.networks.resnet import check_stages
+
 # Expansion, channels, blocks and stride of each stage: MobileNetV2's, for images of 224 pixels (table 2).
 MOBILE_STAGES = (
     (6, 16, 1, 1),
@@ -93,6 +95,7 @@ def residual_space(
         blocks, widths: of each stage; every stage but the first halves height and width.
         stem_stride: 2 halves the resolution at the start.
     """
+    check_stages(blocks, widths)
     layers, channels = [convolution(in_channels, widths[0], 3, stem_stride), nn.ReLU()], widths[0]
     for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
         for block in range(count):
@@ -116,6 +119,8 @@ class MixedBlock(nn.Module):
         self, inputs: int, outputs: int, inner: int, kernels: Sequence[int], stride: int = 1, squeeze: bool = False
     ):
         super().__init__()
+        if not kernels or len({*kernels}) < len(kernels) or not all(kernel % 2 == 1 for kernel in kernels):
+            raise ValueError(f"kernels (={tuple(kernels)}) must be odd numbers, at least one and none twice")
         self.residual = stride == 1 and inputs == outputs
         self.paths = Sum(
             {
@@ -158,7 +163,7 @@ def mixed_space(
     layers, channels = [convolution(in_channels, stem, 3, stem_stride), nn.ReLU()], stem
     for expansion, width, count, stride in stages:
         for block in range(count):
-            inner = max(channels * expansion // len(kernels), 1)
+            inner = max(channels * expansion // max(len(kernels), 1), 1)
             layers.append(MixedBlock(channels, width, inner, kernels, stride if block == 0 else 1, squeeze))
             channels = width
     return nn.Sequential(*layers, convolution(channels, head, 1), nn.ReLU(), *_classifier(head, num_classes))
@@ -258,6 +263,10 @@ class CellNetwork(nn.Module):
         stem_stride: int = 1,
     ):
         super().__init__()
+        if not cells or {*cells} - {"n", "r"} or nodes < 1:
+            raise ValueError(f"cells (={cells!r}) must be letters n and r, and nodes (={nodes}) at least 1")
+        if not operators or {*operators} - {*DARTS_OPERATORS}:
+            raise ValueError(f"operators (={tuple(operators)}) must be some of {', '.join(DARTS_OPERATORS)}")
         stem = 3 * channels
         self.stem = convolution(in_channels, stem, 3, stem_stride)
         self.cells, sizes, halved = nn.ModuleList(), (stem, stem), False

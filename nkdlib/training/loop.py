@@ -31,9 +31,11 @@ class Schedule:
     ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ValueError(f"steps (={self.steps}) must not be negative")
-        if self.batch_size < 2:
+        if self.steps < 0 or self.steps % 1:  # which is true of NaN
+            raise ValueError(f"steps (={self.steps}) must not be negative, and whole")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay (={self.weight_decay}) must be finite and not negative")
+        if self.batch_size < 2 or self.batch_size % 1:
             raise ValueError(f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images")
         for name in ("lr", "max_grad_norm"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
@@ -107,6 +109,8 @@ class Trainer:
         draws = seeded(device, self.seed + step + (rank << 32))
         with draws, torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp):
             value = loss()
+        if value.numel() != 1:
+            raise ValueError(f"loss of {self.name} has shape {tuple(value.shape)}; give one number, such as its mean")
         value.backward()
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
