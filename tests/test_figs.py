@@ -208,7 +208,7 @@ NAN = torch.full((4, 3, 8, 8), math.nan), torch.zeros(4).long()
             FloatingPointError,
             "a search for 20,000 params is not finite at step 0 of 4 with lr",
         ),
-        ({"network": nn.Conv2d(3, 2, 1)}, ValueError, r"\(=Conv2d\) has no inner channels to gate \(layers: itself\)"),
+        ({"network": nn.Conv2d(3, 2, 1)}, ValueError, r"\(=Conv2d\) has no inner channels to gate; in the way: conv2d"),
     ],
 )
 def test_what_cannot_be_searched_is_named(change, error, match):
@@ -248,7 +248,8 @@ def test_settings_that_make_no_sense_are_refused():
         ({"temperature": math.inf}, r"temperature \(=inf\) must be positive and finite"),
         ({"penalty": math.nan}, r"penalty \(=nan\) is a weight; choose 0 or more"),
         ({"log_odds": math.nan}, r"log_odds \(=nan\) must be finite"),
-        ({"gate_betas": (0.9, 1.0)}, r"gate_betas \(=\(0.9, 1.0\)\) are decays"),
+        ({"gate_betas": (0.9, 1.0)}, r"gate_betas \(=\(0.9, 1.0\)\) are two decays"),
+        ({"gate_betas": (0.9,)}, r"gate_betas \(=\(0.9,\)\) are two decays"),
     ],
 )
 def test_every_number_of_a_search_is_checked(change, message):

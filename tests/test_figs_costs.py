@@ -394,15 +394,21 @@ def test_an_operator_with_a_layer_of_unknown_cost_is_refused():
         CostModel(network, torch.zeros(1, 3, 4, 4))
 
 
-def test_weights_that_are_shared_or_computed_are_refused_if_channels_can_go():
+def test_layers_whose_weights_are_shared_or_computed_stay_whole_and_are_counted_once():
     layers, x = {"a": conv(3, 4), "b": conv(4, 4), "c": conv(4, 4), "o": conv(4, 2)}, torch.zeros(1, 3, 4, 4)
     network = Toy(lambda m, x: m.o(m.c(m.b(m.a(x)).relu())), **layers)
     network.c.weight = network.b.weight
-    with pytest.raises(ValueError, match=r"layers 'b' and 'c' share a weight; give each a copy of its own"):
-        CostModel(network, x)
-    whole = Toy(lambda m, x: m.o(m.c(m.b(m.a(x).roll(1, 1)).roll(1, 1)).roll(1, 1)), **layers)
-    assert CostModel(whole, x)({}) == cost(whole, x)  # nothing can go between
+    model = CostModel(network, x)
+    assert not model.sizes and model({}) == cost(network, x) == Cost(16 + 20 + 4 + 10, AREA * (12 + 16 + 16 + 8))
     network = plain()
-    nn.utils.parametrizations.weight_norm(network.a)
-    with pytest.raises(ValueError, match=r"layer 'a' computes its weight from others; take its parametrization off"):
-        CostModel(network, x)
+    nn.utils.parametrizations.weight_norm(network.a)  # 4 lengths more
+    model = CostModel(network, x)
+    assert not model.sizes and model({}) == cost(network, x) == Cost(112 + 4 + 10, AREA * (108 + 8))
+
+
+def test_operators_that_share_weights_are_refused():
+    operators = Sum({"conv": nn.Sequential(conv(3, 3)), "pool": nn.MaxPool2d(3, 1, 1)}, optional=True)
+    network = Toy(lambda m, x: m.o((y := m.a(x)) + m.s(y)), a=conv(3, 3), s=operators, o=conv(3, 2))
+    network.a.bias = network.s.operators.conv[0].bias
+    with pytest.raises(ValueError, match=r"layers 'a' and 's.operators.conv.0' share a weight; give each a copy"):
+        CostModel(network, torch.zeros(1, 3, 4, 4))

@@ -1,5 +1,6 @@
 """Networks and their costs: counted by hand, against torchvision's published counts, and after channels are cut."""
 
+import math
 import os
 from pathlib import Path
 
@@ -9,8 +10,19 @@ import torchvision.models as zoo
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.networks import BasicBlock, Cost, cost, count_params, resnet
-from nkdlib.networks.channels import channel_groups, cut
+from nkdlib.networks import (
+    BasicBlock,
+    CellNetwork,
+    Cost,
+    cost,
+    count_params,
+    mixed_space,
+    residual_space,
+    resnet,
+)
+from nkdlib.networks.channels import channel_groups
+from nkdlib.networks.cutting import cut
+from nkdlib.networks.latency import latencies
 from nkdlib.networks.trace import trace
 
 PUBLISHED_RESNETS = Path(os.environ.get("NKD_DATA") or "nowhere") / "cifar10-resnets"
@@ -108,7 +120,22 @@ def test_a_padded_shortcut_by_hand():
     [
         (lambda: resnet(10, 10), r"depth \(=10\) must be 6n \+ 2; choose 8"),
         (lambda: resnet(8, 10, widths=(4, 8)), r"blocks \(=\(1, 1, 1\)\) and widths \(=\(4, 8\)\)"),
+        (lambda: resnet(8, 10, width=0), r"widths \(=\(0, 0, 0\)\) must be equally long, whole, and at least 1"),
+        (
+            lambda: residual_space(10, blocks=(1, 1), widths=(4,)),
+            r"blocks \(=\(1, 1\)\) and widths \(=\(4,\)\)",
+        ),
+        (lambda: residual_space(10, blocks=(1,), widths=(4.5,)), r"widths \(=\(4.5,\)\) must be equally long, whole"),
+        (lambda: mixed_space(10, kernels=(3, 4)), r"kernels \(=\(3, 4\)\) must be odd numbers"),
+        (lambda: mixed_space(10, kernels=(3, 3)), r"kernels \(=\(3, 3\)\) must be odd numbers, .* none twice"),
+        (lambda: mixed_space(10, kernels=()), r"kernels \(=\(\)\) must be odd numbers, at least one"),
+        (lambda: CellNetwork(10, cells="nx"), r"cells \(='nx'\) must be letters n and r"),
+        (lambda: CellNetwork(10, nodes=0), r"nodes \(=0\) at least 1"),
+        (lambda: CellNetwork(10, operators=("conv_3x3",)), r"operators \(=\('conv_3x3',\)\) must be some of max_pool"),
         (lambda: BasicBlock(4, 4, inner=0), r"inner \(=0\) must be at least 1"),
+        (lambda: BasicBlock(4, 4, inner=math.nan), r"inner \(=nan\) must be at least 1 channel, and whole"),
+        (lambda: latencies([(nn.ReLU(), torch.zeros(1, 2))], math.nan), r"repeats \(=nan\) must be at least 6, and"),
+        (lambda: cost(nn.Conv2d(3, 4, 1), torch.zeros(0, 3, 8, 8)), r"example \(=\(0, 3, 8, 8\)\) must hold at least"),
         (lambda: BasicBlock(4, 4, shortcut="pad"), r"shortcut \(='pad'\) must be one of projection, padding"),
         (lambda: BasicBlock(4, 2, shortcut="padding"), r"more \(=-2\) channels cannot be padded"),
     ],

@@ -8,6 +8,7 @@ is the count of the network that is cut out.
 import itertools
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from nkdlib.networks.channels import channel_groups
 from nkdlib.networks.cost import Cost, macs_by_module
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.cutting import BATCH_NORMS, check_own
 from nkdlib.networks.spaces import Sum
 
-COUNTED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d)
+COUNTED = (nn.Conv2d, nn.Linear, *BATCH_NORMS)
 FREE = {"params": (0, 0, 0, 0), "macs": (0, 0, 0, 0)}
 Rates = tuple[float, float, float, float]  # for each pair of input and output, each output, each input, and once
 
@@ -50,7 +51,7 @@ class CostModel:
         example: (B, C, H, W), an input of the size that MACs are counted for.
 
     Raises:
-        ValueError: an operator with a part whose cost is not known, or a layer that shares or computes its weights.
+        ValueError: an operator with a part whose cost is not known, or that shares weights with other layers.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(2), nn.Flatten(1), nn.Linear(8, 2)).eval()
     >>> model = CostModel(net, torch.zeros(1, 3, 3, 3))
@@ -72,12 +73,14 @@ class CostModel:
         for path, part in self.sums.items():
             if not part.optional and (names := part.paths(path)):
                 self.needed.append(slice(self.slots[names[0]].start, self.slots[names[-1]].stop))
-        areas = _areas(network, example, {path for group in self.groups.values() for path in group.passers})
+        check_own(network, [p for p, _ in network.named_modules() for name in self.operators if _within(p, name)])
+        passers = {path for group in self.groups.values() for path in group.passers}
+        areas, macs = _areas_and_macs(network, example, passers)
         self.terms = [self._term(path, areas[path]) for path, _ in network.named_modules() if path in areas]
         self._tabulate()
         self.rest: dict[str, float] = {}  # the cost that depends on no group
         self._rates: dict[str, Tensor] = {}
-        self.uncounted = self._uncounted()
+        self.uncounted = self._uncounted(macs)
         for metric in FREE:
             rest = sum(getattr(spent, metric) for spent in self.uncounted.values())
             self.add(metric, {term.path: term.rates[metric] for term in self.terms}, rest)
@@ -105,26 +108,19 @@ class CostModel:
                 for name in side:
                     matrix[row, names[name]] += 1
             self._within[row, : len(term.within)] = torch.tensor([names[name] for name in term.within])
-        self._fixed = torch.tensor([[t.inputs, t.outputs] for t in self.terms], dtype=torch.float64).T
+        fixed = torch.tensor([(t.inputs, t.outputs) for t in self.terms], dtype=torch.float64)
+        self._fixed = fixed.reshape(-1, 2).T  # there may be no term
 
-    def _uncounted(self) -> dict[str, Cost]:
+    def _uncounted(self, together: Mapping[str, int]) -> dict[str, Cost]:
         """Costs by module that no term has: of unknown layers, and of layers that the example does not reach."""
-        counted = {term.path: term.whole for term in self.terms}
-        searched = {term.path for term in self.terms if term.read or term.made or term.within}
-        params, owners = defaultdict(int), {}
+        counted, params, seen = {term.path: term.whole for term in self.terms}, defaultdict(int), set()
         for path, part in self.network.named_modules():
             layer = next((p for p in counted if _within(path, p)), path)  # a parametrization holds its layer's weights
-            for parameter in part.parameters(recurse=False):
-                first = owners.setdefault(parameter, layer)
-                if first != layer and searched & {first, layer}:
-                    raise ValueError(f"layers {first!r} and {layer!r} share a weight; give each a copy of its own")
-                params[layer] += parameter.numel() if first == layer else 0
+            params[layer] += sum(parameter.numel() for parameter in {*part.parameters(recurse=False)} - seen)
+            seen.update(part.parameters(recurse=False))
         for path, spent in counted.items():
             params[path] -= spent.params
-            if params[path] and path in searched:
-                raise ValueError(f"layer {path!r} computes its weight from others; take its parametrization off first")
         macs: dict[str, int] = {}  # each module's own
-        together = macs_by_module(self.network, self.example)
         for path in sorted(together, key=len, reverse=True):  # parts before wholes
             known = sum(spent.macs for p, spent in counted.items() if _within(p, path))
             macs[path] = together[path] - known - sum(own for p, own in macs.items() if _within(p, path))
@@ -152,7 +148,7 @@ class CostModel:
         paths = [term.path for term in self.terms]
         if wrong := sorted(rates.keys() ^ set(paths)):
             raise ValueError(f"rates (of {metric!r}) and the terms differ in {wrong}; give rates of this very network")
-        self._rates[metric] = torch.tensor([rates[path] for path in paths], dtype=torch.float64).T
+        self._rates[metric] = torch.tensor([rates[path] for path in paths], dtype=torch.float64).reshape(-1, 4).T
         self.rest[metric] = float(rest)
 
     @property
@@ -185,36 +181,48 @@ class CostModel:
         return inputs + self._reads.to(device) @ counts, outputs + self._makes.to(device) @ counts
 
 
+def check_counts(counts: Mapping[str, int], groups: Mapping[str, int], sums: Mapping[str, Sum]) -> None:
+    """Raise ValueError for counts that are not of these groups, by size, and sums, by path, or that leave nothing."""
+    sizes = {**groups, **{name: 1 for path, part in sums.items() for name in part.paths(path)}}
+    if wrong := sorted(counts.keys() ^ sizes.keys()):
+        raise ValueError(
+            f"counts and the groups and operators of network differ in {wrong[:9]}; give those of its search"
+        )
+    for name, size in sizes.items():
+        least = int(name in groups)
+        if counts[name] not in range(least, size + 1):
+            raise ValueError(f"counts[{name!r}] (={counts[name]}) must be a whole number from {least} to {size}")
+    for path, part in sums.items():
+        if not part.optional and (names := part.paths(path)) and not any(counts[name] for name in names):
+            raise ValueError(f"counts leave no operator of {path!r}; keep one of {names}")
+
+
 def _within(path: str, owner: str) -> bool:
     """Whether a submodule is another one or a part of it."""
     return not owner or f"{path}.".startswith(f"{owner}.")
 
 
-def _areas(network: nn.Module, example: Tensor, passers: Container[str]) -> dict[str, int]:
-    """Output positions of one example by path, of layers with channels and of `passers`, if they are called."""
+def _areas_and_macs(
+    network: nn.Module, example: Tensor, passers: Container[str]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Output positions of one example by path, of layers with channels and of `passers`, if called; MACs by module."""
     areas: dict[str, int] = {}
 
     def add(path: str, layer: nn.Module, y: Tensor) -> None:  # of a layer that is called twice, both
-        channels_last = isinstance(layer, nn.Linear)
-        areas[path] = areas.get(path, 0) + y.numel() // y.shape[-1 if channels_last else 1]
+        channels = y.shape[-1 if isinstance(layer, nn.Linear) else 1]
+        areas[path] = areas.get(path, 0) + y.numel() // channels // len(example)
 
-    handles = [
-        layer.register_forward_hook(lambda layer, _, y, path=path: add(path, layer, y))
-        for path, layer in network.named_modules()
-        if isinstance(layer, COUNTED) or path in passers
-    ]
-    try:
-        with torch.no_grad(), evaluating(network):
-            network(example[:1])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return areas
+    with ExitStack() as hooks:
+        for path, layer in network.named_modules():
+            if isinstance(layer, COUNTED) or path in passers:
+                hook = lambda layer, _, y, path=path: add(path, layer, y)  # noqa: E731
+                hooks.enter_context(layer.register_forward_hook(hook))
+        return areas, macs_by_module(network, example)
 
 
 def _rates(layer: nn.Module, area: int) -> tuple[int, int, dict[str, Rates]]:
     """Inputs and outputs of a layer, and its rates in each metric."""
-    if isinstance(layer, nn.BatchNorm2d):
+    if isinstance(layer, BATCH_NORMS):
         return 0, layer.num_features, {"params": (0, 2 * layer.affine, 0, 0), "macs": (0, 0, 0, 0)}
     bias, kernel = int(layer.bias is not None), layer.weight[0, 0].numel()
     outputs = layer.weight.shape[0]

@@ -9,16 +9,17 @@ an operator of a `Sum` has a gate of its own, so that it can vanish although its
 
 import math
 from collections.abc import Callable, Mapping
-from copy import deepcopy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from nkdlib.figs.budget import living
-from nkdlib.figs.cost_model import COUNTED, CostModel
-from nkdlib.networks.channels import ChannelGroup, channel_groups, cut
-from nkdlib.networks.module import evaluating
+from nkdlib.figs.cost_model import CostModel, check_counts
+from nkdlib.networks.channels import channel_groups, obstacles
+from nkdlib.networks.cutting import ChannelGroup, cut
+from nkdlib.networks.module import copied, device_of, evaluating
 from nkdlib.networks.spaces import Sum
 
 
@@ -57,38 +58,45 @@ class Gates(nn.Module):
         if any(isinstance(part, _Masked) for part in network.modules()):
             raise ValueError(f"network (={type(network).__name__}) has gates already; call their remove() first")
         if not model.sizes:
-            layers = ", ".join([path or "itself" for path, m in network.named_modules() if isinstance(m, COUNTED)][:9])
+            way = obstacles(network, model.example)
             raise ValueError(
-                f"network (={type(network).__name__}) has no inner channels to gate (layers: {layers}): a "
-                "group needs a convolution or linear layer that makes it and one that reads it, with only known "
-                "operations between them; put operators that may vanish into a Sum"
+                f"network (={type(network).__name__}) has no inner channels to gate; in the way: {way}; put operators "
+                "that may vanish into a Sum"
             )
         self.network, self.model = network, model
         self.temperature, self.hard, self.opened = temperature, hard, False
-        device, sizes = next(network.parameters()).device, torch.tensor(list(model.sizes.values()))
+        device, sizes = device_of(network), torch.tensor(list(model.sizes.values()))
         self.log_odds = nn.Parameter(torch.full((int(sizes.sum()),), float(log_odds), device=device))
         self._owner = torch.arange(len(sizes)).repeat_interleave(sizes).to(device)  # the group or operator of each gate
         # DEVIATION D10: tied channels have one gate instead of several in a union, and operators have gates.
         self._least = torch.tensor([float(name in model.groups) for name in model.sizes], device=device)
         self._masks: dict[str, Tensor] = {}
         self.use(torch.zeros_like(self.log_odds))
-        self._attach()
+        self._readers: dict[str, list[tuple[str, slice]]] = {}  # the groups that a layer reads, and where
+        for name, group in model.groups.items():
+            for path in group.consumers:
+                self._readers.setdefault(path, []).extend((name, part) for part in group.slices(path))
+        self._hooks = []
+        try:
+            self._attach()
+        except BaseException:
+            self.remove()
+            raise
 
     def _attach(self) -> None:
-        reads: dict[str, list[tuple[str, slice]]] = {}
-        for name, group in self.model.groups.items():
-            for path in group.consumers:
-                reads.setdefault(path, []).extend((name, part) for part in group.slices(path))
-        for path, parts in reads.items():
+        for path, parts in self._readers.items():
             layer = self.network.get_submodule(path)
             masked = _Masked(self.mask, sorted(parts, key=lambda part: part[1].start), layer.weight.shape[1])
             parametrize.register_parametrization(layer, "weight", masked)
-        self._hooks = [
-            self.network.get_submodule(path).register_forward_hook(
-                lambda _, __, y, path=path: y if (mask := self.mask(path)) is None else y * mask
-            )
-            for path in self.model.operators
-        ]
+        for path in self.model.operators:
+            operator = self.network.get_submodule(path)
+            self._hooks.append(operator.register_forward_hook(partial(self._gated, path)))
+
+    def _gated(self, path: str, _: nn.Module, __: tuple, y: Tensor) -> Tensor:
+        """The output of an operator, times its mask."""
+        if (mask := self.mask(path)) is None:
+            return y
+        return y * (mask if torch.is_autocast_enabled(y.device.type) else mask.to(y.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """The gated network's output."""
@@ -148,7 +156,12 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def keep(self, counts: Mapping[str, int]) -> None:
-        """Let exactly so many of the most probable channels live, moving log-odds across zero if they must."""
+        """Let exactly so many of the most probable channels live, moving log-odds across zero if they must.
+
+        Raises:
+            ValueError: counts of another network, or out of range.
+        """
+        check_counts(counts, {name: group.size for name, group in self.model.groups.items()}, self.model.sums)
         for name, slot in self.model.slots.items():
             order = slot.start + self.log_odds[slot].argsort(descending=True)
             stay, go = order[: counts[name]], order[counts[name] :]
@@ -158,23 +171,28 @@ class Gates(nn.Module):
     @torch.no_grad()
     def slim(self) -> nn.Module:
         """The plain network of the living channels and operators, in evaluation mode, scaled as the gated one."""
-        paths = {path for group in self.model.groups.values() for path in group.consumers}
         with evaluating(self.network):
-            masked = {path: self.network.get_submodule(path).weight.clone() for path in paths}
-        network = deepcopy(self.remove())
-        self._attach()
+            masked = {path: self.network.get_submodule(path).weight.clone() for path in self._readers}
+        try:
+            network = copied(self.remove())
+        finally:
+            self._attach()
         for path, weight in masked.items():
             network.get_submodule(path).weight.copy_(weight)
         return _without(network, list(self.model.groups.values()), self.alive).eval()
 
     def remove(self) -> nn.Module:
         """Take the gates off again; the network with its own weights."""
-        for hook in self._hooks:
-            hook.remove()
-        for path in {path for group in self.model.groups.values() for path in group.consumers}:
+        while self._hooks:
+            self._hooks.pop().remove()
+        for path in self._readers:
             layer = self.network.get_submodule(path)
             if parametrize.is_parametrized(layer, "weight"):
                 parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+                if layer.bias is not None:  # it came after the weight, and so in every optimizer's state
+                    bias = layer.bias
+                    del layer.bias
+                    layer.register_parameter("bias", bias)
         return self.network
 
 
@@ -189,16 +207,12 @@ def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> n
         counts: of a search's result.
 
     Raises:
-        ValueError: counts of another network.
+        ValueError: counts of another network, or out of range.
     """
     groups = channel_groups(network, example)
     sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
-    names = [*(group.name for group in groups), *(name for path, part in sums.items() for name in part.paths(path))]
-    if wrong := sorted(counts.keys() ^ set(names)):
-        raise ValueError(
-            f"counts and the groups and operators of network differ in {wrong[:9]}; give those of its search"
-        )
-    return _without(network, groups, {name: torch.arange(count) for name, count in counts.items()})
+    check_counts(counts, {group.name: group.size for group in groups}, sums)
+    return _without(network, groups, {name: torch.arange(int(count)) for name, count in counts.items()})
 
 
 def _without(network: nn.Module, groups: list[ChannelGroup], alive: Mapping[str, Tensor]) -> nn.Module:
@@ -230,4 +244,4 @@ class _Masked(nn.Module):
         if start < self.size:
             pieces.append(weight.new_ones(self.size - start))
         mask = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-        return weight * mask.view(1, -1, *(1,) * (weight.dim() - 2))
+        return weight * mask.to(weight.dtype).view(1, -1, *(1,) * (weight.dim() - 2))

@@ -7,7 +7,9 @@ target; at the end the most probable channels within the target are kept, and th
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -18,7 +20,7 @@ from nkdlib.figs.budget import check_target, keep_best
 from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import device_of, evaluating
 from nkdlib.tasks.progress import Progress
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, Trainer, minimize
@@ -49,8 +51,8 @@ class Search:
             raise ValueError(f"penalty (={self.penalty}) is a weight; choose 0 or more")
         if not math.isfinite(self.log_odds):
             raise ValueError(f"log_odds (={self.log_odds}) must be finite; 2.5 is a probability of 0.92")
-        if not all(0 <= beta < 1 for beta in self.gate_betas):
-            raise ValueError(f"gate_betas (={self.gate_betas}) are decays; choose 0 to below 1")
+        if len(self.gate_betas) != 2 or not all(0 <= beta < 1 for beta in self.gate_betas):
+            raise ValueError(f"gate_betas (={self.gate_betas}) are two decays; choose 0 to below 1")
         for name in ("open_share", "path_share", "finetune_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} (={getattr(self, name)}) is a share of the steps; choose 0 to below 1")
@@ -78,7 +80,7 @@ class SearchResult:
     network: nn.Module = field(repr=False)
     cost: Cost
     counts: dict[str, int]  # channels left, by the layer that makes them; 0 or 1 for an operator, by its path
-    history: pd.DataFrame = field(repr=False)  # by step: loss, accuracy (%), expected and counted cost, path
+    history: pd.DataFrame = field(repr=False)  # by step: loss, expected and counted cost, path, accuracy (%)
     alive: pd.DataFrame = field(repr=False)  # by step and name: channels or operators with log-odds above 0
     log_odds: Tensor = field(repr=False)  # of all gates, (moments, gates): before, at equal distances, and at the end
 
@@ -90,7 +92,7 @@ def search(
     target: float,
     metric: str = "params",
     recipe: Search | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Any, Any], Tensor] = F.cross_entropy,
     seed: int = 0,
     cost_model: CostModel | None = None,
     checkpoints: Checkpoints | None = None,
@@ -99,14 +101,15 @@ def search(
     """Train a network with gates until it costs `target`, and cut out what lives.
 
     Args:
-        network: trained in place; plain and whole again afterwards.
+        network: trained in place; plain, whole and in its own mode again afterwards.
         example: (B, C, H, W), an input of the size that MACs are counted for.
         batches: of (images, labels), at least `recipe.schedule.steps` of them; with `checkpoints` those from step
             `checkpoints.start` on.
         target: the cost asked for, in `metric`; the slim network's is the largest that does not exceed it.
         metric: `params`, `macs`, or another cost that `cost_model` knows.
         recipe: steps and rates.
-        loss: of the output and the labels.
+        loss: of the network's output and the labels, whatever these are, a scalar. Labels that are no tensor stay on
+            their device. The history's accuracy is NaN unless output and labels are (B, classes, ...) and (B, ...).
         seed: of the gates' noise.
         cost_model: of this network, such as one with measured latency; by default parameters and MACs are known.
         checkpoints: to resume from and to write to.
@@ -128,23 +131,37 @@ def search(
     if model.network is not network:
         raise ValueError("cost_model is of another network; build it of the network that is searched")
     gates, inputs = Gates(model, recipe.log_odds, recipe.temperature), iter(batches)
-    try:
+    with evaluating(network), ExitStack() as undo:
+        undo.callback(gates.remove)
         check_target(model, metric, target)
         history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
         counts = keep_best(model, gates.scores, metric, target)
         gates.keep(counts)
         slim = gates.slim()
-    finally:
-        gates.remove()
-        network.eval()
+    forward, device = wrap(slim), device_of(slim)
 
-    forward = wrap(slim)
-
-    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
-        return loss(forward(batch[0].to(device_of(slim))), batch[1].to(device_of(slim)))
+    def objective(batch: tuple[Tensor, Any]) -> Tensor:
+        x, labels = _moved(batch, device)
+        return loss(forward(x), labels)
 
     minimize(forward, inputs, objective, recipe.finetuning, "the slim network", seed, checkpoints)
     return SearchResult(slim, model(counts), counts, history, alive, log_odds)
+
+
+def _moved(batch: tuple[Tensor, Any], device: torch.device) -> tuple[Tensor, Any]:
+    """Images and labels of a batch on a device."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(f"batches gives a batch of type {type(batch).__name__}; give pairs (images, labels)")
+    x, labels = batch
+    return x.to(device), labels.to(device) if isinstance(labels, Tensor) else labels
+
+
+def _accuracy(output: Any, labels: Any) -> Tensor:
+    """Percent of labels that are the greatest of an output's dimension 1, float32; NaN if they are no such labels."""
+    tensors = isinstance(output, Tensor) and isinstance(labels, Tensor)
+    if tensors and not labels.is_floating_point() and labels.shape == (*output.shape[:1], *output.shape[2:]):
+        return 100 * (output.argmax(1) == labels).float().mean()
+    return torch.tensor(math.nan)
 
 
 def _train(
@@ -153,7 +170,7 @@ def _train(
     target: float,
     metric: str,
     recipe: Search,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Any, Any], Tensor],
     seed: int,
     checkpoints: Checkpoints | None,
     wrap: Callable[[nn.Module], nn.Module],
@@ -171,13 +188,12 @@ def _train(
     (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
     charged = charged > 0  # gates that the cost depends on
 
-    def objective(path: float, seen: list[Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:
+    def objective(path: float, seen: list[Tensor], batch: tuple[Tensor, Any]) -> Tensor:
         gates.draw(generator)
-        x, labels = batch[0].to(device), batch[1].to(device)
+        x, labels = _moved(batch, device)
         output, expected = forward(x), gates.expected_cost(metric)
         value = loss(output, labels)
-        right = 100 * (output.argmax(1) == labels).float().mean()
-        seen.extend(number.detach().double() for number in (value, expected, right))
+        seen.extend(n.detach().double().to(device) for n in (value, expected, _accuracy(output, labels)))
         penalty = 0.0 if gates.opened else recipe.penalty  # the log-odds always get a gradient, if of zeros
         return value + 0.5 * penalty * (expected / path).log().clamp_min(0.0).square()
 
@@ -216,7 +232,7 @@ def _train(
                 alive.append({"step": step, **counts})
                 if step % 10 == 0:
                     channels, operators = (sum(counts[n] for n in names) for names in (model.groups, model.operators))
-                    text = f"{rows[-1]['counted']:,.6g} {metric}, {row['accuracy']:.0f} %, {channels} channels"
+                    text = f"{rows[-1]['counted']:,.6g} {metric}, loss {row['loss']:.3g}, {channels} channels"
                     bar.note(text + f", {operators} operators" * bool(model.operators))
             if step in moments:
                 log_odds.append(gates.log_odds.detach().cpu().clone())

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nkdlib.networks.channels import TYING, ChannelGroup, channel_groups, cut, inner_groups, width_of
+from nkdlib.networks.channels import TYING, channel_groups, inner_groups, width_of
+from nkdlib.networks.cutting import ChannelGroup, cut
 from nkdlib.networks.trace import trace
 
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)

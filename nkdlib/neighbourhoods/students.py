@@ -5,7 +5,8 @@ from torch import Tensor, nn
 from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.split import Student
-from nkdlib.networks.channels import ChannelGroup, cut, inner_groups, width_of
+from nkdlib.networks.channels import inner_groups, width_of
+from nkdlib.networks.cutting import ChannelGroup, cut
 from nkdlib.networks.module import reset
 
 

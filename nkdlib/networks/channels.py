@@ -3,18 +3,17 @@
 `torch.fx` traces the module; the channels of each value (dimension 1) form a group; a convolution or linear layer reads
 one group and makes another; depthwise convolutions, BatchNorm and element-wise operations carry a group on; sums and
 products tie two groups into one; a concatenation sets groups side by side. Groups that touch the module's input or
-output, a layer that is called twice, or an operation that is not known here, stay whole. (Our own; MorphNet's
-OpRegularizerManager plays this role for TensorFlow graphs.)
+output, a layer that is called twice, or an operation that is not known here, stay whole; so do those that cannot be cut
+as this graph says, as one trial on random inputs shows: weights that are shared, computed, or read outside their layer,
+and values that only training reads. (Our own; MorphNet's OpRegularizerManager plays this role for TensorFlow graphs.)
 """
 
-import copy
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx, nn
 
+from nkdlib.networks.cutting import BATCH_NORMS, ChannelGroup, Trial
 from nkdlib.networks.trace import shape_of, trace
 
 CARRIERS = (
@@ -27,28 +26,6 @@ CARRYING = {
 }
 TYING = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
 JOINING = {torch.cat, torch.concat, torch.concatenate}
-
-
-@dataclass(eq=False)
-class ChannelGroup:
-    """Channels that stay or go together, and the layers that know them, by submodule path in forward order."""
-
-    size: int
-    producers: list[str] = field(default_factory=list)  # convolutions and linear layers that make them
-    consumers: list[str] = field(default_factory=list)  # and that read them
-    carriers: list[str] = field(default_factory=list)  # depthwise convolutions and BatchNorms, one entry a channel
-    passers: list[str] = field(default_factory=list)  # activations and pooling that are called once
-    starts: dict[str, list[int]] = field(default_factory=dict)  # first channels in layers that take a concatenation
-    inner: bool = True  # can be cut without changing the module's input or output
-
-    @property
-    def name(self) -> str:
-        """The first layer that makes these channels."""
-        return self.producers[0]
-
-    def slices(self, path: str) -> list[slice]:
-        """Slices of a layer's channels that are this group's: all of them, unless it takes a concatenation."""
-        return [slice(start, start + self.size) for start in self.starts.get(path, [0])]
 
 
 Value = tuple[ChannelGroup, ...]  # the channels of one node's output: one group, or several side by side
@@ -65,19 +42,8 @@ def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
     >>> [group] = channel_groups(net, torch.zeros(1, 3, 4, 4))
     >>> group.size, group.producers, group.carriers, group.consumers
     (8, ['0'], ['1'], ['3'])
-    >>> cut(net, [group], {"0": torch.arange(5)})[3].in_channels
-    5
     """
-    graph = trace(module, example)
-    values: dict[fx.Node, Value] = {}  # of each node's output
-    for node in graph.graph.nodes:
-        shape, sources = shape_of(node), [values[source] for source in node.all_input_nodes if source in values]
-        if node.op == "output" or len(shape) < 2:
-            _keep_whole(*sources)
-        else:
-            values[node] = _visit(node, sources, values, graph)
-    found = dict.fromkeys(group for value in values.values() for group in value)
-    return [g for g in found if g.inner and g.producers and g.consumers]
+    return _find(module, example)[0]
 
 
 def inner_groups(module: nn.Module, example: Tensor, joined: bool = True) -> list[ChannelGroup]:
@@ -86,21 +52,65 @@ def inner_groups(module: nn.Module, example: Tensor, joined: bool = True) -> lis
     if not groups:
         raise ValueError(
             f"width was given for a neighbourhood ({type(module).__name__}) that has no inner channels to leave "
-            "out; give a student module instead"
+            f"out; in the way: {obstacles(module, example)}; give a student module instead"
         )
     return groups
+
+
+def obstacles(module: nn.Module, example: Tensor) -> str:
+    """What keeps channels whole, the most frequent first, and where it comes first."""
+    most = sorted(_find(module, example)[1].items(), key=lambda item: -len(item[1]))[:3]
+    said = [
+        f"{what} ({places[0] or 'itself'}{f' and {len(places) - 1} more' * (len(places) > 1)})" for what, places in most
+    ]
+    return ", ".join(said) or "nothing is both made and read inside"
+
+
+def _find(module: nn.Module, example: Tensor) -> tuple[list[ChannelGroup], dict[str, list[str]]]:
+    """The groups that can be cut; what keeps others whole, and where."""
+    graph = trace(module, example)
+    values: dict[fx.Node, Value] = {}  # of each node's output
+    way: dict[str, list[str]] = {}
+    for node in graph.graph.nodes:
+        shape, sources = shape_of(node), [values[source] for source in node.all_input_nodes if source in values]
+        if node.op == "output" or len(shape) < 2:
+            _keep_whole(*sources)
+        elif (value := _visit(node, sources, values, graph)) is not None:
+            values[node] = value
+        else:
+            _keep_whole(*sources)
+            values[node] = (ChannelGroup(shape[1], inner=False),)
+            if node.op.startswith("call"):
+                way.setdefault(_describe(node, graph), []).append([*node.meta.get("nn_module_stack", ()), ""][-2:][0])
+    found = dict.fromkeys(group for value in values.values() for group in value)
+    inner = [group for group in found if group.inner and group.producers and group.consumers]
+    return _proven(Trial(module, example), inner, way), way
+
+
+def _proven(trial: Trial, groups: list[ChannelGroup], way: dict[str, list[str]]) -> list[ChannelGroup]:
+    """The groups that can be cut without harm; the others are noted with what was in the way before."""
+    if not groups or not (fault := trial.fault(groups)):
+        return groups
+    if len(groups) == 1:
+        way.setdefault(fault, []).append(groups[0].name)
+        return []
+    middle = len(groups) // 2
+    return [group for half in (groups[:middle], groups[middle:]) for group in _proven(trial, half, way)]
 
 
 def width_of(group: ChannelGroup, width: float) -> int:
     """The number of a group's channels that a width leaves: a width up to 1 is a share, others are numbers."""
     if not width > 0 or (width > 1 and width % 1):
-        raise ValueError(f"width (={width}) must be a share above 0 and up to 1, or a whole number of channels")
+        raise ValueError(
+            f"width (={width}) must be a share above 0 and up to 1, or a whole number of channels "
+            f"of layer {group.name!r}, 1 to {group.size}"
+        )
     channels = round(group.size * width) if width <= 1 else int(width)
     return min(max(channels, 1), group.size)
 
 
-def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], graph: fx.GraphModule) -> Value:
-    """The channels of one node's output; records the layer at the groups that it makes, carries or reads."""
+def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], graph: fx.GraphModule) -> Value | None:
+    """The channels of one node's output, if known; records the layer at the groups that it makes, carries or reads."""
     layer = graph.get_submodule(node.target) if node.op == "call_module" else None
     shape, before = shape_of(node), sources[0] if sources else ()
     size = sum(group.size for group in before)
@@ -115,7 +125,7 @@ def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], gr
         if grouped == layer.weight.shape[0] == size:  # depthwise
             _record("carriers", node.target, before)
             return before
-    elif isinstance(layer, nn.BatchNorm2d) and once:
+    elif isinstance(layer, BATCH_NORMS) and once:
         _record("carriers", node.target, before)
         return before
     elif isinstance(layer, CARRIERS):
@@ -132,8 +142,17 @@ def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], gr
         return before  # (B, C, 1, 1) -> (B, C)
     elif node.target in JOINING and only_values and _dim(node) == 1:
         return tuple(group for source in (node.args or (node.kwargs["tensors"],))[0] for group in values[source])
-    _keep_whole(*sources)
-    return (ChannelGroup(shape[1], inner=False),)
+    return None
+
+
+def _describe(node: fx.Node, graph: fx.GraphModule) -> str:
+    """An operation past which channels cannot be followed, without the place."""
+    if node.op != "call_module":
+        return _called(node) or node.op
+    layer = graph.get_submodule(node.target)
+    times = len(node.graph.find_nodes(op="call_module", target=node.target))
+    tokens = " on the last dimension" * (isinstance(layer, nn.Linear) and len(shape_of(node)) > 2)
+    return type(layer).__name__ + tokens + f" that is called {times} times" * (times > 1)
 
 
 def _called(node: fx.Node) -> str:
@@ -196,56 +215,3 @@ def _absorb(first: ChannelGroup, second: ChannelGroup) -> None:
         layers = getattr(first, name)
         layers.extend(path for path in getattr(second, name) if path not in layers)
     first.inner &= second.inner
-
-
-def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the module with only some channels of some groups left.
-
-    Args:
-        module: the one that `groups` were found in.
-        groups: from `channel_groups`.
-        keep: for a group's name, the indices (int64) of the channels that stay; other groups stay whole.
-
-    Raises:
-        ValueError: a name that is no inner group, or no channel left in one.
-    """
-    known = {group.name: group for group in groups}
-    stays: dict[tuple[str, int], Tensor] = {}  # by layer and dimension of its weight, bool (channels,)
-    for name, index in keep.items():
-        if name not in known:
-            raise ValueError(f"keep names {name!r}, which is no inner channel group; choose from {list(known)}")
-        if len(index) == 0:
-            raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
-        group, mask = known[name], torch.zeros(known[name].size, dtype=torch.bool)
-        mask[torch.as_tensor(index).cpu()] = True
-        for dim, paths in enumerate(((*group.producers, *group.carriers), group.consumers)):
-            for path in paths:
-                whole = torch.ones(_channels(module.get_submodule(path), dim), dtype=torch.bool)
-                layer = stays.setdefault((path, dim), whole)
-                for part in [slice(0, group.size)] if path in group.producers and dim == 0 else group.slices(path):
-                    layer[part] = mask
-    slim = copy.deepcopy(module)
-    for (path, dim), kept in stays.items():
-        _slice(slim.get_submodule(path), kept.nonzero()[:, 0], dim)
-    return slim
-
-
-def _channels(layer: nn.Module, dim: int) -> int:
-    """How many outputs (dim 0) or inputs (dim 1) a layer has."""
-    return layer.num_features if isinstance(layer, nn.BatchNorm2d) else layer.weight.shape[dim]
-
-
-def _slice(layer: nn.Module, index: Tensor, dim: int) -> None:
-    """Keep the channels `index` of a layer: its outputs (dim 0) or its inputs (dim 1)."""
-    for name in ("weight",) if dim == 1 else ("weight", "bias", "running_mean", "running_var"):
-        if (value := getattr(layer, name, None)) is None:
-            continue
-        kept = value.detach().index_select(dim, index.to(value.device))
-        setattr(layer, name, nn.Parameter(kept) if isinstance(value, nn.Parameter) else kept)
-    if isinstance(layer, nn.BatchNorm2d):
-        layer.num_features = len(index)
-    else:
-        unit = "features" if isinstance(layer, nn.Linear) else "channels"
-        setattr(layer, f"{('out', 'in')[dim]}_{unit}", len(index))
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:  # depthwise: carried, one filter a channel
-        layer.groups = layer.in_channels = len(index)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -18,6 +18,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes.items():
             part.train(mode)  # its own method: a module may do more than set the flag
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy, also of a module whose hooks leave computed weights with their graph (pruning, spectral norm)."""
+    values = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(module, {id(value): value.detach().clone() for value in values if not value.is_leaf})
 
 
 def device_of(model: nn.Module) -> torch.device:

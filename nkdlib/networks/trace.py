@@ -1,8 +1,12 @@
 """A module as a graph of operations whose nodes know the shapes of their outputs."""
 
+import io
+from contextlib import redirect_stderr
+
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn.parallel import DistributedDataParallel
 
 from nkdlib.networks.module import evaluating
 
@@ -16,12 +20,16 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
         tracer: decides which submodules stay as they are; torch.fx's own by default.
 
     Raises:
-        ValueError: a module that cannot be traced, or that does not take the example.
+        ValueError: a module that cannot be traced, that wraps the real one, or that does not take the example.
 
     >>> [shape_of(node) for node in trace(nn.Sequential(nn.Linear(3, 2)), torch.zeros(4, 3)).graph.nodes]
     [(4, 3), (4, 2), (4, 2)]
     """
     name = type(module).__name__
+    for path, part in module.named_modules():
+        if isinstance(part, nn.DataParallel | DistributedDataParallel) or hasattr(part, "_orig_mod"):
+            inside = f"{path}.{'_orig_mod' if hasattr(part, '_orig_mod') else 'module'}".removeprefix(".")
+            raise ValueError(f"module (={name}) wraps a network in {type(part).__name__}; give its {inside!r} instead")
     with evaluating(module), torch.no_grad():  # tracing writes the mode into calls such as stochastic depth
         try:
             graph = fx.GraphModule(module, (tracer or fx.Tracer()).trace(module), name)
@@ -31,9 +39,11 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
                 "for neighbourhoods, give students as modules instead"
             ) from error
         try:
-            ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
+            with redirect_stderr(io.StringIO()):  # it prints what it raises
+                ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
         except Exception as error:
-            raise ValueError(f"module (={name}) does not take an input {tuple(example.shape)}: {error}") from error
+            given = f"{tuple(example.shape)}, {example.dtype} on {example.device}"
+            raise ValueError(f"module (={name}) does not take an input {given}: {error.__cause__ or error}") from error
     return graph
 
 

@@ -1,0 +1,183 @@
+"""Channels that are cut out of a module together, and a trial of what cutting them does.
+
+Nothing is assumed of how a module uses its layers: the trial compares the module that is left with the whole one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.networks.module import copied, device_of, evaluating, seeded
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+TENSORS = ("weight", "bias", "running_mean", "running_var")  # of a layer, an entry a channel each
+
+
+@dataclass(eq=False)
+class ChannelGroup:
+    """Channels that stay or go together, and the layers that know them, by submodule path in forward order."""
+
+    size: int
+    producers: list[str] = field(default_factory=list)  # convolutions and linear layers that make them
+    consumers: list[str] = field(default_factory=list)  # and that read them
+    carriers: list[str] = field(default_factory=list)  # depthwise convolutions and BatchNorms, one entry a channel
+    passers: list[str] = field(default_factory=list)  # activations and pooling that are called once
+    starts: dict[str, list[int]] = field(default_factory=dict)  # first channels in layers that take a concatenation
+    inner: bool = True  # can be cut without changing the module's input or output
+
+    @property
+    def name(self) -> str:
+        """The first layer that makes these channels."""
+        return self.producers[0]
+
+    def slices(self, path: str) -> list[slice]:
+        """Slices of a layer's channels that are this group's: all of them, unless it takes a concatenation."""
+        return [slice(start, start + self.size) for start in self.starts.get(path, [0])]
+
+
+def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the module with only some channels of some groups left.
+
+    Args:
+        module: the one that `groups` were found in.
+        groups: from `channel_groups`.
+        keep: for a group's name, the indices (int64) of the channels that stay; other groups stay whole.
+
+    Raises:
+        ValueError: a name that is no inner group, no channel left in one, or a layer whose weights are shared with
+            another one or computed from others.
+    """
+    known = {group.name: group for group in groups}
+    for name, index in keep.items():
+        if name not in known:
+            raise ValueError(f"keep names {name!r}, which is no inner channel group; choose from {list(known)}")
+        if len(index) == 0:
+            raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
+    stays = {place: kept for place, kept in _stays(module, groups, keep).items() if not kept.all()}
+    check_own(module, [path for path, _ in stays])
+    for path, _ in stays:
+        layer = module.get_submodule(path)
+        own = {None, *layer.parameters(recurse=False), *layer.buffers(recurse=False)}
+        if any(getattr(layer, name, None) not in own for name in TENSORS):
+            raise ValueError(f"layer {path!r} computes its weight from others; take its parametrization off first")
+    slim = copied(module)
+    for (path, dim), kept in stays.items():
+        _slice(slim.get_submodule(path), kept.nonzero()[:, 0], dim)
+    return slim
+
+
+def _stays(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+    """Which channels stay, bool (channels,), by layer and dimension of its weight."""
+    stays: dict[tuple[str, int], Tensor] = {}
+    for group in [group for group in groups if group.name in keep]:
+        mask = torch.zeros(group.size, dtype=torch.bool)
+        mask[torch.as_tensor(keep[group.name]).cpu()] = True
+        for dim, paths in enumerate(((*group.producers, *group.carriers), group.consumers)):
+            for path in paths:
+                whole = torch.ones(_channels(module.get_submodule(path), dim), dtype=torch.bool)
+                layer = stays.setdefault((path, dim), whole)
+                for part in [slice(0, group.size)] if path in group.producers and dim == 0 else group.slices(path):
+                    layer[part] = mask
+    return stays
+
+
+def check_own(module: nn.Module, paths: Iterable[str]) -> None:
+    """Raise ValueError if one of these layers shares a parameter or buffer with another layer."""
+    owners: dict[Tensor, list[str]] = {}
+    for path, layer in module.named_modules():
+        for tensor in {*layer.parameters(recurse=False), *layer.buffers(recurse=False)}:
+            owners.setdefault(tensor, []).append(path)
+    paths = set(paths)
+    for layers in owners.values():
+        if len(layers) > 1 and paths.intersection(layers):
+            raise ValueError(f"layers {layers[0]!r} and {layers[1]!r} share a weight; give each a copy of its own")
+
+
+def _channels(layer: nn.Module, dim: int) -> int:
+    """How many outputs (dim 0) or inputs (dim 1) a layer has."""
+    return layer.num_features if isinstance(layer, BATCH_NORMS) else layer.weight.shape[dim]
+
+
+def _slice(layer: nn.Module, index: Tensor, dim: int) -> None:
+    """Keep the channels `index` of a layer: its outputs (dim 0) or its inputs (dim 1)."""
+    for name in ("weight",) if dim == 1 else TENSORS:
+        if (value := getattr(layer, name, None)) is not None:
+            last = value.dim() == 4 and not value.is_contiguous()
+            kept = value.detach().index_select(dim, index.to(value.device))
+            value.data = kept.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if isinstance(layer, BATCH_NORMS):
+        layer.num_features = len(index)
+    else:
+        unit = "features" if isinstance(layer, nn.Linear) else "channels"
+        setattr(layer, f"{('out', 'in')[dim]}_{unit}", len(index))
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:  # depthwise: carried, one filter a channel
+        layer.groups = layer.in_channels = len(index)
+
+
+class Trial:
+    """A comparison of a module with what is left of it when every second channel of some groups is cut out.
+
+    The slim module must give what the whole one gives with these channels set to zero where they are read, on random
+    inputs of the example's shape; and in training mode the shapes that the whole one gives there, if it can be run so.
+    """
+
+    def __init__(self, module: nn.Module, example: Tensor):
+        self.module = module
+        with seeded(device_of(module), 0):
+            self.x = torch.randn_like(example) if example.is_floating_point() else example
+
+    @cached_property
+    def trained(self) -> list[tuple[int, ...]] | str:
+        """Shapes of the whole module's outputs in training mode, or the kind of its error."""
+        return self._train(copied(self.module))
+
+    def _train(self, module: nn.Module) -> list[tuple[int, ...]] | str:
+        pair = torch.cat([self.x, self.x])  # BatchNorm needs two
+        try:
+            return [tuple(each.shape) for each in _tensors(module.train()(pair))]
+        except Exception as error:  # a layer may raise anything on another shape
+            return type(error).__name__
+
+    @torch.no_grad()
+    def fault(self, groups: list[ChannelGroup]) -> str:
+        """What goes wrong without these channels; empty if nothing does."""
+        keep = {group.name: torch.arange(0, group.size, 2) for group in groups}
+        try:
+            slim = cut(self.module, groups, keep).eval()
+            with ExitStack() as undo:
+                undo.enter_context(seeded(device_of(self.module), 0))
+                undo.enter_context(evaluating(self.module))
+                for (path, dim), kept in _stays(self.module, groups, keep).items():
+                    if dim == 1:
+                        layer = self.module.get_submodule(path)
+                        undo.enter_context(layer.register_forward_pre_hook(_masked(kept)))
+                wanted = list(_tensors(self.module(self.x.clone())))
+                for ours, theirs in zip(_tensors(slim(self.x.clone())), wanted, strict=True):
+                    size = theirs.abs().max().item() if theirs.numel() and not theirs.is_meta else 0.0
+                    exact = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
+                    near = max(exact, theirs.is_cuda * 2**-11) ** 0.5  # TF32 has ten bits
+                    torch.testing.assert_close(ours, theirs, rtol=near, atol=near * size, equal_nan=True)
+                trained = self._train(slim)
+                if trained != [(2 * len(self.x), *each.shape[1:]) for each in wanted] and trained != self.trained:
+                    return f"a value that training reads elsewhere ({trained} instead of {self.trained})"
+        except Exception as error:
+            return str(error).partition("\n")[0]
+        return ""
+
+
+def _masked(kept: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """A hook that sets all other channels of a layer's input to zero."""
+    return lambda _, inputs: (inputs[0] * kept.view(1, -1, *[1] * (inputs[0].dim() - 2)).to(inputs[0]),)
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """The tensors in a module's output."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(part)
