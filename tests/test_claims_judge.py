@@ -153,7 +153,7 @@ def test_the_chance_is_the_share_of_simulated_runs_that_meet_the_criterion(scale
     below = criterion("below", 1.0, expected=0.5, spread=0.4)
     assert below.chance(5) == pytest.approx(criterion(expected=1.5, spread=0.4).chance(5))
     assert criterion(expected=1.0, spread=0.4).chance(5) == pytest.approx(0.025)  # on the bound
-    assert criterion().chance(5) is None
+    assert criterion().chance(5) is None and asked.chance(1) is None
 
 
 def test_verdict_of_one_criterion_gets_worse_step_by_step():

@@ -24,6 +24,8 @@ from nkdlib.compendium.verify import (
 from nkdlib.compendium.verify import main as verify
 
 ROOT = Path(__file__).parents[1]
+CRITERIA = (ROOT / "nkdlib" / "compendium" / "claims.toml").read_text()
+SHOWN = f"{'c' * 40}:nkdlib/compendium/claims.toml"
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def figures(tmp_path, monkeypatch):
 def git(monkeypatch):
     """Return a function that sets what provenance says of the checkout."""
 
-    def set_(dirty=False, commit="c" * 40):
+    def set_(dirty=False, commit="c" * 40, claims=CRITERIA):
+        monkeypatch.setattr("nkdlib.compendium.verify.git", lambda *a: claims if a == ("show", SHOWN) else None)
         monkeypatch.setattr(
             "nkdlib.compendium.results.provenance", lambda *a: provenance(*a) | stated | {"time": next(clock)}
         )
@@ -99,11 +102,28 @@ def test_a_reference_is_of_one_commit_and_a_clean_tree(figures, git, capsys):
     other.write()
     assert verify(["--write-reference"]) == 2
     assert "01_local_replacement from bbbbbbbbbb, 02_distillation_speed from aaaa" in capsys.readouterr().err
-    git(commit="b" * 40)
+    git()
+    other.write()
     run(seeds=2)
     assert verify(["--write-reference"]) == 2
     assert "02_distillation_speed: seeds=2 in place of " in capsys.readouterr().err
     assert not (figures / "cpu" / "reference.json").exists()
+    run()
+    assert verify(["--write-reference"]) == 0
+
+
+def test_a_criterion_that_moved_after_the_run_gives_no_reference(figures, git, capsys):
+    bound = '[claim.ND-1.criterion.ahead]\ncolumn = "paper"\nwords = ""\nmetric = "speedup_critical_path"\n'
+    bound += 'asked = { sense = "above", bound = 1.0, unit = "x", tolerance = 0.3 }\n'
+    git(claims=CRITERIA + bound)  # was there when the notebooks ran
+    run()
+    assert verify(["--write-reference"]) == 2
+    assert "the criteria of ND-1 changed after the notebooks ran; run them again" in capsys.readouterr().err
+    git(commit="d" * 40)
+    run()
+    assert verify(["--write-reference"]) == 2
+    assert f"ran at {'d' * 40}, which this clone does not have" in capsys.readouterr().err
+    git()
     run()
     assert verify(["--write-reference"]) == 0
 

@@ -186,9 +186,9 @@ class Criterion:
         """Return how probably this criterion is met by `seeds` seeds if the claim is exactly true.
 
         It is the power of the t-test: seeds are drawn around `expected` with the rehearsal's `spread`. None without
-        these two.
+        these two, or with one seed.
         """
-        if self.expected is None:
+        if self.expected is None or seeds < 2:
             return None
         away = self.beyond(self.expected) / self.spread * math.sqrt(seeds)
         return float(stats.nct.sf(_quantile(seeds), seeds - 1, away))

@@ -28,10 +28,10 @@ def provenance(
         data_digest: fingerprint of the data.
         seconds: wall and CPU seconds by name.
     """
-    changes = _git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
+    changes = git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": git("rev-parse", "HEAD"),
         "dirty": bool(changes) if changes is not None else None,
         "parameters": portable(parameters),
         "seeds": parameters.get("seeds"),
@@ -51,7 +51,7 @@ def provenance(
     }
 
 
-def _git(*command: str) -> str | None:
+def git(*command: str) -> str | None:
     """Return git's answer about the checkout, None without git or a repository."""
     try:
         git = ["git", "-C", str(checkout() or os.devnull), *command]

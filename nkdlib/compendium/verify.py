@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id
-from nkdlib.compendium.criteria import AIM, Assessment, Criterion, short
+from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id, read_claims
+from nkdlib.compendium.criteria import AIM, Assessment, short
 from nkdlib.compendium.judge import Judgement, Observation, Verdicts, judge
+from nkdlib.compendium.provenance import git
 from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, REFERENCE, markdown, write_json
 from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.places import figures_root, write_atomically
@@ -141,38 +142,29 @@ def claims_table(records: Sequence[Record], notebooks: Path) -> str:
     """
     rows = []
     for claim in CLAIMS:
-        judged = [record for record in records if record.claims.get(claim.id, NOTHING).verdict != "not attempted"]
-        rows.append(_row(claim, *[*judged, *records][:1], notebooks=notebooks))
+        found = [(f" at `{record.profile}`", record.claims.get(claim.id, NOTHING)) for record in records]
+        judged = [pair for pair in found if pair[1].verdict != "not attempted"]
+        tier, judgement = [*judged, *found, ("", NOTHING)][0]
+        paper, aims = by_column(claim, judgement)
+        why = "" if judgement.verdict == "reproduced" else f": {judgement.reason}"
+        name, path = f"**{claim.id}** {claim.title}", f"{claim.notebook}.ipynb"
+        link = f" ([{claim.notebook}](notebooks/{path}))" if (notebooks / path).exists() else ""
+        verdict = "<br>".join([f"**{judgement.verdict}**{tier}{why}", *paper])
+        rows.append((name + link, f"{claim.published} ({claim.source})", verdict, "<br>".join(aims)))
     return markdown(COLUMNS, rows)
 
 
-def _row(claim: Claim, record: Record | None = None, *, notebooks: Path) -> tuple[str, ...]:
-    name = f"**{claim.id}** {claim.title}"
-    if (notebooks / f"{claim.notebook}.ipynb").exists():
-        name += f" ([{claim.notebook}](notebooks/{claim.notebook}.ipynb))"
-    judgement = record.claims.get(claim.id, NOTHING) if record else NOTHING
-    paper, aims = by_column(claim, judgement)
-    verdict = f"**{judgement.verdict}**{f' at `{record.profile}`' if record else ''}"
-    if judgement.verdict != "reproduced":
-        verdict += f": {judgement.reason}"
-    return name, f"{claim.published} ({claim.source})", "<br>".join([verdict, *paper]), "<br>".join(aims)
-
-
 def by_column(claim: Claim, judgement: Judgement) -> tuple[list[str], list[str]]:
-    """Return what was found for the paper's criteria, and for our aims, in words."""
+    """Return what was found for the paper's criteria, and for our aims: interval, what was asked, an aim's outcome."""
     seen = {"paper": [], "aim": []}
     for criterion in claim.criteria:
         if found := judgement.found.get(criterion.name):
-            seen[criterion.column].append(described(criterion, found))
+            outcome = f"{AIM[found.outcome]}: " if criterion.column == "aim" else ""
+            chance = criterion.chance(found.n)
+            odds = "" if chance is None else f"; met with {100 * chance:.0f} % if exactly true"
+            words = f"{outcome}{criterion.label} {found} {criterion.unit} (asked: {criterion}{odds})"
+            seen[criterion.column].append(words)
     return seen["paper"], seen["aim"]
-
-
-def described(criterion: Criterion, found: Assessment) -> str:
-    """Write what was found for a criterion: in words, mean and interval, what was asked, and an aim's outcome."""
-    outcome = f"{AIM[found.outcome]}: " if criterion.column == "aim" else ""
-    chance = criterion.chance(found.n)
-    odds = "" if chance is None else f"; met with {100 * chance:.0f} % if exactly true"
-    return f"{outcome}{criterion.label} {found} {criterion.unit} (asked: {criterion}{odds})"
 
 
 def updated(text: str, table: str) -> str:
@@ -199,6 +191,18 @@ def check_reference(record: Record) -> None:
     if len({*commits.values()}) > 1:
         listed = ", ".join(f"{stem} from {commit}" for stem, commit in commits.items())
         raise ValueError(f"the notebooks ran at several commits: {listed}; run them all at one")
+
+
+def check_criteria(record: Record) -> None:
+    """Raise `ValueError` naming the claims if their criteria are not those of the commit that the notebooks ran at."""
+    commit = next(iter(record.provenance.values()))["commit"]
+    text = git("show", f"{commit}:nkdlib/compendium/claims.toml")
+    if text is None:
+        raise ValueError(f"the notebooks ran at {commit}, which this clone does not have; run them again")
+    then = {claim.id: claim.criteria for claim in read_claims(text)}
+    moved = [claim.id for claim in CLAIMS if record.claims[claim.id].found and then.get(claim.id) != claim.criteria]
+    if moved:
+        raise ValueError(f"the criteria of {', '.join(moved)} changed after the notebooks ran; run them again")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -232,6 +236,7 @@ def _verify(profile: str, write_reference: bool) -> int:
         return 0
     if write_reference:
         check_reference(here)
+        check_criteria(here)
         if own := departures(profile, here.provenance):
             raise ValueError(f"{'; '.join(map(': '.join, own.items()))}; run make reproduce PROFILE={profile}")
         print(f"written: {here.write(figures_root() / profile / REFERENCE)}")
