@@ -4,14 +4,21 @@ One MAC is one fused multiply-add, for which torch's FlopCounterMode counts two 
 products and attention alone, as torchvision does in its published counts (called GFLOPS there).
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
+import torchvision.ops  # noqa: F401, registers its operators
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nkdlib.networks.module import evaluating
+
+UNKNOWN = {  # to torch's counter: operations by the shapes of an operator's arguments and of its output
+    torch.ops.aten.mkldnn_rnn_layer: lambda x, w, u, *_, **__: 2 * math.prod(x[:2]) * (math.prod(w) + math.prod(u)),
+    torch.ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(w[1:]),
+}
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,13 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     """MACs per example of each submodule that has any, by path, those of its parts included; "" is the whole."""
     if not len(example):
         raise ValueError(f"example (={tuple(example.shape)}) must hold at least one input")
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     fast_attention = torch.backends.mha.get_fastpath_enabled()
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=UNKNOWN)
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention is one operator that the counter does not know
     try:
         with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(example)
+            model(example.clone())  # it may begin by working in place
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
     names = {part: path for path, part in model.named_modules()}  # one for a module that has several

@@ -23,6 +23,7 @@ from types import CodeType, FunctionType, ModuleType
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
 
 ALLOWED = (
     "numbers, strings, booleans, None, lists, tuples, dicts with string keys, tensors, frozen dataclasses, functions, "
@@ -134,16 +135,17 @@ class Ingredients:
                 f"{name} (a {qualified_name(type(value))}) cannot be part of a cache key, since its contents "
                 f"cannot be read ({error}); use a plain tensor, and call a lazy layer once"
             ) from error
-        return [contents, value.requires_grad, self.canonical([vars(value), hooks], name, inside=True)]
+        held = {key: item for key, item in vars(value).items() if not key.startswith("_dynamo")}  # a compiler's marks
+        return [contents, value.requires_grad, self.canonical([held, hooks], name, inside=True)]
 
     def _network(self, module: nn.Module, name: str) -> str:
         """Return the SHA-256 of all that a module holds: attributes, mode, hooks, parameters, buffers and children."""
         usual, traced = vars(nn.Module()), isinstance(module, fx.GraphModule)
         plain = vars(fx.GraphModule(nn.Module(), fx.Graph())) if traced else usual
-        held = {key: value for key, value in vars(module).items() if key not in plain}
+        held = {key: value for key, value in sorted(vars(module).items()) if key not in plain}  # a copy's order differs
         held = {} if "_orig_mod" in module._modules else held  # compiled: the rest is the compiler's own
         held.pop("_compiled_call_impl", None)
-        held |= {key: list(vars(module)[key].values()) for key in usual if "hooks" in key}
+        held |= {key: list(vars(module)[key].values()) for key in usual if "hooks" in key and "state_dict" not in key}
         held["training"] = module.training
         held |= {**module._parameters, **module._buffers, **module._modules, "graph": module.code if traced else None}
         described = {key: self.canonical(value, f"{name}.{key}", inside=True) for key, value in held.items()}
@@ -186,6 +188,8 @@ class Ingredients:
             self._add_module(base.__module__)
             if _is_found(base):
                 members = {k: v for k, v in vars(base).items() if isinstance(v, FunctionType) and not _is_found(v)}
+            elif base.__module__ == parametrize.__name__:
+                continue  # a module's own class, made for the parametrizations that stand among its children
             else:
                 members = {key: _behind(value) for key, value in vars(base).items() if _is_own(key, value)}
             if members:

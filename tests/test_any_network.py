@@ -1,0 +1,187 @@
+"""Right or refused: on networks of every kind each operation meets an equality, or an error names what is in the way.
+
+Behind claims ND-0 and FG-1: what is measured there must not depend on how a network is written.
+"""
+
+import contextlib
+import copy
+import functools
+import math
+import re
+
+import pytest
+import torch
+import torchvision.models as zoo
+from conftest import speaking
+from odd_networks import BY_HAND, EXAMPLES, FAMILIES, NETWORKS, PARTS, REFUSED
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nkdlib.neighbourhoods import recompose, split
+from nkdlib.networks import cost
+from nkdlib.tasks import fingerprint
+
+EVERY = NETWORKS | {name: make for name, (make, _, _) in FAMILIES.items()}
+
+
+@functools.cache
+def made(name):
+    """A network, built once, and images; every test leaves it as it was."""
+    torch.manual_seed(0)
+    network = EVERY[name]()
+    x = torch.randn(EXAMPLES.get(name, (64, 3, 8, 8)), dtype=next(network.parameters()).dtype)
+    return speaking(network, x) if name != "two inputs" else network.eval(), x
+
+
+def tensors(value):
+    """All tensors of an output."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for part in (value.values() if isinstance(value, dict) else value) for t in tensors(part)]
+
+
+@torch.no_grad()
+def difference(network, other, x):
+    """The largest difference of two networks' outputs, relative to the largest output."""
+    pairs = zip(tensors(network(x.clone())), tensors(other(x.clone())), strict=True)
+    return max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
+
+
+def distinct(network):
+    """Learnable numbers, each once."""
+    return sum(p.numel() for p in {id(p): p for part in network.modules() for p in own(part)}.values())
+
+
+def own(part):
+    return [p for p in part._parameters.values() if p is not None]
+
+
+def state(network):
+    """All that a network is: modules, modes, hooks, and each tensor with its place, flags and numbers."""
+    found = []
+    for name, part in network.named_modules(remove_duplicate=False):
+        hooks = {key: list(value) for key, value in vars(part).items() if "hooks" in key}
+        found.append((name, part, type(part), part.training, hooks, {key: type(v) for key, v in vars(part).items()}))
+        for key, value in (*part._parameters.items(), *part._buffers.items()):
+            if value is not None:
+                numbers = value.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+                found.append((name, key, id(value), value.requires_grad, value.dtype, value.stride(), hash(numbers)))
+    return found
+
+
+def holds(operation, name, equality):
+    """Check an equality on a network, or that it is refused by name; and that the network stays as it was."""
+    network, x = made(name)
+    with torch.no_grad(), contextlib.suppress(TypeError):
+        network(x[:2].clone())  # what a forward pass leaves behind is nobody's fault
+    before, images = state(network), x.clone()
+    if name in REFUSED[operation]:
+        with pytest.raises((ValueError, TypeError)) as error:
+            equality(network, x)
+        assert re.search(REFUSED[operation][name], str(error.value)), error.value
+    else:
+        equality(network, x)
+    assert state(network) == before and torch.equal(x, images)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_network_of_copies_of_its_own_parts_is_the_network_and_a_change_reaches_it_alone(name):
+    def equality(network, x):
+        names = PARTS.get(name, ["stem", "body"])
+        members = split(network, names, x)
+        assert difference(network, recompose(network, {m.name: copy.deepcopy(m.module) for m in members}), x) == 0
+        wanted = [y.clone() for y in tensors(network(x.clone()))]
+        changed = recompose(network, {m.name: Shifted(m.module) for m in members})
+        assert difference(network, changed, x) > 1e-4
+        theirs = {id(p) for p in network.parameters()}
+        assert theirs.isdisjoint(map(id, changed.parameters()))
+        assert all(map(torch.equal, wanted, tensors(network(x.clone()))))
+
+    with torch.no_grad():
+        holds("split", name, equality)
+
+
+class Shifted(nn.Module):
+    """A part whose output is not the teacher's."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = copy.deepcopy(part)
+
+    def forward(self, x):
+        return self.part(x) * 1.5 + 1
+
+
+class Multiplications(TorchFunctionMode):
+    """Counts the multiplications of every convolution and linear layer by torch's functions, modules' or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **kwargs or {})
+        called = getattr(function, "__name__", "")
+        if called in ("conv2d", "linear"):
+            self.count += output.numel() * args[1][0].numel()
+        elif called == "conv_transpose2d":
+            self.count += args[0].numel() * args[1][0].numel()
+        elif called == "matmul":
+            self.count += output.numel() * args[0].shape[-1]
+        elif called == "einsum":  # every combination of its indices
+            sizes = [size for value in args[1:] for size in value.shape]
+            letters = filter(str.isalpha, args[0].split("->")[0])
+            self.count += math.prod(dict(zip(letters, sizes, strict=True)).values())
+        elif called == "multi_head_attention_forward":
+            tokens, batch, size = args[0].shape  # four matrices; each token's scores of all, and sums over all
+            self.count += 4 * tokens * batch * size**2 + 2 * batch * tokens**2 * size
+        return output
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_costs_are_distinct_parameters_and_every_multiplication(name):
+    def equality(network, x):
+        with Multiplications() as seen, torch.no_grad():
+            getattr(network, "_orig_mod", network)(x[:2].clone())
+        assert cost(network, x[:2]).params == distinct(network)
+        assert cost(network, x[:2]).macs == seen.count / 2 + BY_HAND.get(name, 0)
+
+    holds("cost", name, equality)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_key_is_that_of_equal_networks_alone(name):
+    def equality(network, x):
+        key = fingerprint(network)
+        copied = copy.deepcopy(network)
+        assert fingerprint(copied) == key
+        changes = [change for part in copied.modules() for change in (*numbers(part), *settings(part))]
+        for change, undo in changes[:: max(1, len(changes) // (4 if name in FAMILIES else 12))]:
+            change()
+            assert fingerprint(copied) != key
+            undo()
+        copied.load_state_dict(network.state_dict())
+        assert fingerprint(copied) == key
+
+    holds("key", name, equality)
+
+
+def numbers(part):
+    """Ways to change one number of each parameter and buffer of a module, and ways back."""
+    for tensor in (*part._parameters.values(), *part._buffers.values()):
+        if tensor is not None and tensor.numel():
+            last = tensor.detach()[(-1,) * tensor.dim()]
+            value = last.clone()
+            yield functools.partial(last.add_, 1), functools.partial(last.copy_, value)
+
+
+def settings(part):
+    """Ways to change each number among a module's attributes, and ways back."""
+    for name, value in vars(part).items():
+        if isinstance(value, int | float) and not name.startswith("_") and name != "training":
+            yield functools.partial(setattr, part, name, value + 1), functools.partial(setattr, part, name, value)
+
+
+def test_every_family_of_torchvision_is_here():
+    wanted = {zoo.get_model_builder(name).__module__ for name in zoo.list_models(module=zoo)}
+    assert wanted <= {type(made(name)[0]).__module__ for name in FAMILIES}
