@@ -2,8 +2,10 @@
 PROFILE ?= cpu
 PYTHON := .venv/bin/python
 READY := .venv/.ready
-RUN = $(PYTHON) -m nkdlib.compendium.run --profile '$(PROFILE)' $(if $(DATA),--data '$(DATA)') \
-	$(if $(EXECUTOR),--executor '$(EXECUTOR)') $(if $(JOBS),--jobs '$(JOBS)') $(if $(SEEDS),--seeds '$(SEEDS)')
+# The shell reads what users set from its environment, so that quotes and spaces in it stay what they are.
+export PROFILE DATA EXECUTOR JOBS SEEDS
+RUN = $(PYTHON) -m nkdlib.compendium.run --profile="$$PROFILE" $${DATA:+--data="$$DATA"} \
+	$${EXECUTOR:+--executor="$$EXECUTOR"} $${JOBS:+--jobs="$$JOBS"} $${SEEDS:+--seeds="$$SEEDS"}
 
 .PHONY: help reproduce night figures verify report test lab data teachers bench lock clean
 .DEFAULT_GOAL := help
@@ -22,10 +24,10 @@ figures: $(READY)  ## draw every figure and table again from the kept artefacts
 	@$(RUN) --force $(NOTEBOOKS)
 
 verify: $(READY)  ## judge every claim and compare with the committed reference
-	@$(PYTHON) -m nkdlib.compendium.verify --profile '$(PROFILE)'
+	@$(PYTHON) -m nkdlib.compendium.verify --profile="$$PROFILE"
 
 report: $(READY)  ## build the site of all results, runs/report/index.html; it needs no network
-	@$(PYTHON) -m nkdlib.compendium.report --profile '$(PROFILE)'
+	@$(PYTHON) -m nkdlib.compendium.report --profile="$$PROFILE"
 
 test: $(READY)  ## lint, then test everything, the notebooks at PROFILE=smoke too
 	@$(PYTHON) -m ruff check .
@@ -38,8 +40,8 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 		JUPYTER_PREFER_ENV_PATH=1 $(PYTHON) -m jupyterlab --notebook-dir=notebooks --LabApp.default_url=/lab/tree/00_start_here.ipynb $(ARGS)
 
 data: $(READY)  ## fetch and decode the profile's data, or DATA
-	@data='$(DATA)'; $(PYTHON) -m nkdlib.data.fetch "$${data:-$$($(PYTHON) -c \
-		'from nkdlib.compendium.tiers import TIERS; print(TIERS["$(PROFILE)"].common["data"])')}"
+	@$(PYTHON) -m nkdlib.data.fetch "$${DATA:-$$($(PYTHON) -c 'import os; from nkdlib.compendium.tiers import TIERS; \
+		print(TIERS[os.environ["PROFILE"]].common["data"])')}"
 
 teachers: $(READY)  ## train the teachers of teachers/ again, an hour each on one core; resumes
 	@$(PYTHON) -m nkdlib.compendium.teachers cifar10-resnet20 --seed 0 1 2 3 4

@@ -1,5 +1,6 @@
 """Images and the batches drawn from them, augmentation, noise."""
 
+import math
 import pickle
 
 import pytest
@@ -62,6 +63,10 @@ def test_sizes_of_batches(options, sizes):
         ({"shuffle": False, "augment": random_shift_flip()}, "seed"),
         ({"seed": 0, "batch_size": 11}, "batch_size"),
         ({"seed": 0, "batch_size": 0}, "batch_size"),
+        ({"seed": 0, "batch_size": 2.5}, "batch_size"),
+        ({"seed": 0, "steps": -1}, "steps"),
+        ({"seed": 0, "device": "gpu"}, r"device \(='gpu'\) must be cpu"),
+        ({"seed": 0, "device": "meta"}, r"device \(='meta'\) must be cpu"),
     ],
 )
 def test_batches_that_are_refused(options, said):
@@ -85,6 +90,36 @@ def test_subset_of_a_subset():
     assert images.subset(3).labels.tolist() == [0, 1, 2]
     drawn = images.subset(5, seed=0).labels.tolist()
     assert drawn == sorted(set(drawn)) and drawn != images.subset(5, seed=1).labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"labels": torch.tensor([0, 2])}, r"labels \(=0 to 2\) must be 0 to 1"),
+        ({"labels": torch.tensor([-1, 0])}, r"labels \(=-1 to 0\)"),
+        ({"labels": torch.zeros(2, 1).long()}, r"labels \(torch.int64, \(2, 1\)\) must be int64 \(2,\)"),
+        ({"labels": torch.zeros(1).long()}, r"labels .* must be int64 \(2,\)"),
+        ({"labels": torch.zeros(2)}, r"labels \(torch.float32"),
+        ({"pixels": torch.zeros(2, 1, 2, 3)}, r"pixels \(torch.float32"),
+        ({"mean": (0.5, 0.5)}, r"mean .* must have 1 values"),
+        ({"mean": (math.nan,)}, r"mean \(=nan\) must be a finite number"),
+        ({"std": (0.0,)}, r"std \(=0.0\) must be a finite number above 0"),
+        ({"std": (math.inf,)}, r"std \(=inf\)"),
+    ],
+)
+def test_images_that_cannot_be_are_refused(changed, said):
+    whole = {"pixels": torch.zeros(2, 1, 2, 3, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
+    whole |= {"classes": ("a", "b"), "mean": (0.5,), "std": (0.25,)}
+    with pytest.raises(ValueError, match=said):
+        Images("small", "train", **whole | changed)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, True])
+def test_a_seed_that_cannot_be_is_refused(seed):
+    images = numbered()
+    for use in (lambda: images.subset(2, seed), lambda: images.hold_out(2, seed), lambda: images.batches(2, seed=seed)):
+        with pytest.raises(ValueError, match=rf"seed \(={seed}\) must be a whole number of at least 0"):
+            use()
 
 
 @pytest.mark.parametrize("indices", [0, 11, [10], [-1], [[1]], []])

@@ -276,11 +276,44 @@ def test_trees_that_are_refused(tmp_path):
         load(draw_tree(tmp_path / "b", ["train", "test", "val"]))
     tree = draw_tree(tmp_path / "c")
     (tree / "train" / "cow").mkdir()  # labels of later classes would shift
-    with pytest.raises(ValueError, match=r"/c: .*cow"):
+    with pytest.raises(ValueError, match=r"/c/train has no images in cow; add some"):
         load(tree)
     Image.new("RGB", (4, 3)).save(tree / "train" / "cow" / "0.png")
-    with pytest.raises(ValueError, match="same classes in every split; test differs in cow"):
+    draw_tree(tree, ["test"], ["eel"])
+    with pytest.raises(ValueError, match=r"/c/test has classes that .*/c/train lacks: eel; give both"):
         load(tree)
+    for folder in (tree / "test").iterdir():
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match="/c/test has no images in any class"):
+        load(tree)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_class_that_only_training_has_keeps_its_label(tmp_path, empty):
+    tree = draw_tree(tmp_path / "pets", kinds=("ant", "bee", "cat"))
+    shutil.rmtree(tree / "test" / "bee")
+    if empty:
+        (tree / "test" / "bee").mkdir()
+    assert load(tree, "test").classes == ("ant", "bee", "cat") and load(tree, "test").labels.tolist() == [0, 0, 2, 2]
+
+
+def test_files_of_every_suffix_that_is_an_images_are_read_and_others_left_out(tmp_path):
+    tree = draw_tree(tmp_path / "pets")
+    (tree / "train" / "cat" / "deeper").mkdir()
+    (tree / "train" / "cat" / ".hidden").mkdir()
+    for name in ("a.GIF", "b.jfif", "c.bmp", "deeper/d.webp", "e.tga"):
+        Image.new("RGB", (4, 3)).save(tree / "train" / "cat" / name)
+    (tree / "train" / "cat" / "e.tga").rename(tree / "train" / "cat" / "without")
+    for name in ("notes.txt", ".hidden/f.png", "._g.png", "Thumbs.db"):
+        (tree / "train" / "cat" / name).write_bytes(b"no image")
+    (tree / ".checkpoints").mkdir()
+    (tree / "train" / ".checkpoints").mkdir()
+    assert load(tree).labels.tolist() == [0] * 7 + [1] * 2
+    for name in ("photo.heic", "README"):
+        (tree / "train" / "dog" / name).write_bytes(b"no image")
+        with pytest.raises(DataDamaged, match=rf"dog/{name} .*cannot identify"):
+            load(tree)
+        (tree / "train" / "dog" / name).unlink()
 
 
 def deep(path):
@@ -311,11 +344,59 @@ def huge(path):
     path.write_bytes(content)
 
 
+def integers(path):
+    Image.fromarray(np.full((3, 4), 70_000, np.int32)).save(path.with_suffix(".tif"))
+    path.unlink()
+
+
+def transparent(path):
+    Image.new("RGBA", (4, 3), (9, 9, 9, 128)).save(path)
+
+
+def transparent_gray(path):
+    Image.new("LA", (4, 3), (9, 254)).save(path)
+
+
+def transparent_palette(path):
+    Image.new("P", (4, 3)).save(path, transparency=0)
+
+
+def animated(path):
+    frames = [Image.new("P", (4, 3), number) for number in range(3)]
+    for frame in frames:
+        frame.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    frames[0].save(path.with_suffix(".gif"), save_all=True, append_images=frames[1:])
+    path.unlink()
+
+
+def pages(path):
+    frames = [Image.new("RGB", (4, 3))] * 2
+    frames[0].save(path.with_suffix(".tif"), save_all=True, append_images=frames[1:])
+    path.unlink()
+
+
+def truncated(path):
+    Image.effect_noise((64, 64), 90).save(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (deep, r"1\.png has pixels of mode I;16, more than eight bits"),
-        (floats, r"1\.tiff has pixels of mode F"),
+        (deep, r"1\.png \(mode I;16\) has more than eight bits a channel; scale it"),
+        (floats, r"1\.tiff \(mode F\) has more than eight bits"),
+        (integers, r"1\.tif \(mode I\) has more than eight bits"),
+        (transparent, r"1\.png \(mode RGBA\) has transparent pixels; save it on a background"),
+        (transparent_gray, r"1\.png \(mode LA\) has transparent"),
+        (transparent_palette, r"1\.png \(mode P\) has transparent"),
+        (animated, r"1\.gif \(mode P\) has several frames; save the one"),
+        (pages, r"1\.tif \(mode RGB\) has several frames"),
+        (truncated, r"1\.png is damaged .*truncated"),
+        (empty, r"1\.png is damaged .*cannot identify"),
         (much_text, r"1\.png is damaged .*too large"),
         (no_image, r"1\.png is damaged .*cannot identify"),
         (huge, r"1\.png is damaged .*decompression bomb"),
@@ -328,6 +409,50 @@ def test_files_that_are_refused_are_named(tmp_path, make, reason):
         load(tree)
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
+def test_images_of_eight_bits_are_read_as_what_they_show(tmp_path, mode):
+    image = Image.new("RGB", (4, 3), (255, 255, 255))
+    image.paste((0, 0, 0), (0, 0, 2, 3))
+    suffix = "tif" if mode == "CMYK" else "png"
+    (tmp_path / "cat").mkdir()
+    image.convert(mode).save(tmp_path / "cat" / f"0.{suffix}")
+    assert load(tmp_path, "all").pixels[0].tolist() == [[[0, 0, 255, 255]] * 3] * 3
+
+
+def test_sixteen_bits_a_color_are_scaled(tmp_path):
+    rows = b"".join(b"\0" + struct.pack(">6H", *(256 * 200, 256 * 100, 65_535) * 2) for _ in range(2))
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)  # 2x2, sixteen bits, RGB
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    assert load(tmp_path, "all").pixels[0, :, 1, 1].tolist() == [200, 100, 255]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_as_they_are_shown(tmp_path, orientation, suffix):
+    shown = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    turn = {  # how a camera that was held so stores what is shown
+        1: shown,
+        2: shown[:, ::-1],
+        3: shown[::-1, ::-1],
+        4: shown[::-1],
+        5: shown.T,
+        6: np.rot90(shown),
+        7: shown[::-1, ::-1].T,
+        8: np.rot90(shown, 3),
+    }
+    image, exif = Image.fromarray(turn[orientation]).convert("RGB"), Image.Exif()
+    exif[0x0112] = orientation
+    (tmp_path / "cat").mkdir()
+    image.save(tmp_path / "cat" / f"0.{suffix}", exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    assert load(tmp_path, "all").pixels[0, 0].tolist() == shown.tolist()
+
+
 def test_names_that_are_refused(tmp_path, monkeypatch):
     with pytest.raises(DataNotFound, match="'cifar' is neither one of digits, fashion-mnist, cifar10 nor"):
         load("cifar")
@@ -335,6 +460,9 @@ def test_names_that_are_refused(tmp_path, monkeypatch):
         load("digits", "val")
     with pytest.raises(ValueError, match="image_size"):
         load("digits", image_size=8)
+    for sizes in ({"image_size": 0}, {"image_size": -4}, {"image_size": 2.5}, {"image_size": 4, "resize": 0}):
+        with pytest.raises(ValueError, match=r"(image_size|resize) \(=(0|-4|2.5)\) must be a whole number of at least"):
+            load(draw_tree(tmp_path / "pets"), **sizes)
     monkeypatch.setenv("NKD_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"NKD_DATA .*nowhere"):
         load("fashion-mnist")

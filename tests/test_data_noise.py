@@ -82,7 +82,11 @@ def test_a_source_like_a_data_set_does_not_look_at_its_images():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"count": 0}, "must have a shape"),
+        ({"count": 0}, r"count \(=0\) must be a whole number of at least 1"),
+        ({"shape": (4, 4)}, r"shape \(=\(4, 4\)\) must be \(C, H, W\)"),
+        ({"shape": (1, 0, 4)}, r"shape \(=0\) must be a whole number"),
+        ({"seed": -1}, r"seed \(=-1\) must be a whole number of at least 0"),
+        ({"device": "gpu"}, r"device \(='gpu'\) must be cpu, cuda or cuda:N"),
         ({"mean": (0.5,), "std": (0.5,)}, r"mean \(=0.5\) and std \(=0.5\) must be those of pixels"),
         ({"mean": (1.5,), "std": (0.1,)}, r"mean \(=1.5\)"),
         ({"mean": (0.5,)}, r"mean \(=\(0.5,\)\) and std \(=None\) must each have one value for each of the 1 channels"),
@@ -92,6 +96,23 @@ def test_a_source_like_a_data_set_does_not_look_at_its_images():
 def test_what_cannot_be_drawn_is_named(options, match):
     with pytest.raises(ValueError, match=match):
         GaussianImages(**{"shape": (1, 4, 4), "count": 4, "seed": 0, **options})
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "match"),
+    [
+        (SpectrumImages, {"exponents": (2.0, 1.0)}, r"exponents \(=\(2.0, 1.0\)\) must be two numbers, the lower"),
+        (SpectrumImages, {"exponents": (1.0,)}, r"exponents .* two numbers"),
+        (SmoothImages, {"cells": 0}, r"cells \(=0\) must be a whole number of at least 1"),
+        (DeadLeaves, {"radius": (0.0, 0.5)}, r"radius \(=0.0\) must be a finite number above 0"),
+        (DeadLeaves, {"leaves": (0, 4)}, r"leaves \(=0\) must be a whole number of at least 1"),
+        (DeadLeaves, {"gray": 1.5}, r"gray \(=1.5\) must be a finite number of at least 0 and at most 1"),
+        (DeadLeaves, {"texture": -1.0}, r"texture \(=-1.0\)"),
+    ],
+)
+def test_settings_of_a_source_are_named(source, options, match):
+    with pytest.raises(ValueError, match=match):
+        source((1, 4, 4), 4, 0, **options)
 
 
 def test_the_base_draws_nothing():

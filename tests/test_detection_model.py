@@ -6,6 +6,7 @@ Behind claim FG-2.
 import contextlib
 import copy
 import io
+import pickle
 import sys
 from functools import partial
 
@@ -23,7 +24,7 @@ from nkdlib.detection.feature_maps import feature_maps
 from nkdlib.detection.precision import NUMBERS
 from nkdlib.figs import CostModel, Gates, keep_best
 from nkdlib.networks import CellNetwork, cost, mixed_space, residual_space
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.module import evaluating, seeded
 from nkdlib.training import Schedule
 
 PUBLISHED = SSDLite320_MobileNet_V3_Large_Weights.COCO_V1.meta
@@ -211,10 +212,50 @@ def test_errors_of_batches():
             detector(wrong, targets)
     with pytest.raises(ValueError, match=r"targets \(=1\)"):
         detector(images, targets[:1])
-    for key, value in (("labels", 3), ("labels", 0), ("boxes", 4.0)):
+    for key, value in (("labels", 3), ("labels", 0), ("boxes", 4.0), ("boxes", float("nan")), ("boxes", float("inf"))):
         damaged = [{**target, key: torch.full_like(target[key], value)} for target in targets]
         with pytest.raises(ValueError, match=r"x1 < x2 .* from 1 to 2"):
             detector(images, damaged)
+    for key, change in (("labels", lambda x: x[:, None]), ("labels", lambda x: x[:1]), ("boxes", lambda x: x.T)):
+        damaged = [{**target, key: change(target[key])} for target in targets]
+        with pytest.raises(ValueError, match=r"targets\[0\] must hold boxes \(N, 4\) and labels \(N,\), it holds"):
+            detector(images, damaged)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_classes": 0}, r"num_classes \(=0\)"),
+        ({"size": 32.5}, r"size \(=32.5\)"),
+        ({"extra": (0,)}, r"extra \(=0\)"),
+        ({"seed": -1}, r"seed \(=-1\)"),
+        ({"mean": (0.5, 0.5)}, r"mean \(=\[0.5, 0.5\]\) .* must have 3 values"),
+        ({"std": 0.0}, r"std \(=\[0.0, 0.0, 0.0\]\) .* std above 0"),
+        ({"std": (0.5, 0.5, float("nan"))}, r"std .* std above 0"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_named(options, said):
+    with pytest.raises(ValueError, match=said):
+        ssdlite(
+            residual_space(9, blocks=(1, 1), widths=(8, 8)), **{"num_classes": 2, "size": 32, "taps": (2,)} | options
+        )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pickled_detector_detects_and_trains_as_before(training):
+    network = zoo.efficientnet_b0(stochastic_depth_prob=0.5)
+    detector = ssdlite(network, 2, 64, (16, 32), extra=(16,)).train(training)
+    next(layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d)).eval()  # a frozen one
+    again = pickle.loads(pickle.dumps(detector))
+    assert [part.training for part in again.modules()] == [part.training for part in detector.modules()]
+    images, targets = batch(2, 3, 64)
+    torch.testing.assert_close(again.state_dict(), detector.state_dict(), rtol=0, atol=0)
+    for mode in (not training, training):
+        made = []
+        for one in (detector.train(mode), again.train(mode)):
+            with seeded(torch.device("cpu"), 0), torch.no_grad():
+                made.append(one(images, targets))
+        torch.testing.assert_close(*made, rtol=0, atol=0)
 
 
 # --- average precision ---
@@ -305,6 +346,33 @@ def test_categories_and_errors_of_evaluate():
     assert result.ap == evaluate(predictions, truth).ap  # of the box, for want of another
     with pytest.raises(ValueError, match="1 to 3"):
         evaluate(predictions, {**truth, "categories": truth["categories"][:3]})
+    for annotation in truth["annotations"]:
+        annotation |= {"area": None, "iscrowd": None}
+    assert result.ap == evaluate(predictions, truth).ap
+    first = truth["annotations"][0]
+    for wrong in (
+        {"bbox": [1, 2, 3]},
+        {"bbox": ["1", "2", "3", "4"]},
+        {"bbox": [1, 2, float("nan"), 4]},
+        {"image_id": 99},
+        {"category_id": "2"},
+        {"iscrowd": "0"},
+        {"area": "60"},
+        {"area": float("inf")},
+    ):
+        with pytest.raises(ValueError, match=r"annotation \(=.*\) of ground_truth must have an image_id of images"):
+            evaluate(predictions, {**truth, "annotations": [{**first, **wrong}]})
+    found = {key: value.numpy() if key != "image_id" else value for key, value in predictions[0].items()}
+    for key, value, message in (
+        ("boxes", found["boxes"].T, r"boxes \(4, 15\), scores \(15,\) and labels \(15,\) of image 0 must be \(N, 4\)"),
+        ("scores", found["scores"][:, None], r"scores \(15, 1\)"),
+        ("labels", found["labels"][1:], r"labels \(14,\)"),
+        ("scores", found["scores"] * np.nan, "boxes and scores of image 0 must be finite"),
+        ("boxes", found["boxes"][:, ::-1], "x1 y1 x2 y2 from low to high"),
+        ("labels", found["labels"] + 0.5, "1 to 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate([{**found, key: value}], truth)
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions comes twice"):
         evaluate([predictions[0]] * 2, truth)
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions is not in ground_truth"):

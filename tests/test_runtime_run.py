@@ -10,6 +10,7 @@ import termios
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -18,8 +19,10 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from nkdlib.compendium import run
 from nkdlib.compendium.tiers import TIERS
+from nkdlib.tasks.checks import usable_device
 from nkdlib.tasks.places import locked
 
+ROOT = Path(__file__).parents[1]
 PARAMETERS = """
 profile: str = "cpu"  # the budget
 data: str = "none"  # the data set
@@ -230,12 +233,39 @@ def test_a_count_below_one_is_refused(option, value, capfd):
     assert f"argument {option}: '{value}' must be a whole number of at least 1" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--profile", "gpu"], ["--device", "cuda"]])
-def test_a_missing_gpu_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "options",
+    [["--profile", "gpu"], *(["--device", name] for name in ("cuda", "cuda:1", "gpu", "meta", "cpu:x", "mps"))],
+)
+def test_a_missing_device_is_an_error_before_anything_runs(command, options, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
         run.main(command(*options))
-    assert "GPU" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"device (='{'cuda' if options[0] == '--profile' else options[1]}') must be cpu, cuda or cuda:N" in said
+    assert "this machine has 0 usable GPUs" in said
+
+
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [str(usable_device(name)) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(ValueError, match=r"device \(='cuda:2'\) .* this machine has 2 usable GPUs"):
+        usable_device("cuda:2")
+
+
+@pytest.mark.parametrize("data", ["it's", 'a "b" c', "x; y"])
+@pytest.mark.parametrize("target", ["reproduce", "figures", "data"])
+def test_make_hands_on_what_users_set_as_it_is(tmp_path, data, target):
+    said, script = tmp_path / "said", tmp_path / "python"
+    script.write_text(f"#!{sys.executable}\nimport sys\nopen({str(said)!r}, 'a').write(repr(sys.argv[1:]))\n")
+    script.chmod(0o755)
+    line = ["make", "-o", ".venv/.ready", f"PYTHON={script}", target, f"DATA={data}", "PROFILE=smoke"]
+    subprocess.run(line, cwd=ROOT, check=True, capture_output=True)
+    assert repr(data if target == "data" else f"--data={data}") in said.read_text()
+    said.unlink()
+    subprocess.run([*line, "DATA="], cwd=ROOT, check=True, capture_output=True)
+    assert "--data" not in said.read_text() and data not in said.read_text()
 
 
 def test_a_place_that_cannot_be_written_is_one_line(notebook, tmp_path, capsys):

@@ -3,16 +3,31 @@
 Behind claim ND-1.
 """
 
+import dataclasses
 import math
 import re
+from types import NoneType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nkdlib.data import DeadLeaves, GaussianImages, SmoothImages, SpectrumImages
+from nkdlib.data.images import ShiftFlip
+from nkdlib.data.noise import NoiseImages
 from nkdlib.networks import resnet
-from nkdlib.training import Schedule, Store, accuracy, distill_end_to_end, fit, mismatch, predict, reestimate_batchnorm
+from nkdlib.training import (
+    Checkpoints,
+    Schedule,
+    Store,
+    accuracy,
+    distill_end_to_end,
+    fit,
+    mismatch,
+    predict,
+    reestimate_batchnorm,
+)
 from nkdlib.training.end_to_end import capture_logits, soft_targets
 from nkdlib.training.loop import Trainer, minimize
 from nkdlib.training.store import images_of
@@ -30,22 +45,39 @@ def test_rates_rise_and_fall():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": -1}, r"steps \(=-1\) must not be negative"),
-        ({"steps": 10.5}, r"steps \(=10.5\) must not be negative, and whole"),
-        ({"steps": math.nan}, r"steps \(=nan\) must not be negative, and whole"),
-        ({"batch_size": math.nan}, r"batch_size \(=nan\) must be at least 2"),
-        ({"weight_decay": math.nan}, r"weight_decay \(=nan\) must be finite and not negative"),
-        ({"weight_decay": -1.0}, r"weight_decay \(=-1.0\) must be finite and not negative"),
-        ({"batch_size": 1}, r"batch_size \(=1\) must be at least 2"),
-        ({"lr": 0.0}, r"lr \(=0.0\) must be positive"),
-        ({"lr": math.nan}, r"lr \(=nan\) must be positive"),
-        ({"momentum": 1.0}, r"momentum \(=1.0\) is a decay; choose 0 to below 1"),
-        ({"warmup": 1.5}, r"warmup \(=1.5\) is a share of the steps; choose 0 to 1"),
+        ({"steps": -1}, r"steps \(=-1\) must be a whole number of at least 0"),
+        ({"steps": 2.5}, r"steps \(=2.5\) must be a whole number"),
+        ({"batch_size": 1}, r"batch_size \(=1\) must be a whole number of at least 2"),
+        ({"batch_size": True}, r"batch_size \(=True\) must be a whole number"),
+        ({"lr": 0.0}, r"lr \(=0.0\) must be a finite number above 0"),
+        ({"lr": "1e-3"}, r"lr \(='1e-3'\) must be a finite number"),
+        ({"momentum": 1.0}, r"momentum \(=1.0\) must be a finite number of at least 0 and below 1"),
+        ({"ema": -0.1}, r"ema \(=-0.1\) must be a finite number of at least 0 and below 1"),
+        ({"warmup": 1.5}, r"warmup \(=1.5\) must be a finite number of at least 0 and at most 1"),
+        ({"weight_decay": -1e-4}, r"weight_decay \(=-0.0001\) must be a finite number of at least 0"),
+        ({"max_grad_norm": 0}, r"max_grad_norm \(=0\) must be a finite number above 0"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         Schedule(**options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("kind", [Schedule, GaussianImages, SmoothImages, SpectrumImages, DeadLeaves, ShiftFlip])
+def test_no_number_of_any_settings_may_be_nan_or_infinite(kind, value):
+    needed = {"shape": (1, 4, 4), "count": 4, "seed": 0} if issubclass(kind, NoiseImages) else {}
+    made, changed = kind(**needed), 0
+    for field in dataclasses.fields(kind):
+        was = getattr(made, field.name)
+        if isinstance(was, bool | str | NoneType):
+            continue
+        wrong = (*was[:-1], value) if isinstance(was, tuple) else value
+        with pytest.raises(ValueError, match=rf"{field.name} \(={value}\) must be a (whole|finite) number"):
+            dataclasses.replace(made, **{field.name: wrong})
+        changed += 1
+    assert changed > 0
+    assert kind(**needed) == made
 
 
 def quadratic(model):
@@ -192,17 +224,24 @@ def test_the_loss_mixes_soft_targets_and_labels():
 
 def test_errors_of_end_to_end_distillation():
     images = [images for images, _ in pictures()]
-    with pytest.raises(ValueError, match=r"label_weight \(=1.5\) is a share; choose 0 to 1"):
-        distill_end_to_end(small(), small(), images, Schedule(steps=1), label_weight=1.5)
+    for wrong in ({"label_weight": 1.5}, {"temperature": 0.0}, {"temperature": math.nan}, {"seed": -1}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} \(={next(iter(wrong.values()))}\) must be a"):
+            distill_end_to_end(small(), small(), images, Schedule(steps=1), **wrong)
     with pytest.raises(ValueError, match=r"label_weight \(=0.5\) needs labels; give inputs as \(images, labels\)"):
         distill_end_to_end(small(), small(), images, Schedule(steps=1), label_weight=0.5)
-    with pytest.raises(FloatingPointError, match=r"loss of student is not finite at step 0"):
-        distill_end_to_end(small(), small(), [images[0] * math.nan], Schedule(steps=1, batch_size=8))
+    labels = torch.full((len(images[1]),), 4)
+    with pytest.raises(ValueError, match=r"labels \(=4 to 4\) must be 0 to 3"):
+        distill_end_to_end(small(), small(), [(images[1], labels)], Schedule(steps=1), label_weight=0.5)
+    broken = small()
+    list(broken.parameters())[-1].data[2] = math.nan
+    with pytest.raises(ValueError, match=r"the teacher's outputs for batch 0 must be finite; 32 of 32 .* hold NaN"):
+        distill_end_to_end(broken, small(), images, Schedule(steps=1))
 
 
 def test_capture_logits_keeps_images_logits_and_labels_in_order():
     teacher, batches = small().eval(), pictures()
-    store = capture_logits(teacher, batches)
+    assert "labels" not in capture_logits(teacher, batches).tensors
+    store = capture_logits(teacher, batches, label_weight=0.5)
     rows = store.take(slice(None))
     assert torch.equal(rows["images"], torch.cat([images for images, _ in batches]))
     assert torch.equal(rows["labels"], torch.cat([labels for _, labels in batches]))
@@ -229,11 +268,111 @@ def test_accuracy_is_a_percentage_of_images():
             measure()
 
 
-@pytest.mark.parametrize("labels", [torch.zeros(5, 1).long(), torch.zeros(1).long(), torch.zeros(5, 4)])
-def test_labels_that_would_broadcast_are_refused(labels):
-    message = f"predictions and labels must have one shape; they have (5,) and {tuple(labels.shape)}"
+class Affine(nn.Module):
+    """A model with a parameter, whose outputs are what a function makes of logits."""
+
+    def __init__(self, change=lambda logits: logits):
+        super().__init__()
+        self.linear, self.change = nn.Linear(12, 4), change
+
+    def forward(self, images):
+        return self.change(self.linear(images.flatten(1)))
+
+
+def evaluated(model, batch):
+    accuracy(model, [batch])
+
+
+def fitted(model, batch):
+    fit(model, [batch], Schedule(steps=1))
+
+
+def distilled(model, batch):
+    distill_end_to_end(model, Affine(), [batch], Schedule(steps=1, batch_size=5), label_weight=0.5)
+
+
+USES = pytest.mark.parametrize("use", [evaluated, fitted, distilled])
+
+
+@USES
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(5, 1).long(), "labels (=torch.int64, (5, 1)) must be integers (5,)"),
+        (torch.zeros(1).long(), "labels (=torch.int64, (1,)) must be integers (5,)"),
+        (torch.zeros(4).long(), "labels (=torch.int64, (4,)) must be integers (5,)"),
+        (torch.zeros(5, 4), "labels (=torch.float32, (5, 4)) must be integers (5,)"),
+        (torch.zeros(5), "labels (=torch.float32, (5,)) must be integers (5,)"),
+        (torch.arange(5), "labels (=0 to 4) must be 0 to 3; the model tells that many classes"),
+        (torch.full((5,), -100), "labels (=-100 to -100) must be 0 to 3"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused_wherever_they_enter(use, labels, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        accuracy(Always(1), [(torch.zeros(5, 3, 2, 2), labels)])
+        use(Affine(), (torch.zeros(5, 3, 2, 2), labels))
+
+
+@USES
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_labels_may_be_integers_of_any_size(use, dtype):
+    use(Affine(), (torch.zeros(5, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0], dtype=dtype)))
+
+
+@USES
+@pytest.mark.parametrize(("value", "kind"), [(math.nan, "NaN"), (math.inf, "infinite values")])
+def test_images_that_are_not_finite_are_named_with_their_batch(use, value, kind):
+    images, labels = torch.zeros(5, 3, 2, 2), torch.zeros(5).long()
+    images[3, 1, 0, 1] = value
+    message = f"batch 0 of inputs must be finite; 1 of 5 examples hold {kind}, first 3"
+    with pytest.raises(ValueError, match=message):
+        use(Affine(), (images, labels))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda inputs: predict(Affine(), inputs),
+        lambda inputs: accuracy(Affine(), [(x, torch.zeros(len(x)).long()) for x in inputs]),
+        lambda inputs: mismatch(nn.BatchNorm2d(3), inputs),
+        lambda inputs: reestimate_batchnorm(nn.BatchNorm2d(3), inputs),
+        lambda inputs: fit(Affine(), [(x, torch.zeros(len(x)).long()) for x in inputs], Schedule(steps=2)),
+    ],
+)
+def test_the_second_batch_is_named(use):
+    with pytest.raises(ValueError, match="batch 1 of inputs must be finite"):
+        use([torch.zeros(4, 3, 2, 2), torch.full((4, 3, 2, 2), math.nan)])
+
+
+@USES
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda logits: {"out": logits}, "a dict"),
+        (lambda logits: (logits, logits), "a tuple"),
+        (lambda logits: logits[:, 0], "(5,)"),
+        (lambda logits: logits[:1], "(1, 4)"),
+    ],
+)
+def test_outputs_that_are_no_logits_are_refused(use, change, said):
+    message = f"model (=Affine) must return logits (B, classes) for 5 images, it returned {said}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        use(Affine(change), (torch.zeros(5, 3, 2, 2), torch.zeros(5).long()))
+
+
+def test_a_seed_or_smoothing_that_cannot_be_is_refused_before_the_first_step():
+    model, batches = Affine(), [(torch.zeros(5, 3, 2, 2), torch.zeros(5).long())]
+    for wrong in ({"seed": -1}, {"seed": 0.5}, {"label_smoothing": 1.1}, {"label_smoothing": math.nan}):
+        with pytest.raises(ValueError, match=rf"{next(iter(wrong))} \(="):
+            fit(model, batches, Schedule(steps=1), **wrong)
+        assert model.linear.weight.grad is None
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model\.pt is damaged or no checkpoint; remove it"):
+        Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"every_s \(=nan\) must be a finite number of at least 0"):
+        Checkpoints(tmp_path / "other", every_s=math.nan)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (1, 4), (1, 1)])
@@ -317,6 +456,13 @@ def test_batchnorm_needs_two_images_and_nothing_else_changes():
     net = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
     with pytest.raises(ValueError, match=r"inputs holds no batch of at least 2 images; BatchNorm cannot"):
         reestimate_batchnorm(net, [torch.randn(1, 2, 3, 3)])
+    x = torch.randn(5, 2, 3, 3)
+    one_between = reestimate_batchnorm(nn.BatchNorm2d(2), [x[:3], x[:1], x[3:]])  # passed over, and no end
+    torch.testing.assert_close(one_between.running_mean, x.mean((0, 2, 3)))
+    with pytest.raises(ValueError, match="inputs gives '' 1 values a channel; give more images"):
+        mismatch(nn.BatchNorm2d(2), [torch.randn(1, 2, 1, 1)])
+    with pytest.raises(ValueError, match="inputs gives '' 0 values a channel"):
+        mismatch(nn.BatchNorm2d(2), [])
     plain = nn.Conv2d(2, 2, 1).train()
     assert reestimate_batchnorm(plain, []) is plain and not plain.training
 

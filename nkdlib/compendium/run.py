@@ -25,7 +25,6 @@ from unittest.mock import patch
 
 import nbformat
 import papermill
-import torch
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
@@ -34,6 +33,7 @@ from nkdlib.compendium.records import PROVENANCE
 from nkdlib.compendium.tiers import TIERS, check_parameters
 from nkdlib.data.load import search_root
 from nkdlib.tasks.cache import INFO
+from nkdlib.tasks.checks import usable_device
 from nkdlib.tasks.executors import EXECUTORS, computing
 from nkdlib.tasks.places import checkout, figures_root, locked, runs_root
 
@@ -75,8 +75,10 @@ def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list
             f"profile {tier.name} is trained by nkdlib.compendium.torchrun (docs/clusters.md) and has no notebooks; "
             "choose gpu, with EXECUTOR=ray for many machines"
         )
-    if str(named["device"] or tier.common["device"]).startswith("cuda") and not torch.cuda.is_available():
-        refuse(f"profile {tier.name} runs on a GPU and none is usable here; choose profile cpu")
+    try:
+        usable_device(named["device"] or tier.common["device"])
+    except ValueError as error:
+        refuse(f"{error}; profile cpu needs no GPU")
     folder, jobs = (checkout() or Path.cwd()) / "notebooks", []
     for notebook in options.notebooks or sorted(folder.glob("*.ipynb")):
         notebook = notebook if notebook.suffix else folder / f"{notebook}.ipynb"

@@ -6,13 +6,15 @@ Python code per image. The order depends on the seed alone.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from nkdlib.tasks.checks import check_number, check_seed, usable_device
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -52,8 +54,17 @@ class Images:
             raise ValueError(f"pixels ({pixels.dtype}, {tuple(pixels.shape)}) must be uint8 (N, C, H, W)")
         if labels.shape != pixels.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(f"labels ({labels.dtype}, {tuple(labels.shape)}) must be int64 ({len(pixels)},)")
-        if len(mean) != pixels.shape[1] or len(std) != pixels.shape[1]:
-            raise ValueError(f"mean and std must have one value for each of the {pixels.shape[1]} channels")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+            found = f"{labels.min()} to {labels.max()}"
+            raise ValueError(
+                f"labels (={found}) must be 0 to {len(classes) - 1}, positions in the {len(classes)} classes"
+            )
+        if not len(mean) == len(std) == pixels.shape[1]:
+            raise ValueError(f"mean (={mean}) and std (={std}) must have {pixels.shape[1]} values, one a channel")
+        for value in mean:
+            check_number("mean", value)
+        for value in std:
+            check_number("std", value, 0, above=True)
         self.name, self.split, self.classes = name, split, tuple(classes)
         self.mean, self.std = tuple(mean), tuple(std)
         self._stored, self._stored_labels, self._rows, self._opener = pixels, labels, rows, opener
@@ -121,8 +132,8 @@ class Images:
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         return self._select(indices if self._rows is None else self._rows[indices], digest)
 
-    def _select(self, rows: Tensor | None, fingerprint: str) -> "Images":
-        stored = (self._stored, self._stored_labels, self.classes, self.mean, self.std, fingerprint)
+    def _select(self, rows: Tensor | None, fingerprint: str, mean: tuple | None = None, std: tuple | None = None):
+        stored = (self._stored, self._stored_labels, self.classes, mean or self.mean, std or self.std, fingerprint)
         selected = Images(self.name, self.split, *stored, rows=rows, opener=self._opener)
         selected._copies = self._copies
         return selected
@@ -148,12 +159,8 @@ class Images:
 
     def renormalized(self, mean: tuple[float, ...], std: tuple[float, ...]) -> "Images":
         """The same images with another normalization, as a published network expects it; white is 1."""
-        if len(mean) != self.shape[0] or len(std) != self.shape[0] or min(std) <= 0:
-            raise ValueError(f"mean (={mean}) and std (={std}) must have {self.shape[0]} values, std positive")
         digest = hashlib.sha256(f"{self.fingerprint} {tuple(mean)} {tuple(std)}".encode()).hexdigest()
-        images = self._select(self._rows, digest)
-        images.mean, images.std = tuple(mean), tuple(std)
-        return images
+        return self._select(self._rows, digest, mean, std)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, by `mean` and `std`: 0 and 1 per channel over the training split."""
@@ -184,13 +191,9 @@ class Images:
         Raises:
             ValueError: a combination that gives no batches or leaves the order undetermined.
         """
-        if seed is None and (shuffle or augment):
-            raise ValueError("seed (=None) must be a number if shuffle or augment is on")
-        if batch_size < 1 or (shuffle and batch_size > len(self)):
-            raise ValueError(f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}")
-        if steps is None:
-            steps = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
-        return Batches(self, batch_size, steps, seed, shuffle, augment, torch.device(device), channels_last)
+        per_epoch = check_batches(self, batch_size, steps, seed, shuffle, augment)
+        steps = per_epoch if steps is None else steps
+        return Batches(self, batch_size, steps, seed, shuffle, augment, usable_device(device), channels_last)
 
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
@@ -236,6 +239,20 @@ class Batches:
             yield (x.contiguous(memory_format=torch.channels_last) if self.channels_last else x), labels
 
 
+def check_batches(
+    images: Sized, batch_size: int, steps: int | None, seed: int | None, shuffle: bool, augment: object
+) -> int:
+    """Batches of an epoch; raises ValueError for arguments that give no batches or leave their order undetermined."""
+    if seed is not None or shuffle or augment:
+        check_seed(seed)
+    if steps is not None:
+        check_number("steps", steps, 0, whole=True)
+    check_number("batch_size", batch_size, 1, whole=True)
+    if shuffle and batch_size > len(images):
+        raise ValueError(f"batch_size (={batch_size}) must be at most the {len(images):,} images of {images!r}")
+    return len(images) // batch_size if shuffle else -(-len(images) // batch_size)
+
+
 def random_rows(count: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
     """`steps` random batches of positions; every epoch has each of them at most once, in an order drawn from `seed`."""
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
@@ -247,6 +264,7 @@ def random_rows(count: int, batch_size: int, steps: int, seed: int) -> Iterator[
 
 
 def _permutation(count: int, seed: int) -> Tensor:
+    check_seed(seed)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
@@ -257,9 +275,7 @@ def _reopen(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Images:
-    images = opener()._select(rows, fingerprint)
-    images.mean, images.std = mean, std
-    return images
+    return opener()._select(rows, fingerprint, mean, std)
 
 
 @dataclass(frozen=True)
@@ -270,8 +286,7 @@ class ShiftFlip:
     flip: bool = True  # left to right, with probability 1/2
 
     def __post_init__(self):
-        if self.pad < 0:
-            raise ValueError(f"pad (={self.pad}) must be 0 or more pixels; 0 shifts nothing")
+        check_number("pad", self.pad, 0, whole=True)
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return a changed copy of `pixels` (B, C, H, W), black being 0; the generator, on the CPU, decides alone."""

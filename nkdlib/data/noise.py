@@ -16,6 +16,7 @@ from scipy.special import betaincinv
 from torch import Generator, Tensor
 
 from nkdlib.data.images import Images
+from nkdlib.tasks.checks import check_number, check_seed, usable_device
 
 BLOCK = 64  # images drawn at once; makes the images independent of the batch size
 
@@ -39,8 +40,16 @@ class NoiseImages:
     channels_last: bool = False
 
     def __post_init__(self):
-        if self.count < 1 or self.batch_size < 1 or len(self.shape) != 3 or min(self.shape) < 1:
-            raise ValueError(f"{self} must have a shape (C, H, W), a count and a batch_size of 1 or more")
+        if len(self.shape) != 3:
+            raise ValueError(f"shape (={self.shape}) must be (C, H, W), that of one image")
+        for name, value in (
+            ("count", self.count),
+            ("batch_size", self.batch_size),
+            *(("shape", n) for n in self.shape),
+        ):
+            check_number(name, value, 1, whole=True)
+        check_seed(self.seed)
+        usable_device(self.device)
         if self.mean is not None or self.std is not None:
             if not len(self.mean or ()) == len(self.std or ()) == self.shape[0]:
                 raise ValueError(
@@ -119,6 +128,10 @@ class SpectrumImages(NoiseImages):
 
     exponents: tuple[float, float] = (0.5, 2.5)
 
+    def __post_init__(self):
+        super().__post_init__()
+        _check_range("exponents", self.exponents, 0)
+
     def _draw(self, generator: Generator) -> Tensor:
         low, high = self.exponents
         return field(low + (high - low) * torch.rand(BLOCK, generator=generator), self.shape, generator)
@@ -129,6 +142,10 @@ class SmoothImages(NoiseImages):
     """White noise on a coarse grid of `cells` x `cells`, made larger by bicubic interpolation."""
 
     cells: int = 7
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_number("cells", self.cells, 1, whole=True)
 
     def _draw(self, generator: Generator) -> Tensor:
         z = torch.randn(BLOCK, self.shape[0], self.cells, self.cells, generator=generator)
@@ -148,6 +165,13 @@ class DeadLeaves(NoiseImages):
     radius: tuple[float, float] = (0.06, 0.6)  # of the image's side, log-uniformly
     texture: float = 0.3  # deviation of the field within the leaves, of that between them
     gray: float = 0.9  # share of the variance that the channels have in common, as in photographs
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_range("leaves", self.leaves, 1, whole=True)
+        _check_range("radius", self.radius, 0, above=True)
+        check_number("texture", self.texture, 0)
+        check_number("gray", self.gray, 0, 1)
 
     def _draw(self, generator: Generator) -> Tensor:
         def uniform(*shape: int) -> Tensor:
@@ -178,6 +202,14 @@ class DeadLeaves(NoiseImages):
         own = torch.randn(BLOCK, self.shape[0], 1, 1, generator=generator)
         common = torch.randn(BLOCK, 1, 1, 1, generator=generator)
         return common if self.shape[0] == 1 else self.gray**0.5 * common + (1 - self.gray) ** 0.5 * own
+
+
+def _check_range(name: str, limits: tuple[float, float], least: float, **rules: bool) -> None:
+    """Raise ValueError unless limits are two numbers, the lower one first."""
+    for value in limits:
+        check_number(name, value, least, **rules)
+    if len(limits) != 2 or limits[0] > limits[1]:
+        raise ValueError(f"{name} (={limits}) must be two numbers, the lower one first")
 
 
 def field(exponents: Tensor, shape: tuple[int, int, int], generator: Generator) -> Tensor:

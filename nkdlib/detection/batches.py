@@ -10,8 +10,10 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from nkdlib.data.images import check_batches
 from nkdlib.detection.coco import CocoImages, Target
 from nkdlib.networks.module import seeded
+from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.progress import Progress
 
 Augmentation = Callable[[Tensor, Target], tuple[Tensor, Target]]  # any of torchvision.transforms.v2
@@ -24,8 +26,7 @@ class SquareImages:
     """
 
     def __init__(self, images: CocoImages, size: int):
-        if size < 1:
-            raise ValueError(f"size (={size}) must be 1 or more pixels")
+        check_number("size", size, 1, whole=True)
         self.images, self.size = images, size
 
     def __len__(self) -> int:
@@ -83,11 +84,7 @@ class SquareImages:
         and of the augmentation. shuffle: an incomplete last batch is left out if it is on. augment: see `augmented`.
         Raises ValueError for a combination that gives no batches or an undetermined order.
         """
-        if seed is None and (shuffle or augment):
-            raise ValueError("seed (=None) must be a number where shuffle or augment is on")
-        if batch_size < 1 or (shuffle and batch_size > len(self)):
-            raise ValueError(f"batch_size (={batch_size}) must be 1 to the {len(self):,} images of {self!r}")
-        per_epoch = len(self) // batch_size if shuffle else -(-len(self) // batch_size)
+        per_epoch = check_batches(self, batch_size, steps, seed, shuffle, augment)
         steps = per_epoch if steps is None else steps
         return DetectionBatches(self, batch_size, steps, per_epoch, seed, shuffle, augment)
 

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from nkdlib.data import DataDamaged, DataNotFound
+from nkdlib.data.readers import read_image
 from nkdlib.detection.annotations import read_annotations
+from nkdlib.tasks.checks import check_seed
 
 Target = dict[str, Tensor | int]
 
@@ -138,18 +140,12 @@ class CocoImages:
         path = self.folder / self.files[self._checked(place)]
         width, height = self.sizes[place]
         about = f"{path} (image {self.image_ids[place]})"
-        try:
-            with Image.open(path) as file:
-                deep = file.mode[0] in "IF"  # 16 or 32 bits a pixel, which Pillow would clip at 255
-                image = file if deep else file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all are Pillow's
-            raise DataDamaged(f"{about} is no readable image: {error}; fetch it again or remove its entry") from error
-        if deep:
-            raise DataDamaged(f"{about} has mode {image.mode}, more than 8 bits a pixel; convert it to 8 bits")
+        image = read_image(path, about)
         if image.size != (width, height):
             is_size = "x".join(map(str, image.size))
             raise DataDamaged(
-                f"{about} is {is_size} pixels, its annotations are for {width}x{height}; fetch it again or mend them"
+                f"{about} is {is_size} pixels as shown, its annotations are for {width}x{height}; fetch it again or "
+                "mend them"
             )
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -182,6 +178,8 @@ class CocoImages:
         if isinstance(indices, int):
             if not 0 < indices <= len(self):
                 raise ValueError(f"indices (={indices}) must be 1 to the number of {self!r}")
+            if seed is not None:
+                check_seed(seed)
             order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
             indices = np.sort(order[:indices])
         chosen = np.asarray(indices, np.int64)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+from torchvision.models.feature_extraction import DualGraphModule, create_feature_extractor, get_graph_node_names
 
 from nkdlib.networks.module import evaluating
 
@@ -59,8 +59,26 @@ def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx
     if len(chosen) < len(taps):
         raise ValueError(f"taps (={taps}) name one feature map twice; give each once")
     maps = create_feature_extractor(network, chosen, suppress_diff_warning=True)
+    graphs = (fx.GraphModule(maps, graph) for graph in (maps.train_graph, maps.eval_graph))
+    maps = _joined(maps, *graphs, maps.training)
     _check_kept(network, set(maps.modules()), example)
     return maps
+
+
+class FeatureMaps(DualGraphModule):
+    """Torchvision's module with a graph for each mode, pickled with both; its own pickle keeps one."""
+
+    def __reduce__(self) -> tuple:
+        parts = nn.Module()
+        for kind in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+            getattr(parts, kind).update(getattr(self, kind))
+        graphs = (fx.GraphModule(self, graph) for graph in (self.train_graph, self.eval_graph))
+        return _joined, (parts, *graphs, self.training)
+
+
+def _joined(parts: nn.Module, train: fx.GraphModule, evaluation: fx.GraphModule, mode: bool) -> FeatureMaps:
+    with evaluating(parts):  # layers get their own modes back
+        return FeatureMaps(parts, train.graph, evaluation.graph).train(mode)
 
 
 def _strides(graph: fx.Graph, shapes: dict[str, tuple[int, ...]], size: int) -> dict[int, str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Real
 
 import numpy as np
 
@@ -48,7 +49,8 @@ def evaluate(predictions: Iterable[Mapping], ground_truth: Mapping) -> AveragePr
 
     Raises:
         ImportError: the package faster-coco-eval is missing.
-        ValueError: an image that the ground truth does not have or that comes twice, a label without a category.
+        ValueError: an image that the ground truth does not have or that comes twice, a label without a category,
+            shapes that do not fit, numbers that are not finite, a wrong annotation.
 
     >>> truth = {"images": [{"id": 7}], "categories": [{"id": 3}]}
     >>> truth["annotations"] = [{"image_id": 7, "category_id": 3, "bbox": [0, 0, 10, 10]}]
@@ -63,8 +65,9 @@ def evaluate(predictions: Iterable[Mapping], ground_truth: Mapping) -> AveragePr
     images, categories = ([{"id": one["id"]} for one in ground_truth[part]] for part in ("images", "categories"))
     quiet = {"print_function": lambda *_: None}
     with _no_garbage_collection():
-        found = _detections(predictions, {one["id"] for one in images}, sorted(one["id"] for one in categories))
-        true = [_true(annotation) for annotation in ground_truth["annotations"]]
+        known = {one["id"] for one in images}, sorted(one["id"] for one in categories)
+        found = _detections(predictions, *known)
+        true = [_true(annotation, *known) for annotation in ground_truth["annotations"]]
         for number, annotation in enumerate([*true, *found], 1):
             annotation["id"] = number
         both = ({"images": images, "categories": categories, "annotations": part} for part in (true, found))
@@ -90,11 +93,19 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _true(annotation: Mapping) -> dict[str, object]:
-    """Copy the parts of an annotation that matter."""
-    box = annotation["bbox"]
-    area, crowd = annotation.get("area", box[2] * box[3]), int(annotation.get("iscrowd", 0))
-    return {"bbox": box, "area": area, "iscrowd": crowd} | {key: annotation[key] for key in ("image_id", "category_id")}
+def _true(annotation: Mapping, image_ids: set[int], categories: Sequence[int]) -> dict[str, object]:
+    """Copy the parts of an annotation that matter, once they are right."""
+    box, owner, category = (annotation[key] for key in ("bbox", "image_id", "category_id"))
+    crowd, area, numbers = annotation.get("iscrowd") or 0, annotation.get("area"), np.asarray(box)
+    right = numbers.shape == (4,) and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
+    right = right and owner in image_ids and category in categories and crowd in (0, 1)
+    if not right or not (area is None or (isinstance(area, Real) and np.isfinite(area))):
+        raise ValueError(
+            f"annotation (={dict(annotation)}) of ground_truth must have an image_id of images, a category_id of "
+            "categories, a bbox of four numbers x y width height, and may have an area, a number, and iscrowd, 0 or 1"
+        )
+    area = box[2] * box[3] if area is None else area
+    return {"image_id": owner, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
 
 
 def _detections(predictions: Iterable[Mapping], image_ids: set[int], categories: Sequence[int]) -> list[dict]:
@@ -107,9 +118,19 @@ def _detections(predictions: Iterable[Mapping], image_ids: set[int], categories:
                 f"image_id (={image}) of predictions {'comes twice' if image in seen else 'is not in ground_truth'}"
             )
         seen.add(image)
-        boxes = np.asarray(prediction["boxes"]).astype(np.float64).reshape(-1, 4)  # a copy
+        boxes = np.asarray(prediction["boxes"]).astype(np.float64)  # a copy
         scores, labels = (np.asarray(prediction[key]) for key in ("scores", "labels"))
-        if ((labels < 1) | (labels > len(categories))).any():
+        boxes = boxes if boxes.size else boxes.reshape(-1, 4)
+        if boxes.shape != (len(boxes), 4) or not scores.shape == labels.shape == (len(boxes),):
+            raise ValueError(
+                f"boxes {boxes.shape}, scores {scores.shape} and labels {labels.shape} of image {image} must be "
+                "(N, 4), (N,) and (N,)"
+            )
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and (boxes[:, 2:] >= boxes[:, :2]).all()):
+            raise ValueError(
+                f"boxes and scores of image {image} must be finite, and boxes x1 y1 x2 y2 from low to high"
+            )
+        if not np.isin(labels, range(1, len(categories) + 1)).all():
             raise ValueError(f"labels of image {image} must lie in 1 to {len(categories)}, one for each category")
         boxes[:, 2:] -= boxes[:, :2]
         columns = boxes, boxes[:, 2] * boxes[:, 3], labels, scores

@@ -20,6 +20,7 @@ from nkdlib.detection.feature_maps import Tap, feature_maps
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.cost import cost as cost_of
 from nkdlib.networks.module import device_of, evaluating, seeded
+from nkdlib.tasks.checks import check_number, check_seed
 
 
 class Detector(SSD):
@@ -73,10 +74,15 @@ class Detector(SSD):
         if targets is None or len(targets) != count:
             given = None if targets is None else len(targets)
             raise ValueError(f"targets (={given}) must be given in training mode, one for each of {count} images")
+        for number, target in enumerate(targets):
+            shapes = tuple(tuple(target[key].shape) for key in ("boxes", "labels"))
+            if shapes != ((len(target["labels"]), 4), (len(target["labels"]),)):
+                raise ValueError(f"targets[{number}] must hold boxes (N, 4) and labels (N,), it holds {shapes}")
         boxes, labels = (torch.cat([target[key] for target in targets]) for key in ("boxes", "labels"))
         classes = self.head.classification_head.num_columns - 1
-        if (boxes[:, 2:] <= boxes[:, :2]).any() or (labels < 1).any() or (labels > classes).any():
-            raise ValueError(f"targets must hold boxes with x1 < x2 and y1 < y2 and labels from 1 to {classes}")
+        right = boxes.isfinite().all() and (boxes[:, 2:] > boxes[:, :2]).all() and not labels.is_floating_point()
+        if not right or (labels < 1).any() or (labels > classes).any():
+            raise ValueError(f"targets must hold finite boxes with x1 < x2 and y1 < y2 and labels from 1 to {classes}")
 
     def cost(self) -> Cost:
         """Parameters, and MACs of one image."""
@@ -136,6 +142,9 @@ def ssdlite(
     >>> len(detector.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     1
     """
+    for name, value in (("num_classes", num_classes), ("size", size), *(("extra", width) for width in extra)):
+        check_number(name, value, 1, whole=True)
+    check_seed(seed)
     channels = next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), None)
     if channels is None or not taps:
         raise ValueError(
@@ -152,6 +161,8 @@ def ssdlite(
         blocks = _extra_blocks(widths[-1], extra, norm)
         head = SSDLiteHead([*widths, *extra], anchors.num_anchors_per_location(), num_classes + 1, norm)
     mean, std = ([value] * channels if isinstance(value, int | float) else list(value) for value in (mean, std))
+    if not len(mean) == len(std) == channels or not all(value > 0 for value in std):
+        raise ValueError(f"mean (={mean}) and std (={std}) must have {channels} values, one a channel, std above 0")
     defaults = {"score_thresh": 0.001, "nms_thresh": 0.55, "detections_per_img": 300, "topk_candidates": 300}
     options = {**defaults, "image_mean": mean, "image_std": std, **options}
     backbone = nn.ModuleDict({"body": body, "extra": blocks.to(device)})

@@ -23,7 +23,7 @@ from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.executors import make_executor
 from nkdlib.tasks.keys import digest, fingerprint, sha256
 from nkdlib.tasks.measure import Stopwatch, cpu_name
-from nkdlib.training.store import Store, images_of
+from nkdlib.training.store import Store, first_images, images_of
 
 
 class SameImages:
@@ -32,9 +32,9 @@ class SameImages:
     def __init__(self, inputs: Iterable):
         self.inputs = repeatable(inputs)
         self.digests, self.count = [], 0
-        for batch in self.inputs:
-            self.digests.append(digest([images_of(batch)]))
-            self.count += len(images_of(batch))
+        for images in first_images(self.inputs):
+            self.digests.append(digest([images]))
+            self.count += len(images)
         self.fingerprint = sha256(self.digests)
 
     def __iter__(self) -> Iterator[Tensor]:

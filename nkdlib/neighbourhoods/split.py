@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nkdlib.networks.cost import Cost, cost
 from nkdlib.networks.module import evaluating
+from nkdlib.tasks.checks import check_number
 
 Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
 
@@ -317,8 +318,9 @@ class _Noisy(nn.Module):
         if h.device not in self.generators:
             self.generators[h.device] = torch.Generator(h.device).manual_seed(self.seed)
         noise = torch.randn(h.shape, generator=self.generators[h.device], device=h.device)
-        variance = (h - h.mean(0)).square().mean()  # of the batch: large ones give a fair estimate
-        return h + noise * self.relative * variance.sqrt()
+        if len(h) < 2:
+            raise ValueError("perturb measures the output's deviation over a batch of 2 or more images, it got 1")
+        return h + noise * self.relative * h.var(0).mean().sqrt()  # large batches give a fair estimate
 
 
 def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> nn.Module:
@@ -332,11 +334,13 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
 
     >>> import torch
     >>> from nkdlib.networks import resnet
-    >>> perturb(resnet(8, 10, seed=0), {"layer1.0": 0.2}, seed=0)(torch.zeros(1, 3, 8, 8)).shape
-    torch.Size([1, 10])
+    >>> perturb(resnet(8, 10, seed=0), {"layer1.0": 0.2}, seed=0)(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
     """
     paths = resolve(teacher, list(relative))
     network = copy.deepcopy(teacher)
+    for name, size in relative.items():
+        check_number(f"relative[{name!r}]", size, 0)
     for index, (name, members) in enumerate(paths.items()):
         last = members[-1]
         noisy = _Noisy(network.get_submodule(last), relative[name], seed * 1_000 + index)

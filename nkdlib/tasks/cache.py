@@ -23,6 +23,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from nkdlib.tasks.checks import usable_device
 from nkdlib.tasks.executors import REDUCERS, InProcess, Processes, gather, make_executor
 from nkdlib.tasks.keys import Ingredients, qualified_name, sha256
 from nkdlib.tasks.measure import Stopwatch
@@ -183,7 +184,7 @@ def _ingredients(task: Task) -> dict[str, object]:
         "torchvision": metadata.version("torchvision"),
         "machine": platform.machine(),
     }
-    if (device := torch.device(task.kwargs.get("device", "cpu"))).type == "cuda":
+    if (device := usable_device(task.kwargs.get("device", "cpu"))).type == "cuda":
         ingredients["device"] = torch.cuda.get_device_name(device)
     return ingredients
 

@@ -74,10 +74,9 @@ def reestimate_batchnorm(
             if norm in found:
                 undo.enter_context(norm.register_forward_hook(found[norm]))
         for x in first_images(inputs, images):
-            if len(x) < 2:
-                break
-            model(x.to(device, torch.float32))
-            seen += len(x)
+            if len(x) > 1:
+                model(x.to(device, torch.float32))
+                seen += len(x)
     if seen == 0:
         raise ValueError("inputs holds no batch of at least 2 images; BatchNorm cannot be re-estimated")
     for norm, population in found.items():
@@ -103,7 +102,7 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
         By the name of each BatchNorm, front to back.
 
     Raises:
-        ValueError: no BatchNorm with running statistics, or no image.
+        ValueError: no BatchNorm with running statistics, or fewer than two values of a channel.
     """
     norms = {n: m for n, m in model.named_modules() if isinstance(m, NORMS) and m.track_running_stats}
     if not norms:
@@ -124,8 +123,8 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
     found = {}
     for name, norm in norms.items():
         count, total, squares = sums[norm]
-        if not count.all():
-            raise ValueError("inputs holds no image; the mismatch cannot be measured")
+        if count.min() < 2:
+            raise ValueError(f"inputs gives {name!r} {count.min():.0f} values a channel; give more images, 2 at least")
         mean, variance = total / count, squares / count - (total / count).square() + norm.eps
         memory = norm.running_var.cpu().double() + norm.eps
         shift = (mean - norm.running_mean.cpu()).square() / variance

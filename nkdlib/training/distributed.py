@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nkdlib.tasks.checks import check_number, usable_device
 from nkdlib.tasks.places import write_atomically
 
 LOG_EVERY = 50  # steps between two lines of metrics.jsonl
@@ -26,16 +27,14 @@ def process_group(device: str) -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did; yields the device of this process.
 
     Raises:
-        ValueError: a CUDA device on a machine without one.
+        ValueError: no device of this machine.
 
     >>> with process_group("cpu") as device:
     ...     device, rank_and_size()
     (device(type='cpu'), (0, 1))
     """
-    own = torch.device(device)
+    own = usable_device(device)
     if own.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError(f"device (={device}) is not available on this machine; choose cpu")
         own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(own)
     launched = dist.is_torchelastic_launched() and not dist.is_initialized()
@@ -88,17 +87,18 @@ class Checkpoints:
         settings: plain values that must be the same in a resumed training.
 
     Raises:
-        ValueError: the folder holds a training with other settings.
+        ValueError: the folder holds a training with other settings, or a damaged file.
     """
 
     def __init__(self, folder: str | Path, every_s: float = 600.0, settings: Mapping[str, object] | None = None):
+        check_number("every_s", every_s, 0)
         self.folder, self.every_s, self.settings = Path(folder), every_s, dict(settings or {})
         self._first, self._written = rank_and_size()[0] == 0, time.monotonic()
         found: list[dict] = [{}]
         if self._first:
             self.folder.mkdir(parents=True, exist_ok=True)
             paths = self.folder.glob("*.pt")
-            found = [{path.stem: torch.load(path, map_location="cpu", weights_only=True) for path in paths}]
+            found = [{path.stem: _read_checkpoint(path) for path in paths}]
         if rank_and_size()[1] > 1:
             dist.broadcast_object_list(found)
         self._found = found[0]
@@ -134,3 +134,10 @@ class Checkpoints:
             torch.save({"step": step, "settings": self.settings, "state": state()}, content)
             write_atomically(self.folder / f"{stage}.pt", content.getvalue())
             self._written = time.monotonic()
+
+
+def _read_checkpoint(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds, without the file's name
+        raise ValueError(f"{path} is damaged or no checkpoint; remove it to begin its stage anew") from error

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nkdlib.networks.module import device_of, evaluating
+from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.distributed import Checkpoints
-from nkdlib.training.evaluate import check_shapes
+from nkdlib.training.evaluate import check_labels, logits_of
 from nkdlib.training.loop import Schedule, minimize
-from nkdlib.training.store import Store, images_of
+from nkdlib.training.store import Store, check_finite, images_of
 
 
 @dataclass
@@ -49,14 +50,22 @@ def fit(
         model: on any device; images and labels are moved there. See `minimize`.
         label_smoothing: share of each label spread evenly over all classes, 0 to 1.
         schedule, seed, checkpoints: see `minimize`.
+
+    Raises:
+        ValueError: NaN in images on the CPU, labels that are not one class (B,) for each output (B, classes).
     """
+    check_number("label_smoothing", label_smoothing, 0, 1)
     device = device_of(model)
 
-    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        images, labels = batch
-        return F.cross_entropy(model(images.to(device)), labels.to(device), label_smoothing=label_smoothing)
+    def loss(numbered: tuple[int, tuple[Tensor, Tensor]]) -> Tensor:
+        number, (images, labels) = numbered
+        if images.device.type == "cpu":  # to look at those on a GPU would wait for it in every step
+            images_of(images, number)
+        logits = logits_of(model, images.to(device))
+        check_labels(labels, logits)
+        return F.cross_entropy(logits, labels.to(device, torch.int64), label_smoothing=label_smoothing)
 
-    return minimize(model, batches, loss, schedule, seed=seed, checkpoints=checkpoints)
+    return minimize(model, enumerate(batches), loss, schedule, seed=seed, checkpoints=checkpoints)
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -65,23 +74,29 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     Raises:
         ValueError: logits of two shapes.
     """
-    check_shapes(student, teacher, "logits of student and teacher")
+    if student.shape != teacher.shape:  # they might broadcast
+        shapes = f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        raise ValueError(f"logits of student and teacher must have one shape; they have {shapes}")
     wanted = F.log_softmax(teacher / temperature, 1)
     got = F.log_softmax(student / temperature, 1)
     return temperature**2 * F.kl_div(got, wanted, reduction="batchmean", log_target=True)
 
 
 @torch.no_grad()
-def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
-    """Images, the teacher's logits and labels, if there are any, of one pass over `inputs`."""
+def capture_logits(teacher: nn.Module, inputs: Iterable, label_weight: float = 0.0) -> Store:
+    """Images, the teacher's logits and, where `label_weight` is positive, labels of one pass over `inputs`."""
     device = device_of(teacher)
 
     def rows() -> Iterator[dict[str, Tensor]]:
-        for batch in inputs:
-            images = images_of(batch).to(device)
-            row = {"images": images.clone(), "logits": teacher(images)}
-            if isinstance(batch, tuple | list) and len(batch) > 1:
-                row["labels"] = batch[1].to(device, copy=True)
+        for number, batch in enumerate(inputs):
+            images = images_of(batch, number).to(device)
+            row = {"images": images.clone(), "logits": logits_of(teacher, images)}
+            check_finite(row["logits"], f"the teacher's outputs for batch {number}")
+            if label_weight:
+                if not isinstance(batch, tuple | list) or len(batch) < 2:
+                    raise ValueError(f"label_weight (={label_weight}) needs labels; give inputs as (images, labels)")
+                check_labels(batch[1], row["logits"])
+                row["labels"] = batch[1].to(device, torch.int64, copy=True)
             yield row
 
     with evaluating(teacher):
@@ -110,7 +125,8 @@ def distill_end_to_end(
         seed: of the order of examples, and of the random numbers that the student draws, such as dropout.
 
     Raises:
-        ValueError: `label_weight` outside 0 to 1, or positive if `inputs` has no labels.
+        ValueError: `label_weight` outside 0 to 1, or positive if `inputs` has no labels; a temperature that is not
+            positive; NaN in images; logits of two shapes.
         FloatingPointError: a loss that is not finite.
 
     >>> from nkdlib.networks import resnet
@@ -119,17 +135,16 @@ def distill_end_to_end(
     >>> len(result.losses)
     2
     """
-    if not 0 <= label_weight <= 1:
-        raise ValueError(f"label_weight (={label_weight}) is a share; choose 0 to 1")
+    check_number("label_weight", label_weight, 0, 1)
+    check_number("temperature", temperature, 0, above=True)
+    check_seed(seed)
     device = device_of(teacher)
     with Stopwatch(device) as teacher_watch:
-        store = capture_logits(teacher, inputs)
-    if label_weight and "labels" not in store.tensors:
-        raise ValueError(f"label_weight (={label_weight}) needs labels; give inputs as (images, labels)")
+        store = capture_logits(teacher, inputs, label_weight)
     student.to(device)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        logits = student(batch["images"])
+        logits = logits_of(student, batch["images"])
         value = soft_targets(logits, batch["logits"], temperature)
         if label_weight:
             value = (1 - label_weight) * value + label_weight * F.cross_entropy(logits, batch["labels"])

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nkdlib.networks.module import seeded
+from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
 from nkdlib.training.distributed import Checkpoints, mean_over_processes, rank_and_size
 
@@ -31,20 +32,15 @@ class Schedule:
     ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
 
     def __post_init__(self) -> None:
-        if self.steps < 0 or self.steps % 1:  # which is true of NaN
-            raise ValueError(f"steps (={self.steps}) must not be negative, and whole")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay (={self.weight_decay}) must be finite and not negative")
-        if self.batch_size < 2 or self.batch_size % 1:
-            raise ValueError(f"batch_size (={self.batch_size}) must be at least 2, BatchNorm needs two images")
-        for name in ("lr", "max_grad_norm"):
-            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} (={value}) must be positive")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup (={self.warmup}) is a share of the steps; choose 0 to 1")
+        check_number("steps", self.steps, 0, whole=True)
+        check_number("batch_size", self.batch_size, 2, whole=True)  # BatchNorm needs two images
+        check_number("lr", self.lr, 0, above=True)
+        check_number("warmup", self.warmup, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0)
         for name in ("momentum", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} (={getattr(self, name)}) is a decay; choose 0 to below 1")
+            check_number(name, getattr(self, name), 0, 1, below=True)
+        if self.max_grad_norm is not None:
+            check_number("max_grad_norm", self.max_grad_norm, 0, above=True)
 
     def rate(self, step: int) -> float:
         """Share of `lr` at a step, 0 <= step < steps."""
@@ -65,7 +61,7 @@ class Trainer:
         parameters: of the model, those that are stepped; all by default. Others only get gradients.
 
     Raises:
-        ValueError: no parameters to train.
+        ValueError: no parameters to train, a negative seed.
     """
 
     def __init__(
@@ -76,6 +72,7 @@ class Trainer:
         seed: int = 0,
         parameters: Iterable[Tensor] | None = None,
     ):
+        check_seed(seed)
         self.shared = isinstance(model.train(), DistributedDataParallel)
         self.model, self.schedule, self.name, self.seed = model.module if self.shared else model, schedule, name, seed
         self.parameters = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]

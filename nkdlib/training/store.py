@@ -1,6 +1,7 @@
 """Named tensors of the same examples, kept in memory and drawn in batches: images with logits, inputs with outputs."""
 
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,19 +14,31 @@ from nkdlib.tasks.keys import digest
 Batch = Tensor | tuple | list
 
 
-def images_of(batch: Batch) -> Tensor:
-    """The images of a batch with or without labels: the tensor itself, or the first of a tuple."""
+def images_of(batch: Batch, number: int | str = "") -> Tensor:
+    """The images of a batch with or without labels: the tensor itself, or the first of a tuple.
+
+    number: of the batch, for errors. Raises TypeError for no tensor, ValueError for NaN or infinite values.
+    """
     images = batch[0] if isinstance(batch, tuple | list) else batch
     if not isinstance(images, Tensor):
         raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")
+    check_finite(images, f"batch {number}".rstrip() + " of inputs")
     return images
 
 
-def first_images(inputs: Iterable[Batch], images: int) -> Iterator[Tensor]:
+def check_finite(values: Tensor, what: str) -> None:
+    """Raise ValueError if one of the examples (B, ...) holds NaN or infinite values."""
+    if not values.isfinite().all():
+        bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        kind = "NaN" if values.isnan().any() else "infinite values"
+        raise ValueError(f"{what} must be finite; {len(bad)} of {len(values)} examples hold {kind}, first {bad[0]}")
+
+
+def first_images(inputs: Iterable[Batch], images: int = sys.maxsize) -> Iterator[Tensor]:
     """The first `images` images, batch by batch."""
     left = images
-    for batch in inputs:
-        x = images_of(batch)[:left]
+    for number, batch in enumerate(inputs):
+        x = images_of(batch, number)[:left]
         left -= len(x)
         if len(x):
             yield x
