@@ -119,14 +119,19 @@ def state(job: Job) -> dict[str, object]:
 def lacking(job: Job) -> str:
     """Return what a notebook needs and lacks, or nothing.
 
-    Its metadata names the parameter that is a folder of images: `{"nkdlib": {"needs": "photos"}}`. A tier that leaves
-    this parameter to the notebook needs no folder.
+    Its metadata names the parameters that are folders of images, one or a list: `{"nkdlib": {"needs": ["photos"]}}`. A
+    tier that leaves a parameter to the notebook needs no folder.
     """
-    name = nbformat.read(job.notebook, as_version=4).metadata.get("nkdlib", {}).get("needs")
-    folder, root = job.parameters.get(name), search_root(None)
-    if folder is None or any(path.is_dir() for path in (Path(folder), *([root / folder] if root else []))):
+    names = nbformat.read(job.notebook, as_version=4).metadata.get("nkdlib", {}).get("needs", [])
+    missing, root = [], search_root(None)
+    for name in names:
+        folders = job.parameters.get(name, [])
+        for folder in [folders] if isinstance(folders, str) else folders:
+            if not any(path.is_dir() for path in (Path(folder), *([root / folder] if root else []))):
+                missing.append(f"{name}, the folder {folder!r}")
+    if not missing:
         return ""
-    return f"it needs {name}, the folder {folder!r} in NKD_DATA; docs/data.md says where photographs come from"
+    return f"it needs {' and '.join(missing)} in NKD_DATA; docs/data.md says where photographs come from"
 
 
 def last_run(job: Job) -> dict[str, object]:
