@@ -273,6 +273,8 @@ def test_rivals_answer_the_same_target():
     norms = block.conv1.weight.flatten(1).norm(dim=1)
     assert torch.equal(score_by_magnitude(model)["layer1.0.conv1"], norms / norms.mean())
     plain = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 1, 1))
+    nn.init.zeros_(plain[0].weight)
+    assert not score_by_magnitude(CostModel(plain, torch.zeros(1, 1, 2, 2)))["0"].any()
     with pytest.raises(ValueError, match=r"the channels that '0' makes pass no BatchNorm"):
         score_by_scale(CostModel(plain, torch.zeros(1, 1, 2, 2)))
     with pytest.raises(ValueError, match=r"scores and the groups and operators of the network differ in \['layer1"):

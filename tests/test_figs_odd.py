@@ -136,6 +136,10 @@ def features_in_evaluation():
     return Net(run)
 
 
+def random():
+    return Net(lambda m, x: m.o(m.d(m.n(m.c(F.dropout(m.b(m.a(x).relu()), 0.5, True)))).relu()))
+
+
 def only_trained_with_targets():
     def run(m, x):
         if m.training:
@@ -171,6 +175,7 @@ ODD = {  # a network, and the layers whose channels can go
     "heads in training": (heads_in_training, ["a", "c", "d"]),
     "features in training": (features_in_training, ["a", "c", "d"]),
     "features in evaluation": (features_in_evaluation, ["a", "c", "d"]),
+    "random": (random, ["a", "c", "d"]),
     "trained with targets": (only_trained_with_targets, ALL),
     "synchronized": (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(Net()), ALL),
     "plain norm": (plain_norm, ALL),
@@ -198,6 +203,13 @@ def first(output):
     while not isinstance(output, torch.Tensor):
         output = next(iter(output.values() if isinstance(output, dict) else output))
     return output
+
+
+@torch.no_grad()
+def output(network, x):
+    """The first tensor of what a network gives, which may draw random numbers."""
+    torch.manual_seed(1)
+    return first(network(x))
 
 
 def scatter(gates):
@@ -228,9 +240,9 @@ def test_slim_networks_are_the_gated_ones_or_whole_and_nothing_else_changes(name
     gates = scatter(Gates(CostModel(network, x)))
     assert list(gates.model.groups) == ODD[name][1]
     slim = gates.slim()
-    with torch.no_grad(), evaluating(network):
-        theirs = first(network(x))
-        assert (first(slim(x)) - theirs).abs().max() < near(x.dtype) * theirs.abs().max()
+    with evaluating(network):
+        theirs = output(network, x)
+        assert (output(slim, x) - theirs).abs().max() < near(x.dtype) * theirs.abs().max()
     assert cost(slim, x) == gates.model(gates.counts) != gates.model(gates.model.sizes)
     assert sum(value.numel() for value in {*slim.parameters()}) == gates.model(gates.counts).params
     assert not any(value.requires_grad for value in slim.c.parameters()) and slim.a.weight.requires_grad
@@ -245,8 +257,8 @@ def test_networks_narrowed_at_full_width_or_rebuilt_keep_all_that_they_are(name)
     network, x = odd(name)
     groups = channel_groups(network, x)
     whole = cut(network, groups, {group.name: torch.arange(group.size) for group in groups})
-    with torch.no_grad(), evaluating(network), evaluating(whole):
-        assert torch.equal(first(whole(x)), first(network(x)))
+    with evaluating(network), evaluating(whole):
+        assert torch.equal(output(whole, x), output(network, x))
     assert count_params(whole) == count_params(network)
     less = rebuild(network, x, {group.name: 2 for group in groups})
     for copied in (whole, less):
@@ -375,6 +387,16 @@ def test_gates_that_fail_half_way_leave_nothing(monkeypatch):
     assert traces(network) == before
     monkeypatch.undo()
     assert Gates(model).counts == model.sizes
+
+
+def test_what_was_parametrized_after_the_model_was_built_is_refused():
+    network, x = odd("two names")
+    model = CostModel(network, x)
+    parametrizations.spectral_norm(network.c)
+    before = traces(network)
+    with pytest.raises(ValueError, match=r"layer 'c' has been parametrized since model was built; build model anew"):
+        Gates(model)
+    assert traces(network) == before
 
 
 def test_operators_without_weights_are_gated_in_any_type():

@@ -158,7 +158,9 @@ def score_by_magnitude(model: CostModel) -> Scores:
         made = [
             model.network.get_submodule(path).weight.flatten(1).norm(dim=1) for path in model.groups[name].producers
         ]
-        return torch.stack([norm / norm.mean() for norm in made]).amax(0).detach()
+        return (
+            torch.stack([norm / norm.mean().clamp_min(torch.finfo(norm.dtype).tiny) for norm in made]).amax(0).detach()
+        )
 
     return _with_operators(model, norms)
 

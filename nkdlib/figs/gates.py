@@ -76,6 +76,9 @@ class Gates(nn.Module):
         for name, group in model.groups.items():
             for path in group.consumers:
                 self._readers.setdefault(path, []).extend((name, part) for part in group.slices(path))
+        for path in self._readers:
+            if parametrize.is_parametrized(network.get_submodule(path)):
+                raise ValueError(f"layer {path!r} has been parametrized since model was built; build model anew")
         self._hooks = []
         try:
             self._attach()

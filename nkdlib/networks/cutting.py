@@ -132,15 +132,18 @@ class Trial:
 
     @cached_property
     def trained(self) -> list[tuple[int, ...]] | str:
-        """Shapes of the whole module's outputs in training mode, or the kind of its error."""
+        """Shapes of the whole module's outputs in training mode, or its error."""
         return self._train(copied(self.module))
 
     def _train(self, module: nn.Module) -> list[tuple[int, ...]] | str:
-        pair = torch.cat([self.x, self.x])  # BatchNorm needs two
         try:
-            return [tuple(each.shape) for each in _tensors(module.train()(pair))]
+            return [tuple(each.shape) for each in self._run(module.train(), 2)]  # BatchNorm needs two
         except Exception as error:  # a layer may raise anything on another shape
-            return type(error).__name__
+            return str(error).partition("\n")[0]
+
+    def _run(self, module: nn.Module, times: int = 1) -> list[Tensor]:
+        with seeded(device_of(module), 1):
+            return list(_tensors(module(torch.cat([self.x] * times))))
 
     @torch.no_grad()
     def fault(self, groups: list[ChannelGroup]) -> str:
@@ -148,22 +151,20 @@ class Trial:
         keep = {group.name: torch.arange(0, group.size, 2) for group in groups}
         try:
             slim = cut(self.module, groups, keep).eval()
-            with ExitStack() as undo:
-                undo.enter_context(seeded(device_of(self.module), 0))
-                undo.enter_context(evaluating(self.module))
+            with evaluating(self.module), ExitStack() as hooks:
                 for (path, dim), kept in _stays(self.module, groups, keep).items():
                     if dim == 1:
                         layer = self.module.get_submodule(path)
-                        undo.enter_context(layer.register_forward_pre_hook(_masked(kept)))
-                wanted = list(_tensors(self.module(self.x.clone())))
-                for ours, theirs in zip(_tensors(slim(self.x.clone())), wanted, strict=True):
-                    size = theirs.abs().max().item() if theirs.numel() and not theirs.is_meta else 0.0
-                    exact = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
-                    near = max(exact, theirs.is_cuda * 2**-11) ** 0.5  # TF32 has ten bits
-                    torch.testing.assert_close(ours, theirs, rtol=near, atol=near * size, equal_nan=True)
-                trained = self._train(slim)
-                if trained != [(2 * len(self.x), *each.shape[1:]) for each in wanted] and trained != self.trained:
-                    return f"a value that training reads elsewhere ({trained} instead of {self.trained})"
+                        hooks.enter_context(layer.register_forward_pre_hook(_masked(kept)))
+                wanted = self._run(self.module)
+            for ours, theirs in zip(self._run(slim), wanted, strict=True):
+                size = theirs.abs().max().item() if theirs.numel() and not theirs.is_meta else 0.0
+                exact = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
+                near = max(exact, theirs.is_cuda * 2**-11) ** 0.5  # TF32 has ten bits
+                torch.testing.assert_close(ours, theirs, rtol=near, atol=near * size, equal_nan=True)
+            trained = self._train(slim)
+            if trained != [(2 * len(self.x), *each.shape[1:]) for each in wanted] and trained != self.trained:
+                return f"training reads these channels elsewhere and gives {trained} instead of {self.trained}"
         except Exception as error:
             return str(error).partition("\n")[0]
         return ""
