@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nkdlib.compendium.rivals.inversion import Inversion, invert
+from nkdlib.compendium.synthetic import REAL, batches_of, pixel_limits, with_real
 from nkdlib.data import DeadLeaves, GaussianImages, Images
 from nkdlib.neighbourhoods import Library, Recipe, capture, distill, solve, split
 from nkdlib.networks import resnet
@@ -162,3 +163,32 @@ def test_nothing_real_is_read_on_the_way_to_a_student(teacher, monkeypatch):
             student = distill(network, dict.fromkeys(names, 0.5), inputs, recipe).recompose(network)
             reestimate_batchnorm(student, inputs, within=names)
     distill_end_to_end(network, student, source, Schedule(steps=2, batch_size=32))
+
+
+def pictures(count, shape=SHAPE):
+    """Real images, each of one gray value of its own."""
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *shape).contiguous()
+    return Images("gray", "train", pixels, torch.zeros(count).long(), ("a",), (0.5,) * 3, (0.25,) * 3)
+
+
+def test_noise_and_real_images_take_turns_and_real_ones_are_shown_equally_often():
+    real, noise = pictures(3), [torch.full((4, *SHAPE), 9.0), torch.full((3, *SHAPE), 9.0)]
+    mixed = torch.cat(with_real(noise, real, "cpu"))
+    assert len(mixed) == 14 and bool((mixed[1::2] == 9).all())
+    shown = mixed[0::2, 0, 0, 0].unique(return_counts=True)
+    assert shown[0].tolist() == pytest.approx([-2, 4 / 255 - 2, 8 / 255 - 2], abs=1e-6)
+    assert sorted(shown[1].tolist()) == [2, 2, 3]
+    alone = torch.cat(with_real([], real, "cpu", count=12))
+    assert alone[:, 0, 0, 0].unique(return_counts=True)[1].tolist() == [4, 4, 4]
+
+
+def test_a_source_takes_the_shape_of_the_data_and_real_images_are_no_source():
+    like = pictures(2)
+    low, high = pixel_limits(like)
+    assert (low, high) == (-2.0, 2.0)
+    for source in ("white", "spectrum", "leaves"):
+        first, again = (torch.cat(batches_of(source, like, 300, seed=3, device="cpu")) for _ in range(2))
+        assert first.shape == (300, *SHAPE) and first.equal(again)
+        inside = (first >= low - 1e-5) & (first <= high + 1e-5)
+        assert bool(inside.all()) == (source != "white")  # white noise knows nothing of pixels
+    assert batches_of(REAL, like, 300, seed=3, device="cpu") == []

@@ -1,9 +1,8 @@
-"""Inputs that are no data, for claim ND-3, and how far their activations are from those of real images."""
+"""Inputs that are no data, for claim ND-3, and how they are drawn."""
 
 from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
-import scipy.linalg
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,10 +10,9 @@ from torch import Tensor
 
 from nkdlib.compendium import plots
 from nkdlib.compendium.criteria import Interval
-from nkdlib.data import DeadLeaves, GaussianImages, Images, SmoothImages, SpectrumImages
+from nkdlib.data import DeadLeaves, GaussianImages, Images, SpectrumImages
 from nkdlib.tasks.cache import Artefact
 
-SOURCES = ("white", "smooth", "spectrum", "leaves")  # that are drawn
 REAL = "real images"
 BATCH = 256
 
@@ -23,17 +21,17 @@ def batches_of(source: str | Artefact, like: Images, count: int, seed: int, devi
     """Batches of a source, (B, C, H, W), drawn once.
 
     Args:
-        source: one of SOURCES, REAL for none at all, or an artefact with `images`.
-        like: the data set, of which only the shape and the teacher's input normalization are used, and these not by
-            white and smooth noise.
+        source: white, spectrum or leaves, REAL for none at all, or an artefact with `images`.
+        like: the data set, of which only the shape and the teacher's input normalization are used, the latter not by
+            white noise.
         count: images that are drawn.
         seed, device: of the images.
     """
     if isinstance(source, Artefact):
         return list(source.tensors["images"].to(device, memory_format=torch.channels_last).split(BATCH))
     options = {"batch_size": BATCH, "device": device, "channels_last": True}
-    if source in ("white", "smooth"):  # values as they are drawn, some outside of what a pixel can be
-        return list({"white": GaussianImages, "smooth": SmoothImages}[source](like.shape, count, seed, **options))
+    if source == "white":  # values as they are drawn, some outside of what a pixel can be
+        return list(GaussianImages(like.shape, count, seed, **options))
     if source == REAL:
         return []
     return list({"spectrum": SpectrumImages, "leaves": DeadLeaves}[source].like(like, count, seed, **options))
@@ -57,22 +55,6 @@ def pixel_limits(like: Images) -> tuple[float, float]:
     return (-mean / std).min().item(), ((1 - mean) / std).max().item()
 
 
-def moments_of(x: Tensor) -> dict[str, Tensor]:
-    """Mean (C,) and covariance (C, C) over channels of maps (N, C, H, W), and the correlation of neighbors (1,)."""
-    flat = x.transpose(0, 1).flatten(1).double()
-    centered = x - x.mean((0, 2, 3), keepdim=True)
-    lag = (centered[..., 1:] * centered[..., :-1]).mean() / centered.square().mean()
-    return {"mean": flat.mean(1), "cov": torch.cov(flat), "lag": lag.reshape(1)}
-
-
-def frechet_distance(seen: Mapping[str, Tensor], real: Mapping[str, Tensor], name: str) -> float:
-    """Fréchet distance of Gaussians with the moments `name`/mean and `name`/cov, over the variance of the real ones."""
-    a, b = (moments[f"{name}/cov"].numpy() for moments in (seen, real))
-    shift = (seen[f"{name}/mean"] - real[f"{name}/mean"]).square().sum().item()
-    cross = scipy.linalg.sqrtm(a @ b).real.trace()
-    return (shift + a.trace() + b.trace() - 2 * cross) / b.trace()
-
-
 def gallery(images: Mapping[str, Tensor], like: Images, columns: int = 8) -> Figure:
     """Draw the first images of each source, (N, C, H, W), a row a source, its label beside it."""
     fig, axes = plt.subplots(len(images), columns, figsize=(plots.PAGE_WIDTH, 0.92 * len(images)))
@@ -81,6 +63,7 @@ def gallery(images: Mapping[str, Tensor], like: Images, columns: int = 8) -> Fig
         for ax, image in zip(row, batch.cpu() * std + mean, strict=False):
             ax.imshow(image.clamp(0, 1).permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1)
             ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
         row[0].set_ylabel(label, fontsize=7, rotation=0, ha="right", va="center")
     return fig
 
