@@ -51,7 +51,7 @@ def test_the_mismatch_is_zero_for_what_was_remembered_and_known_for_a_single_nor
     assert mismatch(norm, [x, x], images=2)["0"] == pytest.approx(wanted)
     with pytest.raises(ValueError, match=r"model \(=Linear\) has no BatchNorm with running statistics"):
         mismatch(nn.Linear(2, 2), [x])
-    with pytest.raises(ValueError, match="holds no image"):
+    with pytest.raises(ValueError, match="0 values a channel"):
         mismatch(norm, [])
 
 
