@@ -138,6 +138,18 @@ def test_a_failure_is_shown_and_mended_and_a_notebook_runs_again_only_after_a_ch
     assert "1 run, 0 up to date, 0 failed" in capfd.readouterr().out
 
 
+def test_a_notebook_that_lacks_its_data_says_so_and_leaves_what_is_committed(notebook, command, tmp_path, capfd):
+    text = nbformat.read(notebook, as_version=4)
+    text.metadata["nkdlib"] = {"needs": "data"}
+    nbformat.write(text, notebook)
+    committed = tmp_path / "out" / "figures" / "smoke" / "00_nap" / "observations.json"
+    committed.parent.mkdir(parents=True)
+    committed.write_text("[]")
+    assert run.main(command()) == 0
+    assert "00_nap: left out, it needs data, the folder 'digits' in NKD_DATA" in capfd.readouterr().out
+    assert [path.name for path in committed.parent.iterdir()] == ["observations.json"] and not log(tmp_path)
+
+
 def test_ones_own_data_or_seeds_never_touch_a_tiers_results(command, tmp_path, capfd):
     assert run.main(command()) == 0
     figures, runs = tmp_path / "out" / "figures", tmp_path / "out" / "runs"

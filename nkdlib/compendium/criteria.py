@@ -176,7 +176,7 @@ class Criterion:
     @property
     def label(self) -> str:
         """The name in words."""
-        return self.name.removesuffix(f"_{self.unit}").replace("_", " ")
+        return self.name.removesuffix("_points").replace("_", " ")
 
     def applies(self, tier: str) -> bool:
         """Tell whether this criterion is measured at `tier`."""
