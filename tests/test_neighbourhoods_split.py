@@ -347,3 +347,17 @@ def test_noise_has_the_size_that_was_asked_for():
         silent = perturb(net, {"layer1.0": 0.0}, seed=3)(x)
     assert error == pytest.approx(0.25, rel=0.02) and torch.equal(y, again) and torch.equal(silent, net(x))
     assert not torch.equal(y, silent) and type(net.layer1[0]).__name__ == "BasicBlock"
+
+
+def test_noise_of_few_images_has_its_size_on_average_and_one_is_refused():
+    net, added = nn.Sequential(nn.Identity(), nn.Identity()), []
+    with torch.no_grad():
+        noisy = perturb(net, {"0": 0.5}, seed=0)
+        for x in torch.randn(400, 2, 3, 8, 8):
+            added.append((noisy(x) - x).square().mean().item())
+    assert sum(added) / len(added) == pytest.approx(0.25, rel=0.05)  # half of it if the mean of two took its share
+    with pytest.raises(ValueError, match=r"perturb measures .* over a batch of 2 or more images, it got 1"):
+        noisy(x[:1])
+    for size in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match=rf"relative\['0'\] \(={size}\) must be a finite number of at least 0"):
+            perturb(net, {"0": size}, seed=0)

@@ -124,7 +124,8 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
     for name, norm in norms.items():
         count, total, squares = sums[norm]
         if count.min() < 2:
-            raise ValueError(f"inputs gives {name!r} {count.min():.0f} values a channel; give more images, 2 at least")
+            found = f"{name!r} gets {count.min():.0f} values a channel"
+            raise ValueError(f"inputs holds no image or too few: {found}; give more images, 2 at least")
         mean, variance = total / count, squares / count - (total / count).square() + norm.eps
         memory = norm.running_var.cpu().double() + norm.eps
         shift = (mean - norm.running_mean.cpu()).square() / variance
