@@ -226,6 +226,7 @@ def traces(network):
         [(name, value.tolist(), grad) for name, value, grad in values],
         [(type(part), part.training, len(part._forward_hooks), len(part._forward_pre_hooks)) for part in parts],
         [id(parameter) for parameter in network.parameters()],
+        list(vars(network)),
     ]
 
 

@@ -30,6 +30,7 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
         if isinstance(part, nn.DataParallel | DistributedDataParallel) or hasattr(part, "_orig_mod"):
             inside = f"{path}.{'_orig_mod' if hasattr(part, '_orig_mod') else 'module'}".removeprefix(".")
             raise ValueError(f"module (={name}) wraps a network in {type(part).__name__}; give its {inside!r} instead")
+    own = set(vars(module))
     with evaluating(module), torch.no_grad():  # tracing writes the mode into calls such as stochastic depth
         try:
             graph = fx.GraphModule(module, (tracer or fx.Tracer()).trace(module), name)
@@ -38,6 +39,9 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
                 f"module (={name}) cannot be traced by torch.fx ({error}); its forward must not depend on values; "
                 "for neighbourhoods, give students as modules instead"
             ) from error
+        finally:
+            for constant in vars(module).keys() - own:  # torch.fx puts them there, and the graph has its own
+                delattr(module, constant)
         try:
             with redirect_stderr(io.StringIO()):  # it prints what it raises
                 ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
