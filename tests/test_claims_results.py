@@ -28,7 +28,7 @@ def figures(tmp_path, monkeypatch):
 def speed(profile="cpu", values=(2.5, 2.6, 2.7, 2.4, 2.5), order=range(5), **changed):
     parameters = TIERS[profile].protocol("02_distillation_speed") | changed
     results = Results("02_distillation_speed", profile, parameters, "abc")
-    for seed in order:
+    for seed in order[: len(values)]:
         results.observe("ND-1", "speedup_critical_path", seed, values[seed], start="random")
     return results
 
@@ -85,8 +85,9 @@ def test_the_chance_to_be_met_stands_beside_the_verdict(figures, monkeypatch):
     claim = claim_by_id("ND-1")
     criteria = [replace(one, expected=1.5, spread=0.2) for one in claim.criteria]
     monkeypatch.setattr("nkdlib.compendium.claims.CLAIMS", (replace(claim, criteria=tuple(criteria)),))
-    chance = f"{100 * criteria[0].chance(5):.0f} %"
-    assert f"chance to be met if the claim is exactly true: {chance}" in repr(speed().verdict("ND-1"))
+    chance = f"chance that {criteria[0].label} is met by {{}} seeds if exactly true: {{:.0%}}"
+    assert chance.format(5, criteria[0].chance(5)) in repr(speed().verdict("ND-1"))
+    assert chance.format(3, criteria[0].chance(3)) in repr(speed(values=[]).verdict("ND-1"))  # before there are results
 
 
 @pytest.mark.parametrize("changed", [{"steps": [1]}, {"data": "digits"}, {"seeds": 2}, {"images": 10}])

@@ -47,13 +47,17 @@ class Verdicts(dict[str, Judgement]):
             claim = claim_by_id(name)
             text.append(f"{name:6}{claim.title}: {judgement.verdict.upper()}")
             text.append(f"      published: {claim.published}; here: {judgement.reason}")
-            for key, assessment in judgement.found.items():
-                criterion, seeds = claim.criterion(key), ", ".join(map(short, assessment.values.values()))
-                ours, outcome = criterion.column == "aim", assessment.outcome
-                text.append(f"      {'our aim: ' * ours}{criterion.label} {assessment} {criterion.unit}; seeds {seeds}")
-                text.append(f"          asked: {criterion}; {AIM[outcome] if ours else outcome}")
-                if (chance := criterion.chance(assessment.n)) is not None:
-                    text.append(f"          chance to be met if the claim is exactly true: {100 * chance:.0f} %")
+            for criterion in claim.criteria:
+                ours, found = criterion.column == "aim", judgement.found.get(criterion.name)
+                seeds = found.n if found else criterion.seeds
+                if found:
+                    every, outcome = ", ".join(map(short, found.values.values())), found.outcome
+                    text.append(f"      {'our aim: ' * ours}{criterion.label} {found} {criterion.unit}; seeds {every}")
+                    text.append(f"          asked: {criterion}; {AIM[outcome] if ours else outcome}")
+                if (chance := criterion.chance(seeds)) is not None:
+                    text.append(
+                        f"          chance that {criterion.label} is met by {seeds} seeds if exactly true: {chance:.0%}"
+                    )
         return "\n".join(text)
 
 
