@@ -261,7 +261,7 @@ def test_every_image_is_read_once_an_epoch(processes):
 
 
 def test_wrong_arguments_are_named(photographs, processes):
-    with pytest.raises(ValueError, match=r"ema \(=1.0\) is a decay; choose 0 to below 1"):
+    with pytest.raises(ValueError, match=r"ema \(=1.0\) must be a finite number of at least 0 and below 1"):
         Schedule(ema=1.0)
     processes(0, 4)
     for size in (6, 12):
