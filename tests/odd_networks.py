@@ -472,12 +472,12 @@ FAMILIES = {
 # multiplications that no function of torch does, by hand: 64 places of four gates, and of 8 filters
 BY_HAND = {"a recurrent layer": 64 * 4 * 8 * (8 + 8), "deformable convolution": 64 * 8 * 8 * 9}
 PARTS = {name: names for name, (_, _, names) in FAMILIES.items()}
-PARTS |= {"DataParallel": ["module.stem", "module.body"], "compiled": ["_orig_mod.body"]}
 EXAMPLES = {name: (2, 3, pixels, pixels) for name, (_, pixels, _) in FAMILIES.items()}
 PAIR = {"two inputs": "Pair.* 'z'"}
 REFUSED = {  # by operation and network, what the error names
     "split": PAIR
-    | {"a body called by keyword": "'body'", "compiled": "'_orig_mod.body'", "traced by fx": "'body', which is run 0"},
+    | {"a body called by keyword": "'body'", "compiled": "give its '_orig_mod'", "DataParallel": "give its 'module'"}
+    | {"traced by fx": "'body', which is run 0"},
     "cost": PAIR,
     "key": {},
 }

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision.models as zoo
 from conftest import speaking
 from torch import nn
@@ -263,15 +264,18 @@ class Ends(nn.Module):
 @pytest.mark.parametrize(
     ("end", "what"),
     [
-        (lambda self, y: self.pool(y), "MaxPool2d"),
-        (lambda self, y: y + 1, "NoneType"),
-        (lambda self, y: y * y, "NoneType"),
-        (lambda self, y: y.tanh(), "NoneType"),
+        (lambda self, y: self.pool(y), r"MaxPool2d \('pool'\)"),
+        (lambda self, y: F.max_pool2d(y, 1), "max_pool2d"),
+        (lambda self, y: y * y, "mul"),
+        (lambda self, y: y * y.mean(1, keepdim=True).sigmoid(), "mul"),
+        (lambda self, y: y.tanh(), "tanh"),
     ],
 )
 def test_an_end_that_cannot_be_solved_is_named(end, what):
     teacher = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(ValueError, match=rf"ends in {what} .* cannot be solved; .* Use start='given', 'random' or"):
+    with pytest.raises(
+        ValueError, match=rf"students\['0'\]: .* ends in {what} cannot be solved; .* Use start='given', 'random' or"
+    ):
         solve(teacher, {"0": Ends(end)}, [torch.randn(80, 3, 4, 4)], RECIPE)
 
 

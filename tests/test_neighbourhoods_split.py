@@ -3,13 +3,15 @@
 Behind claim ND-0.
 """
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import nn
 
-from nkdlib.neighbourhoods import capture, local_error, perturb, recompose, split
+from nkdlib.neighbourhoods import Recipe, capture, local_error, perturb, recompose, solve, split
 from nkdlib.networks import Cost, resnet
 from nkdlib.training import Store
 
@@ -201,7 +203,7 @@ class Reading(nn.Module):
 def test_a_run_with_a_value_that_is_read_elsewhere_is_refused(net, run, others):
     torch.manual_seed(0)
     net, x = net(), torch.randn(2, 3, 4, 4)
-    with pytest.raises(ValueError, match=rf"names holds '{run}'.* a layer outside reads a value inside the run"):
+    with pytest.raises(ValueError, match=rf"names holds '{run}'.* a layer outside reads a value inside it"):
         split(net, [run], x)
     for name in others:
         assert len(split(net, [name], x)) == 1
@@ -361,3 +363,164 @@ def test_noise_of_few_images_has_its_size_on_average_and_one_is_refused():
     for size in (-0.1, float("nan")):
         with pytest.raises(ValueError, match=rf"relative\['0'\] \(={size}\) must be a finite number of at least 0"):
             perturb(net, {"0": size}, seed=0)
+
+
+class Stored(nn.Module):
+    """A U-Net whose decoder reads what a hook, or the encoder itself, has stored."""
+
+    def __init__(self, hook):
+        super().__init__()
+        self.encode, self.down, self.decode = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.shelf = {}
+        if hook:
+            self.encode.register_forward_hook(lambda module, given, output: self.shelf.update(skip=output))
+        else:
+            self.encode = Storing(self.encode, self.shelf)
+
+    def forward(self, x):
+        return self.decode(self.down(self.encode(x)) + self.shelf["skip"])
+
+
+class Storing(nn.Module):
+    """Stores its output."""
+
+    def __init__(self, conv, shelf):
+        super().__init__()
+        self.conv, self.shelf = conv, shelf
+
+    def forward(self, x):
+        self.shelf["skip"] = self.conv(x)
+        return self.shelf["skip"]
+
+
+class Changing(nn.Module):
+    """Adds what a part has changed in place to its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.part, self.b = nn.Conv2d(3, 3, 1), nn.Sequential(nn.ReLU(True), nn.Conv2d(3, 3, 1)), nn.ReLU()
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(self.part(x) + x)
+
+
+class Random(nn.Module):
+    """Draws random numbers in evaluation mode as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.b(F.dropout(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "names", "others"),
+    [
+        (lambda: Stored(True), ["encode"], []),
+        (lambda: Stored(True), ["down"], []),  # a copy stores where the original does
+        (lambda: Stored(False), ["encode"], ["down", "decode"]),
+        (lambda: Stored(True), ["encode:down"], []),
+        (Changing, ["part"], ["part.1", "a"]),
+        (Random, ["a"], ["b"]),
+    ],
+)
+def test_a_part_that_does_more_than_to_give_its_output_is_refused(make, names, others):
+    torch.manual_seed(0)
+    net, x = make(), torch.randn(2, 3, 4, 4)
+    before, count = state(net), hooks(net)
+    with pytest.raises(
+        ValueError, match=rf"names holds '{names[0]}', but with its output .* gives another one: .* name"
+    ):
+        split(net, names, x)
+    for name in others:
+        assert len(split(net, [name], x)) == 1
+    assert hooks(net) == count and all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_hooks_of_a_part_are_its_own():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)).eval(), torch.randn(4, 3, 4, 4)
+    net[1].register_forward_pre_hook(lambda module, given: (given[0] * 2,))
+    net[1].register_forward_hook(lambda module, given, output: output + 1)
+    parts = split(net, ["0", "1", "2"], x)
+    boundaries = capture(net, parts, [x], dtype=torch.float32)
+    assert all(local_error(part.module, boundaries.of(part.name)) < 1e-12 for part in parts)
+    with torch.no_grad():
+        torch.testing.assert_close(recompose(net, {part.name: part.module for part in parts})(x), net(x))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (nn.DataParallel, r"model \(=DataParallel\) wraps a network in DataParallel; give its 'module' instead"),
+        (lambda net: nn.Sequential(nn.DataParallel(net[0]), net[1]), r"in DataParallel; give its '0.module' instead"),
+        (lambda net: torch.compile(net, backend="eager"), r"in OptimizedModule; give its '_orig_mod' instead"),
+        (
+            lambda net: nn.Sequential(torch.compile(net[0], backend="eager"), net[1]),
+            r"in OptimizedModule; give its '0._orig_mod' instead",
+        ),
+        (lambda net: torch.jit.trace(net, torch.zeros(1, 3, 4, 4)), r"give its original instead"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*jit.trace")
+def test_wrapped_networks_are_refused_by_name(wrap, message):
+    net = wrap(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()).eval())
+    name = next(name for name, module in net.named_modules() if name.endswith("0"))
+    for act in (
+        lambda: split(net, [name], torch.zeros(1, 3, 4, 4)),
+        lambda: recompose(net, {name: nn.Identity()}),
+        lambda: perturb(net, {name: 0.1}, seed=0),
+    ):
+        with pytest.raises(ValueError, match=message):
+            act()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_images_that_are_not_finite_are_named(value):
+    net, x = inplace(), torch.randn(12, 3, 5, 5)
+    parts = split(net, ["0"], x)
+    x[5, 1, 2, 2] = value
+    with pytest.raises(ValueError, match=r"example_inputs must be finite; 1 of 12 examples"):
+        split(net, ["0"], x)
+    with pytest.raises(ValueError, match=r"batch 1 of inputs must be finite; 1 of 4 examples"):
+        capture(net, parts, x.split(4))
+    with pytest.raises(ValueError, match=r"of inputs must be finite; 1 of 12 examples"):
+        solve(net, {"0": nn.Conv2d(3, 4, 3, padding=1)}, x, Recipe(holdout=4))
+    net[0].weight.data[0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match=r"boundary '0:y' holds NaN or infinite values for images that hold none"):
+        capture(net, parts, x[:4].split(4), dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "shift", "dtype", "fits"),
+    [
+        (1.0, 0.0, torch.float16, True),
+        (1e-4, 0.0, torch.float16, True),
+        (1e-6, 0.0, torch.float16, False),
+        (1e-9, 0.0, torch.float16, False),
+        (1e-9, 0.0, torch.bfloat16, True),
+        (1e-30, 0.0, torch.bfloat16, True),
+        (1.0, 3.0, torch.bfloat16, True),
+        (1e-2, 3.0, torch.float16, False),
+        (0.1, 3.0, torch.float16, True),
+        (0.1, 3.0, torch.bfloat16, False),
+        (1e-9, 0.0, torch.float32, True),
+        (1e-2, 3.0, torch.float32, True),
+        (0.0, 0.5, torch.float16, True),
+    ],
+)
+def test_boundaries_are_kept_well_or_refused(size, shift, dtype, fits):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.randn(64, 3, 5, 5) * size + shift
+    parts = split(net, ["1"], x)
+    if not fits:
+        with pytest.raises(
+            ValueError, match=rf"boundary '1:x' loses too much in dtype \(={dtype}\): .* use dtype=torch.fl"
+        ):
+            capture(net, parts, x.split(16), dtype=dtype)
+        return
+    kept = capture(net, parts, x.split(16), dtype=dtype).of("1").take(slice(None))["y"]
+    assert (kept - x).square().mean() <= 1e-3 * (x - x.mean(0)).square().mean()

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.closed_form import Pairs
 from nkdlib.neighbourhoods.split import Neighbourhood
+from nkdlib.networks.module import copied
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.store import Store, first_images, images_of
 
@@ -61,8 +61,9 @@ def capture(
             the mean and variance that real images cause; outputs are the teacher's own answers. Two passes more.
 
     Raises:
-        ValueError: no batch in `inputs`, or one for which the last neighbourhood is not run.
-        OverflowError: an activation that is not finite in `dtype`.
+        ValueError: no batch in `inputs`, images that are not finite, a batch for which the last neighbourhood is not
+            run, or boundaries that are not finite or that `dtype` cannot hold well.
+        OverflowError: an activation that is too large for `dtype`.
 
     >>> import torch
     >>> from nkdlib.networks import resnet
@@ -75,7 +76,7 @@ def capture(
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
     front = teacher.eval()
     if adapt:
-        front = deepcopy(teacher)
+        front = copied(teacher)
         reestimate_batchnorm(front, inputs, images)
     names = _boundary_names(neighbourhoods, adapt)
     last, (_, last_output) = list(names.items())[-1]
@@ -86,6 +87,8 @@ def capture(
         layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
         kept = dtype if tensor.is_floating_point() else tensor.dtype
         row[name] = tensor.detach().to(kept, copy=True, memory_format=layout)  # layers may work in place
+        if name not in sums and kept != tensor.dtype:
+            _check_rounding(name, tensor, row[name])
         sums[name] = sums.get(name, 0) + row[name].sum(dtype=torch.float32)
         if name == last_output:
             raise _LastBoundary
@@ -108,23 +111,42 @@ def capture(
         for neighbourhood in neighbourhoods:
             x, y = names[neighbourhood.name]
             first, final = (front.get_submodule(neighbourhood.paths[end]) for end in (0, -1))
-            if x.endswith(":x"):
-                hooks.enter_context(first.register_forward_pre_hook(lambda _, args, x=x: record(x, args[0])))
             if adapt:
                 answer = neighbourhood.module
                 hook = first.register_forward_pre_hook(
-                    lambda _, args, y=y, answer=answer: record(y, answer(args[0].clone()))
+                    lambda _, args, y=y, answer=answer: record(y, answer(args[0].clone())), prepend=True
                 )
             else:
                 hook = final.register_forward_hook(lambda _, __, output, y=y: record(y, output))
             hooks.enter_context(hook)
+            if x.endswith(":x"):  # first of all, since others may change it
+                hook = first.register_forward_pre_hook(lambda _, args, x=x: record(x, args[0]), prepend=True)
+                hooks.enter_context(hook)
         store = Store.collect(rows())
     for name, total in sums.items():  # a finite sum has finite terms, and costs a tenth of looking at each
-        if not torch.isfinite(total) and not torch.isfinite(store.tensors[name]).all():
+        if not torch.isfinite(total) and not torch.isfinite(values := store.tensors[name]).all():
+            if values.isnan().any() or values.dtype == torch.float32:
+                raise ValueError(
+                    f"boundary {name!r} holds NaN or infinite values for images that hold none; look for them in the "
+                    "teacher's weights and operations"
+                )
             raise OverflowError(
                 f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
             )
     return Boundaries(store, names)
+
+
+def _check_rounding(name: str, exact: Tensor, kept: Tensor) -> None:
+    """Raise ValueError if rounding costs more than 0.1 % of the variance, or 100 times as much as of usual values."""
+    exact = exact.float()
+    lost, energy = (kept - exact).square().mean(), exact.square().mean()
+    spread = (exact - exact.mean(0)).square().mean() if len(exact) > 1 else energy
+    usual = torch.finfo(kept.dtype).eps ** 2 / 12
+    if torch.isfinite(lost) and spread > 0 and (lost > 1e-3 * spread or lost > 100 * usual * energy):
+        raise ValueError(
+            f"boundary {name!r} loses too much in dtype (={kept.dtype}): values of size {energy.sqrt():.1e}, "
+            f"which differ by {spread.sqrt():.1e} are rounded by {lost.sqrt():.1e}; use dtype=torch.float32"
+        )
 
 
 def _boundary_names(neighbourhoods: Sequence[Neighbourhood], adapt: bool) -> dict[str, tuple[str, str]]:

@@ -13,73 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nkdlib.networks.channels import TYING, channel_groups, inner_groups, width_of
+from nkdlib.networks.channels import channel_groups, inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, cut
+from nkdlib.networks.module import evaluating
+from nkdlib.networks.tail import (
+    activate,
+    check_settable,
+    find_end,
+    find_tail,
+    layer_of,
+    output_of,
+    read_after,
+    read_by,
+    tap,
+    write,
+)
 from nkdlib.networks.trace import trace
 
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.LeakyReLU, nn.ELU)
-
-
-@dataclass(frozen=True)
-class Tail:
-    """How a neighbourhood ends: output = activation(norm(linear(z)) + other)."""
-
-    linear: fx.Node
-    norm: fx.Node | None
-    other: fx.Node | None
-    pre: fx.Node  # the value before the activation
-    activation: type | None
-
-
-def find_tail(graph: fx.GraphModule) -> Tail:
-    """The last linear layer of a traced module and what follows it; ValueError where that cannot be solved."""
-    node = next(n for n in graph.graph.nodes if n.op == "output").args[0]
-    activation = norm = other = None
-    if isinstance(_layer(graph, node), ACTIVATIONS):
-        activation, node = type(_layer(graph, node)), node.args[0]
-    pre = node
-    tied = node.op == "call_function" and node.target in TYING and "add" in node.target.__name__
-    if tied and all(isinstance(n, fx.Node) for n in node.args[:2]):
-        node, other = sorted(node.args[:2], key=lambda n: -_depth(graph, n, {}))
-    passing = nn.Identity | nn.Dropout
-    while isinstance(_layer(graph, node), passing) or getattr(node.target, "__name__", "") == "stochastic_depth":
-        node = node.args[0]
-    if isinstance(_layer(graph, node), nn.BatchNorm2d):
-        norm, node = node, node.args[0]
-    layer = _layer(graph, node)
-    if not isinstance(layer, nn.Conv2d | nn.Linear) or getattr(layer, "groups", 1) != 1:
-        raise ValueError(
-            f"a neighbourhood that ends in {type(layer).__name__} ({node.format_node()}) cannot be solved; it must "
-            "end in a convolution or linear layer, then BatchNorm, a residual sum and an activation, each optional. "
-            "Use start='given', 'random' or 'copied'"
-        )
-    return Tail(node, norm, other, pre, activation)
-
-
-def _layer(graph: fx.GraphModule, node: object) -> nn.Module | None:
-    if isinstance(node, fx.Node) and node.op == "call_module":
-        return graph.get_submodule(node.target)
-    return None
-
-
-def _depth(graph: fx.GraphModule, node: fx.Node, known: dict[fx.Node, int]) -> int:
-    """How many layers with weights lie on the longest way to a node."""
-    if node not in known:
-        here = isinstance(_layer(graph, node), nn.Conv2d | nn.Linear)
-        known[node] = here + max((_depth(graph, n, known) for n in node.all_input_nodes), default=0)
-    return known[node]
-
-
-def _reader(graph: fx.GraphModule, wanted: list[fx.Node]) -> fx.GraphModule:
-    """The traced module, giving copies of some of its nodes' values: the layer behind one may work in place on it."""
-    again, copied, values = fx.Graph(), {}, []
-    again.graph_copy(graph.graph, copied)
-    for node in wanted:
-        with again.inserting_after(copied[node]):
-            values.append(again.call_method("clone", (copied[node],)))
-    again.output(values)
-    return fx.GraphModule(graph, again).eval()
 
 
 @dataclass
@@ -101,7 +52,7 @@ class Normal:
         features = len(self.gram) - self.intercept
         diagonal = self.gram.diagonal()[:features]
         strength = torch.zeros_like(self.gram.diagonal())
-        strength[:features] = ridge * diagonal.mean().clamp_min(1e-12)
+        strength[:features] = ridge * (diagonal.mean() if diagonal.any() else 1.0)
         pull = 0.0 if self.own is None else strength[:, None] * self.own
         return self.gram + torch.diag(strength), self.cross + pull
 
@@ -127,13 +78,16 @@ def normal_equations(pairs: Iterable[tuple[Tensor, Tensor]], layer: nn.Module, i
     """Accumulate the normal equations of a layer from (features that it reads, values that it should give)."""
     gram, cross, count = 0.0, 0.0, 0
     for features, target in pairs:
-        linear = isinstance(layer, nn.Linear)  # its outputs lie in the last dimension
-        t = target.flatten(0, -2).T if linear else target.transpose(0, 1).flatten(1)  # (O, n)
-        z = _columns(features, layer)  # (F, n)
+        z, t = _columns(features, layer), _outputs(target, layer)  # (F, n), (O, n)
         if intercept:
             z = torch.cat([z, z.new_ones(1, z.shape[1])])
         gram, cross, count = gram + (z @ z.T).double(), cross + (z @ t.T).double(), count + z.shape[1]
     return Normal(gram, cross, count, layer.weight[0, 0].numel(), intercept)
+
+
+def _outputs(target: Tensor, layer: nn.Module) -> Tensor:
+    """Values of a layer's outputs, one column a position: (O, B L)."""  # a linear layer's lie in the last dimension
+    return target.flatten(0, -2).T if isinstance(layer, nn.Linear) else target.transpose(0, 1).flatten(1)
 
 
 def _columns(features: Tensor, layer: nn.Module) -> Tensor:
@@ -245,6 +199,15 @@ def solve_neighbourhood(
     return student.eval()
 
 
+@torch.no_grad()
+def check_solvable(piece: nn.Module, student: nn.Module | float, example: Tensor) -> None:
+    """Raise ValueError for what `solve_neighbourhood` cannot solve, as far as an example shows; arguments as there."""
+    whole = _whole(student) if isinstance(student, nn.Module) else piece
+    groups = [None] if isinstance(student, nn.Module) else inner_groups(piece, example, joined=False)
+    for group in groups:
+        pose_least_squares(_whole(piece) if group is None else piece, whole, lambda: iter(()), example, group)
+
+
 def _whole(module: nn.Module) -> nn.Module:
     """The module such that torch.fx sees a layer as one."""
     return nn.Sequential(module) if isinstance(module, nn.Conv2d | nn.Linear) else module
@@ -255,25 +218,41 @@ class LeastSquares:
     """A layer to solve, the BatchNorm behind it, and the least squares that the layer should meet."""
 
     path: str
-    norm_path: str | None
     layer: nn.Module
+    norm_path: str | None
     norm: nn.Module | None
+    scale: Tensor  # (O,), that lies between the layer or its BatchNorm and the values
     rows: Pairs  # batches of (the features that it reads, the values that it should give)
+
+    @property
+    def intercept(self) -> bool:
+        """Whether the layer or its BatchNorm adds a constant."""
+        return self.layer.bias is not None or self.norm is not None
 
     def normal(self, to_own: bool) -> Normal:
         """Its normal equations, for a ridge that pulls to zero or to the layer's own weights."""
-        intercept = self.layer.bias is not None or self.norm is not None
-        own = self._own(intercept) if to_own else None
-        return replace(normal_equations(self.rows(), self.layer, intercept), own=own)
+        equations = normal_equations(self.rows(), self.layer, self.intercept)
+        return replace(equations, own=self.own() if to_own else None)
 
-    def _own(self, intercept: bool) -> Tensor:
-        """The weights that the layer has, its BatchNorm folded in, (features [+ 1], O)."""
+    def own(self) -> Tensor:
+        """The weights that the layer has, its BatchNorm and the scale folded in, (features [+ 1], O)."""
         linear = self.layer.weight.detach().double().flatten(1).T
         shift = linear.new_zeros(linear.shape[1]) if self.layer.bias is None else self.layer.bias.detach().double()
         if self.norm is not None:
             scale = self.norm.weight.double() / (self.norm.running_var.double() + self.norm.eps).sqrt()
             linear, shift = linear * scale, (shift - self.norm.running_mean) * scale + self.norm.bias
-        return torch.cat([linear, shift[None]]) if intercept else linear
+        return (torch.cat([linear, shift[None]]) if self.intercept else linear) * self.scale
+
+    def prove(self, features: Tensor, values: Tensor, noise: float) -> None:
+        """Raise ValueError unless the layer's own weights give its own values, so that an exact copy stays exact."""
+        own, z = self.own(), _columns(features, self.layer).double()
+        found = own[: len(z)].T @ z + (own[len(z) :].T if self.intercept else 0.0)
+        if not (self.scale.all() and _close(found, _outputs(values, self.layer), noise)):
+            raise ValueError(
+                f"layer {self.path!r} ({type(self.layer).__name__}) cannot be solved: what follows from it is not its "
+                "input times its weights, scaled; remove hooks, own forward methods and scales of zero, or use "
+                "start='given', 'random' or 'copied'"
+            )
 
 
 def pose_least_squares(
@@ -284,31 +263,59 @@ def pose_least_squares(
     group: ChannelGroup | None = None,
     kept: Mapping[str, Tensor] | None = None,
 ) -> LeastSquares:
-    """The problem of the layer that reads `group` last, or of the last layer, with `kept` channels left so far."""
-    theirs, ours, kept = trace(piece, example), trace(student, example), kept or {}
-    their_tail, tail = find_tail(theirs), find_tail(ours)
-    path = tail.linear.target if group is None else group.consumers[-1]
-    is_tail = path == tail.linear.target
-    if not is_tail:
-        target = _node(theirs, path)
-    elif their_tail.activation == tail.activation:
-        target = their_tail.pre
-    else:
-        target = next(n for n in theirs.graph.nodes if n.op == "output").args[0]
-    summed = [tail.other] if is_tail and tail.other is not None else []
-    reader, oracle = _reader(ours, [_node(ours, path).args[0], *summed]), _reader(theirs, [target])
+    """The problem of the layer that reads `group` last, or of the last layer, with `kept` channels left so far.
+
+    Raises:
+        ValueError: a module that cannot be traced, or a layer that cannot be solved.
+    """
+    theirs, ours, kept = _trace(piece, example), _trace(student, example), kept or {}
+    path, tail = group.consumers[-1] if group else None, find_tail(ours, strict=group is None)
+    if tail and path in (None, tail.layer.target):
+        layer, norm, given, wanted = tail.layer, tail.norm, tail.norm or tail.layer, tail.before
+        probe, end = torch.linspace(-8, 8, 999, device=example.device), find_end(theirs)
+        same = activate(theirs, end, probe).equal(activate(ours, tail.end, probe))
+        target = read_by(end if same else output_of(theirs))
+    else:  # an inner layer, which should give what the teacher's gives
+        layer, norm, target = _node(ours, path), None, read_after(_node(theirs, path))
+        given, wanted = layer, read_after(layer)
+    reader, whole, oracle = tap(ours, [read_by(layer), wanted], given), tap(ours, [wanted]), tap(theirs, [target])
 
     def rows() -> Iterator[tuple[Tensor, Tensor]]:
         for x_teacher, x_student in pairs():
-            features, *other = reader(x_student)
-            (wanted,) = oracle(x_teacher)
-            if path in kept:  # a layer whose own outputs have been cut
-                wanted = wanted.index_select(1, kept[path].to(wanted.device))
-            yield features, wanted - other[0] if other else wanted
+            features, rest = reader(x_student, 0.0)
+            (values,) = oracle(x_teacher)
+            if layer.target in kept:  # a layer whose own outputs have been cut
+                values = values.index_select(1, kept[layer.target].to(values.device))
+            yield features, values - rest
 
-    norm_path = tail.norm.target if is_tail and tail.norm else None
-    norm = student.get_submodule(norm_path) if norm_path else None
-    return LeastSquares(path, norm_path, student.get_submodule(path), norm, rows)
+    check_settable(ours, layer)
+    (features, rest), (values,) = reader(example.clone(), 0.0), whole(example.clone())
+    size = values.abs().max().item() or 1.0
+    slope = (reader(example.clone(), size)[1] - rest).double() / size
+    scale = _outputs(slope, layer_of(ours, layer)).mean(1)
+    problem = LeastSquares(layer.target, layer_of(ours, layer), norm and norm.target, layer_of(ours, norm), scale, rows)
+    problem.prove(features, values - rest, 1e-5 * size)
+    return problem
+
+
+def _trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
+    """A module's graph; ValueError unless it gives for an image among others what the module gives for it alone."""
+    graph = trace(module, example)
+    both = torch.cat([example, example.flip(-1)])
+    with evaluating(module):
+        (found,), wanted = tap(graph, [read_by(output_of(graph))])(both), module(example.clone())
+    if not _close(found[: len(wanted)], wanted, 0.0):
+        raise ValueError(
+            f"module (={type(module).__name__}) gives something else for one image than its operations give for it in "
+            "a batch, or values that are not finite, and cannot be solved; remove hooks, random numbers and BatchNorm "
+            "without running statistics, or use start='given', 'random' or 'copied'"
+        )
+    return graph
+
+
+def _close(found: Tensor, wanted: Tensor, noise: float) -> bool:
+    """Whether two tensors are equal up to rounding (TF32's at most) and some noise."""
+    return bool((found - wanted).abs().max() <= 1e-2 * wanted.abs().max() + noise)
 
 
 def _node(graph: fx.GraphModule, path: str) -> fx.Node:
@@ -319,13 +326,13 @@ def _set_weights(
     student: nn.Module, problem: LeastSquares, normal: Normal, ridge: float, channels: Tensor | None = None
 ) -> None:
     """Solve a layer; a BatchNorm behind it is set to pass its outputs on, in both of its modes."""
-    layer, weights = student.get_submodule(problem.path), normal.solve(ridge, channels)
+    layer, weights = student.get_submodule(problem.path), normal.solve(ridge, channels) / problem.scale
     linear = weights[: len(weights) - normal.intercept]
-    layer.weight.copy_(linear.T.reshape(layer.weight.shape))
+    write(layer, "weight", linear.T.reshape(layer.weight.shape).to(layer.weight))
     if not normal.intercept:
         return
     if problem.norm_path is None:
-        layer.bias.copy_(weights[-1])
+        write(layer, "bias", weights[-1].to(layer.bias))
         return
     norm = student.get_submodule(problem.norm_path)
     rows = normal.rows_of(channels.to(normal.gram.device)) if channels is not None else slice(None)
@@ -333,7 +340,7 @@ def _set_weights(
     mean = gram[-1, :-1] @ linear
     spread = ((gram[:-1, :-1] @ linear) * linear).sum(0) - mean.square()
     if layer.bias is not None:
-        layer.bias.zero_()
+        write(layer, "bias", torch.zeros_like(layer.bias))
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(spread.clamp_min(0))
     norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())

@@ -3,7 +3,6 @@
 Shao et al., arXiv 2010.01189.
 """
 
-import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,10 +17,10 @@ from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, inpu
 from nkdlib.neighbourhoods.closed_form import Pairs
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood, Student, recompose, split
-from nkdlib.neighbourhoods.students import initialize_student
+from nkdlib.neighbourhoods.students import check_student, initialize_student
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import device_of, evaluating
+from nkdlib.networks.module import check_float32, device_of, evaluating
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
 from nkdlib.tasks.measure import Stopwatch
@@ -147,15 +146,17 @@ def distill(
     8
     """
     recipe, inputs = recipe or Recipe(), repeatable(inputs)
+    check_float32(teacher, "teacher")
     example = first_batch(inputs)[:2].to(device_of(teacher))
     how = {"images": recipe.images, "dtype": recipe.dtype, "adapt": recipe.adapt}
     teacher_s, start_s, done, said = 0.0, {}, {}, ""
     previous: list[Tensor] | None = None  # outputs of the student before, batch by batch
     with evaluating(teacher):
         neighbourhoods = split(teacher, list(students), example)
-        students = {part.name: copy.deepcopy(students[part.name]) for part in neighbourhoods}
-        for part in neighbourhoods:
-            part.check(students[part.name], recipe.start, f"students[{part.name!r}]")
+        students = {
+            part.name: check_student(part, students[part.name], recipe.start, f"students[{part.name!r}]")
+            for part in neighbourhoods
+        }
         sets = passes(neighbourhoods, inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
         for number, parts in enumerate(sets, 1):
             with Stopwatch(example.device) as watch:

@@ -21,11 +21,11 @@ from nkdlib.neighbourhoods.distill import Executor, seed_of
 from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.select import Budget, Menu, Option, Selection, select
 from nkdlib.neighbourhoods.split import Student, recompose, split
-from nkdlib.neighbourhoods.students import narrow
+from nkdlib.neighbourhoods.students import check_student, narrow
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import cost
 from nkdlib.networks.latency import Latency
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import check_float32, copied, device_of
 from nkdlib.tasks.cache import Cache
 from nkdlib.tasks.keys import fingerprint, sha256
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -74,16 +74,18 @@ class Library(Tabled):
         cache: Cache | None = None,
     ):
         self.recipe, self.cache = recipe or Recipe(Schedule(0)), cache or Cache()
-        self.teacher = copy.deepcopy(teacher).eval()
+        check_float32(teacher, "teacher")
+        self.teacher = copied(teacher).eval()
         self.inputs = SameImages(inputs)
-        self.example = first_batch(self.inputs)[:1].to(device_of(self.teacher))
+        examples = first_batch(self.inputs)[:2].to(device_of(self.teacher))
+        self.example = examples[:1]
         if self.inputs.count < self.recipe.holdout + 2:
             raise ValueError(
                 f"inputs holds {self.inputs.count} images, recipe.holdout (={self.recipe.holdout}) leaves fewer than 2 "
                 "to learn from; give more images or a smaller holdout"
             )
         self._source = sha256([fingerprint(self.teacher), self.inputs.fingerprint])
-        self.neighbourhoods = split(self.teacher, list(candidates), self.example)
+        self.neighbourhoods = split(self.teacher, list(candidates), examples)
         maps = [p for p in self.teacher.parameters() if p.dim() == 4 and not p.is_contiguous()]
         channels_last = any(p.is_contiguous(memory_format=torch.channels_last) for p in maps)
         self.timing = Timing(channels_last=channels_last)
@@ -113,8 +115,7 @@ class Library(Tabled):
         piece, recipe = self.neighbourhoods[name], recipe or self.recipe
         if label in self.candidates[name]:
             raise ValueError(f"label (={label!r}) is taken in {name!r}; choose another one")
-        student = copy.deepcopy(student)
-        piece.check(student, recipe.start, f"students[{name!r}][{label!r}]")
+        student = check_student(piece, student, recipe.start, f"students[{name!r}][{label!r}]")
         module = student if isinstance(student, nn.Module) else narrow(piece.module, piece.example, student)
         shared = {field: getattr(self.recipe, field) for field in ("holdout", "dtype", "adapt")}
         recipe = dataclasses.replace(recipe, front_to_back=False, memory_limit_gb=Recipe.memory_limit_gb, **shared)

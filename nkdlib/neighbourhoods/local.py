@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import NORMS, device_of
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.training.batchnorm import NORMS, reestimate_batchnorm
+from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.loop import Schedule, Trainer
 from nkdlib.training.store import Store
 

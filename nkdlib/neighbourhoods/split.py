@@ -4,10 +4,9 @@ ND (arXiv 2010.01189): T = T_N o ... o T_1. A neighbourhood here is one submodul
 children (`features.3:features.5`, both ends included); the layers between neighbourhoods stay the teacher's.
 """
 
-import copy
 import difflib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.module import check_plain, copied, evaluating, tensors_of
 from nkdlib.tasks.checks import check_number
+from nkdlib.training.store import check_finite
 
 Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
 
@@ -30,7 +30,7 @@ class Neighbourhood:
     name: str  # as given: a submodule path, or first:last
     paths: tuple[str, ...]  # the submodules that it consists of, in the order in which they run
     module: nn.Module = field(repr=False)  # the teacher's own part, weights shared with it
-    example: Tensor = field(repr=False, compare=False)  # zeros of its input's shape, (1, *input_shape)
+    example: Tensor = field(repr=False, compare=False)  # an input, (1, *input_shape)
     output_shape: tuple[int, ...]  # without the batch
     chained: bool  # its input is the output of the neighbourhood before it, with nothing between
 
@@ -43,34 +43,6 @@ class Neighbourhood:
     def cost(self) -> Cost:
         """Its parameters, and MACs of one example."""
         return cost(self.module, self.example)
-
-    def check(self, student: Student, start: str, called: str) -> None:
-        """Raise ValueError for a student that cannot take its place.
-
-        Args:
-            student: a module, moved to the teacher's device and put into evaluation mode, or a width, left to `narrow`.
-            start: of a `Recipe`.
-            called: the student's name in errors.
-        """
-        if not isinstance(student, Student):
-            raise ValueError(f"{called} (={student}) must be a module or a width; several candidates are for Library")
-        if not isinstance(student, nn.Module):
-            return
-        if start == "copied":
-            raise ValueError(f"start (='copied') needs a width for {called}, not a module; give 0.5, or start='given'")
-        with torch.no_grad():
-            try:
-                output = student.to(self.example.device).eval()(self.example.clone())
-            except RuntimeError as error:
-                raise ValueError(
-                    f"{called} cannot take the neighbourhood's input of shape {self.input_shape}: {error}"
-                ) from error
-        shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
-        if shape != self.output_shape:
-            raise ValueError(
-                f"{called} returns shape {shape}, the teacher's part {self.output_shape}; "
-                "give a student with the same output shape"
-            )
 
 
 class Neighbourhoods(Sequence[Neighbourhood]):
@@ -121,6 +93,7 @@ class Neighbourhoods(Sequence[Neighbourhood]):
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Submodule paths by name; ValueError for names that do not exist or overlap, and modules with a second name."""
+    check_plain(model, "model")
     known, paths = dict(model.named_modules(remove_duplicate=False)), {}
     if isinstance(names, str) or not names:
         raise ValueError(f"names (={names!r}) must be a list of at least one submodule path")
@@ -146,10 +119,8 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
     for (owner, others), (name, members) in itertools.combinations(paths.items(), 2):
         for other, path in itertools.product(others, members):
             if f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}."):
-                raise ValueError(
-                    f"names overlap: {name!r} and {owner!r} share {max(path, other, key=len)!r}; "
-                    "each part of the model can belong to one neighbourhood only"
-                )
+                both = max(path, other, key=len)
+                raise ValueError(f"names overlap: {name!r} and {owner!r} share {both!r}; each part can belong to one")
     if len(paths) != len(names):
         raise ValueError(f"names (={list(names)}) names a neighbourhood twice; name each once")
     for name, path in ((name, path) for name, members in paths.items() for path in members):
@@ -170,6 +141,8 @@ class _Call:
     kwargs: dict
     output: object
     versions: tuple[int, int]  # of the first input before, and of the output after; work in place raises them
+    example: Tensor | None  # of the first input before, copied
+    result: Tensor | None  # the output after, copied
 
 
 @torch.no_grad()
@@ -184,13 +157,14 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
 
     Raises:
         ValueError: a name that does not exist, overlaps another, is not run exactly once in a forward pass on one
-            tensor that gives one tensor, or has a value inside that other layers read as well.
+            tensor that gives one tensor, or does more than to give its output; examples that are not finite.
 
     >>> from nkdlib.networks import resnet
     >>> split(resnet(8, 10, seed=0), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 32, 32)).names
     ['layer1.0', 'layer2.0']
     """
     paths = resolve(model, names)
+    check_finite(example_inputs, "example_inputs")
     with evaluating(model):
         calls, output = _observe(model, [path for run in paths.values() for path in run], example_inputs)
         members, previous = [], None  # previous: the last call of the neighbourhood before
@@ -204,11 +178,10 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
                     )
             first, last, parts = calls[run[0]], calls[run[-1]], [model.get_submodule(path) for path in run]
             module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
-            example, shape = torch.zeros_like(first.inputs[0][:1]), tuple(last.output.shape[1:])
             chained = previous is not None and _follows(previous, first)
-            members.append(Neighbourhood(name, run, module, example, shape, chained))
+            members.append(Neighbourhood(name, run, module, first.example, tuple(last.output.shape[1:]), chained))
             previous = last
-        _prove(model, members, example_inputs, output)
+        _prove(model, {here.name: calls[here.paths[-1]].result for here in members}, example_inputs, output)
     return Neighbourhoods(members, model, example_inputs[:1])
 
 
@@ -222,20 +195,23 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> tupl
     modules = {path: model.get_submodule(path) for path in paths}
     calls: dict[nn.Module, list[_Call]] = {module: [] for module in modules.values()}
     versions: dict[nn.Module, int] = {}
+    examples: dict[nn.Module, Tensor | None] = {}
 
     def version(value: object) -> int:
         return value._version if isinstance(value, Tensor) and not value.is_inference() else 0
 
     def before(module: nn.Module, inputs: tuple) -> None:
         versions[module] = version(inputs[0]) if inputs else 0
+        examples[module] = inputs[0][:1].clone() if inputs and isinstance(inputs[0], Tensor) else None
 
     def after(module: nn.Module, inputs: tuple, kwargs: dict, output: object) -> None:
         order = sum(map(len, calls.values()))
-        calls[module].append(_Call(order, inputs, kwargs, output, (versions[module], version(output))))
+        both, result = (versions[module], version(output)), output.clone() if isinstance(output, Tensor) else None
+        calls[module].append(_Call(order, inputs, kwargs, output, both, examples[module], result))
 
     with ExitStack() as hooks:
         for module in calls:
-            hooks.enter_context(module.register_forward_pre_hook(before))
+            hooks.enter_context(module.register_forward_pre_hook(before, prepend=True))  # others may change inputs
             hooks.enter_context(module.register_forward_hook(after, with_kwargs=True))
         result = model(example_inputs.clone())
     for path, module in modules.items():
@@ -256,24 +232,47 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> tupl
     return {path: calls[module][0] for path, module in modules.items()}, result
 
 
-def _prove(model: nn.Module, members: list[Neighbourhood], example_inputs: Tensor, output: object) -> None:
-    """Raise ValueError if the model does not give its `output` when it is put together from its own runs."""
-    size = output.abs().max().item() if isinstance(output, Tensor) else 0.0
+class _Replay(nn.Module):
+    """Gives a known output in the place of a module; attributes are the module's."""
 
-    def failure(runs: dict[str, nn.Module]) -> bool:
+    def __init__(self, module: nn.Module, output: Tensor):
+        super().__init__()
+        self.__dict__.update(original=module, output=output)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.__dict__["original"], name)
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.output.clone()
+
+
+def _prove(model: nn.Module, results: Mapping[str, Tensor], example_inputs: Tensor, output: object) -> None:
+    """Raise ValueError unless the model is the same with outputs in the place of neighbourhoods.
+
+    Images are in reverse order, so that nothing left from before helps.
+    """
+    alike = all(len(result) == len(example_inputs) for result in results.values())
+
+    def turned(value: Tensor) -> Tensor:
+        return value.flip(0) if alike and value.dim() and len(value) == len(example_inputs) else value
+
+    def failure(names: Iterable[str]) -> bool:
+        replays = {name: _Replay(model.get_submodule(name.split(":")[0]), turned(results[name])) for name in names}
         try:
-            found = recompose(model, runs)(example_inputs.clone())
-            torch.testing.assert_close(found, output, rtol=1e-3, atol=1e-3 * size)
+            found = recompose(model, replays)(turned(example_inputs.clone()))
+            for ours, theirs in zip(tensors_of(found), tensors_of(output), strict=True):
+                near = 1e-3 * theirs.nan_to_num().abs().max().item()
+                torch.testing.assert_close(turned(ours), theirs, rtol=1e-3, atol=near, equal_nan=True)
         except Exception:  # a layer may also fail on another shape, or miss an attribute
             return True
         return False
 
-    runs = {member.name: member.module for member in members if len(member.paths) > 1}
-    if runs and failure(runs):
-        name = next((name for name in runs if failure({name: runs[name]})), ", ".join(runs))
+    if failure(results):
+        name = next((name for name in results if failure([name])), ", ".join(results))
         raise ValueError(
-            f"names holds {name!r}, but with this run as one module the model gives another output: a layer outside "
-            "reads a value inside the run, or skips a part of it; name a smaller run or the parts one by one"
+            f"names holds {name!r}, but with its output in its place the model gives another one: a layer outside "
+            "reads a value inside it or skips a part, it changes its input, or a copy of the model is not the model "
+            "(random numbers, hooks on the original); name smaller parts"
         )
 
 
@@ -299,7 +298,7 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
     """
     paths = resolve(teacher, list(students))
     replaced = [teacher.get_submodule(path) for members in paths.values() for path in members]
-    network = copy.deepcopy(teacher, {id(module): module for module in replaced})  # do not copy what goes away
+    network = copied(teacher, without=replaced)
     for name, (first, *others) in paths.items():
         network.set_submodule(first, students[name])
         for path in others:
@@ -338,9 +337,9 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
     torch.Size([2, 10])
     """
     paths = resolve(teacher, list(relative))
-    network = copy.deepcopy(teacher)
     for name, size in relative.items():
         check_number(f"relative[{name!r}]", size, 0)
+    network = copied(teacher)
     for index, (name, members) in enumerate(paths.items()):
         last = members[-1]
         noisy = _Noisy(network.get_submodule(last), relative[name], seed * 1_000 + index)

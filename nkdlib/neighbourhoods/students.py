@@ -1,13 +1,14 @@
 """Students before they are trained: the teacher's own layers with fewer channels inside, and starting weights."""
 
+import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, solve_neighbourhood
+from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, check_solvable, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.split import Student
+from nkdlib.neighbourhoods.split import Neighbourhood, Student
 from nkdlib.networks.channels import inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, cut
-from nkdlib.networks.module import reset
+from nkdlib.networks.module import check_float32, check_plain, copied, reset
 
 
 def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
@@ -60,3 +61,47 @@ def initialize_student(
         module = student if isinstance(student, nn.Module) else narrow(piece, next(pairs())[0][:1], student)
         module = reset(module, seed) if recipe.start == "random" else module
     return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
+
+
+def check_student(part: Neighbourhood, student: Student, start: str, called: str) -> Student:
+    """A copy of a student; ValueError for one that cannot take the place of a part of the teacher, or cannot start.
+
+    Args:
+        part: of the teacher, see `split`.
+        student: a module, whose copy is on the teacher's device and in evaluation mode, or a width.
+        start: of a `Recipe`.
+        called: the student's name in errors.
+    """
+    if not isinstance(student, Student):
+        raise ValueError(f"{called} (={student}) must be a module or a width; several candidates are for Library")
+    if isinstance(student, nn.Module):
+        check_plain(student, called)
+        check_float32(student, called)
+        student = copied(student).to(part.example.device).eval()
+        _check_module(part, student, start, called)
+    try:
+        if not isinstance(student, nn.Module):
+            narrow(part.module, part.example, student)
+        if start == "solved":
+            check_solvable(part.module, student, part.example)
+    except ValueError as error:
+        raise ValueError(f"{called}: {error}") from error
+    return student
+
+
+@torch.no_grad()
+def _check_module(part: Neighbourhood, student: nn.Module, start: str, called: str) -> None:
+    if start == "copied":
+        raise ValueError(f"start (='copied') needs a width for {called}, not a module; give 0.5, or start='given'")
+    try:
+        output = student(part.example.clone())
+    except RuntimeError as error:
+        raise ValueError(
+            f"{called} cannot take the neighbourhood's input of shape {part.input_shape}: {error}"
+        ) from error
+    shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else type(output).__name__
+    if shape != part.output_shape:
+        raise ValueError(
+            f"{called} returns shape {shape}, the teacher's part {part.output_shape}; "
+            "give a student with the same output shape"
+        )

@@ -3,7 +3,7 @@
 Nothing is assumed of how a module uses its layers: the trial compares the module that is left with the whole one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import copied, device_of, evaluating, seeded
+from nkdlib.networks.module import copied, device_of, evaluating, seeded, tensors_of
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 TENSORS = ("weight", "bias", "running_mean", "running_var")  # of a layer, an entry a channel each
@@ -143,7 +143,7 @@ class Trial:
 
     def _run(self, module: nn.Module, times: int = 1) -> list[Tensor]:
         with seeded(device_of(module), 1):
-            return list(_tensors(module(torch.cat([self.x] * times))))
+            return list(tensors_of(module(torch.cat([self.x] * times))))
 
     @torch.no_grad()
     def fault(self, groups: list[ChannelGroup]) -> str:
@@ -173,12 +173,3 @@ class Trial:
 def _masked(kept: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
     """A hook that sets all other channels of a layer's input to zero."""
     return lambda _, inputs: (inputs[0] * kept.view(1, -1, *[1] * (inputs[0].dim() - 2)).to(inputs[0]),)
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    """The tensors in a module's output."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(part)

@@ -1,11 +1,17 @@
 """Helpers for any module: its device, its mode, its random numbers, fresh weights."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+INSIDE = {  # by class, what a wrapper calls the network
+    **dict.fromkeys(("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"), "module"),
+    "OptimizedModule": "_orig_mod",
+}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @contextmanager
@@ -20,10 +26,23 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.train(mode)  # its own method: a module may do more than set the flag
 
 
-def copied(module: nn.Module) -> nn.Module:
-    """A deep copy, also of a module whose hooks leave computed weights with their graph (pruning, spectral norm)."""
+def copied(module: nn.Module, without: Iterable[nn.Module] = ()) -> nn.Module:
+    """A deep copy, also of a module whose hooks leave computed weights with their graph (pruning, spectral norm).
+
+    Parts `without` which the copy can do are not copied.
+    """
     values = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(module, {id(value): value.detach().clone() for value in values if not value.is_leaf})
+    memo = {id(value): value.detach().clone() for value in values if not value.is_leaf}
+    return copy.deepcopy(module, memo | {id(part): part for part in without})
+
+
+def tensors_of(value: object) -> Iterator[Tensor]:
+    """The tensors in a module's output."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_of(part)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -31,6 +50,26 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def check_plain(module: nn.Module, called: str = "module") -> None:
+    """Raise ValueError for modules that run copies or compiled code instead of their parts."""
+    for path, part in module.named_modules():
+        compiled = isinstance(part, torch.jit.ScriptModule)
+        if inside := "original" if compiled else INSIDE.get(type(part).__name__):
+            inside = inside if compiled else repr(f"{path}.{inside}".removeprefix("."))
+            kinds = type(module).__name__, type(part).__name__
+            raise ValueError(f"{called} (={kinds[0]}) wraps a network in {kinds[1]}; give its {inside} instead")
+
+
+def check_float32(module: nn.Module, called: str) -> None:
+    """Raise ValueError for weights of another type than float32."""
+    for name, parameter in module.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{called} holds {name!r} in {str(parameter.dtype).removeprefix('torch.')}, but training and closed "
+                f"forms are in float32; give {called}.float(), or a copy of it"
+            )
 
 
 @contextmanager
@@ -54,7 +93,7 @@ def reset(module: nn.Module, seed: int) -> nn.Module:
     >>> reset(layer, seed=0).weight.equal(reset(layer, seed=0).weight), reset(layer, seed=0).weight.equal(layer.weight)
     (True, False)
     """
-    fresh = copy.deepcopy(module)
+    fresh = copied(module)
     with seeded(device_of(fresh), seed):
         for layer in fresh.modules():
             again = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)

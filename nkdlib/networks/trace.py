@@ -6,9 +6,8 @@ from contextlib import redirect_stderr
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
-from torch.nn.parallel import DistributedDataParallel
 
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.module import check_plain, evaluating
 
 
 def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -> fx.GraphModule:
@@ -26,10 +25,7 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
     [(4, 3), (4, 2), (4, 2)]
     """
     name = type(module).__name__
-    for path, part in module.named_modules():
-        if isinstance(part, nn.DataParallel | DistributedDataParallel) or hasattr(part, "_orig_mod"):
-            inside = f"{path}.{'_orig_mod' if hasattr(part, '_orig_mod') else 'module'}".removeprefix(".")
-            raise ValueError(f"module (={name}) wraps a network in {type(part).__name__}; give its {inside!r} instead")
+    check_plain(module)
     own = set(vars(module))
     with evaluating(module), torch.no_grad():  # tracing writes the mode into calls such as stochastic depth
         try:

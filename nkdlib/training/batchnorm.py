@@ -10,10 +10,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import NORMS, device_of
 from nkdlib.training.store import first_images
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class _Population:
