@@ -404,7 +404,7 @@ def fcn():
 
 # torchvision's classes at their smallest: name -> (network, pixels, neighbourhoods)
 FAMILIES = {
-    "alexnet": (alexnet, 64, ["features.0:features.2", "features.6", "classifier.1:classifier.2"]),
+    "alexnet": (alexnet, 64, ["features.0:features.2", "features.6", "classifier.1:classifier.4"]),
     "convnext": (convnext, 32, ["features.0", "features.1.0", "features.3:features.5"]),
     "densenet": (
         lambda: zoo.DenseNet(8, (2, 2), 8, num_classes=5),
@@ -474,10 +474,81 @@ BY_HAND = {"a recurrent layer": 64 * 4 * 8 * (8 + 8), "deformable convolution": 
 PARTS = {name: names for name, (_, _, names) in FAMILIES.items()}
 EXAMPLES = {name: (2, 3, pixels, pixels) for name, (_, pixels, _) in FAMILIES.items()}
 PAIR = {"two inputs": "Pair.* 'z'"}
+ONE_TENSOR = PAIR | {
+    "a body called by keyword": "'body'",
+    "compiled": "give its '_orig_mod'",
+    "DataParallel": "give its 'module'",
+    "traced by fx": "'body', which is run 0",
+}
+UNTRACEABLE = dict.fromkeys(["a choice by values", "a choice by shapes", "deformable convolution"], r"module \(=\w+\)")
 REFUSED = {  # by operation and network, what the error names
-    "split": PAIR
-    | {"a body called by keyword": "'body'", "compiled": "give its '_orig_mod'", "DataParallel": "give its 'module'"}
-    | {"traced by fx": "'body', which is run 0"},
+    "split": ONE_TENSOR,
+    "narrow": ONE_TENSOR
+    | UNTRACEABLE
+    | {
+        "tied weights": "layers 'a' and 'b' share",
+        "tied biases": "layers 'a' and 'b' share",
+        "tied inner weights": "layers 'b' and 'c' share",
+        "tied BatchNorm": "layers 'n' and 'm' share",
+        "an alias of a parameter": "layers '' and 'a' share",
+        "a layer applied twice": r"called 2 times \('c'|called 2 times \(c",
+        "a BatchNorm applied twice": r"called 2 times \(n",
+        "spectral norm": "layer 'a' computes",
+        "spectral norm by a hook": "layer 'b' computes",
+        "weight norm": "layer 'b' computes",
+        "pruned by a mask": "layer 'b' computes",
+        "a parametrized bias": "layer 'a' computes",
+        "standardized in forward": r"mean \(a",
+        "doubled in forward": r"conv2d \(b",
+        "functional convolutions": "conv2d",
+        "a ParameterList": "conv2d",
+        "a weight read outside its layer": r"called 2 times \(b",
+        "a weight read outside its layer, as a number": r"another output .*\(a",
+        "a weight read by another layer": r"conv2d",
+        "a bias read outside its layer": "view .*sub",
+        "statistics read outside their layer": r"another output .*\(a",
+        "a forward of its own": r"another output .*\(a",
+        "a hook that mixes channels": r"another output .*\(a",
+        "a low-rank correction": "view_as",
+        "a learned scale inside": "a tensor outside a layer",
+        "frozen BatchNorm": "a tensor outside a layer",
+        "GroupNorm": r"GroupNorm \(n",
+        "InstanceNorm": r"InstanceNorm2d \(n",
+        "a norm over channels": "normalize",
+        "a softmax over channels": "softmax",
+        "PReLU": r"PReLU \(p",
+        "grouped convolution": r"Conv2d \(c",
+        "depthwise convolution with a multiplier": r"Conv2d \(c",
+        "transposed convolution": r"ConvTranspose2d \(c",
+        "channel shuffle": "unflatten",
+        "a slice of channels": "getitem",
+        "halves of channels": "chunk|cat",
+        "a value joined with itself": "cat",
+        "a linear layer over positions": r"Linear on the last dimension \(f",
+        "tokens": r"Linear on the last dimension \(f",
+        "convnext": "permute",
+        "resnext": r"Conv2d \(conv2",
+        "swin": "LayerNorm",
+        "swin_v2": "LayerNorm",
+        "vit": "Linear on the last dimension",
+    },
+    "gates": UNTRACEABLE
+    | {
+        "tied weights": "'body.a' and 'body.b'",
+        "an alias of a parameter": "'body' and 'body.a'",
+        "standardized in forward": r"mean \(body.a",
+        "functional convolutions": r"conv2d \(body",
+        "a ParameterList": r"conv2d \(body",
+        "a weight read outside its layer": r"called 2 times \(body.b",
+        "a weight read outside its layer, as a number": r"another output .*\(stem",
+        "tokens": r"Linear on the last dimension \(body.f",
+        "two inputs": r"Pair|'z'",
+        "DataParallel": ONE_TENSOR["DataParallel"],
+        "compiled": ONE_TENSOR["compiled"],
+        "convnext": r"permute \(features",
+        "swin": r"LayerNorm \(features",
+        "swin_v2": r"LayerNorm \(features",
+        "vit": r"LayerNorm \(encoder",
+    },
     "cost": PAIR,
-    "key": {},
 }

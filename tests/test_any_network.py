@@ -17,11 +17,14 @@ from odd_networks import BY_HAND, EXAMPLES, FAMILIES, NETWORKS, PARTS, REFUSED
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nkdlib.neighbourhoods import recompose, split
+from nkdlib.figs import CostModel, Gates, rebuild
+from nkdlib.neighbourhoods import narrow, recompose, split
 from nkdlib.networks import cost
 from nkdlib.tasks import fingerprint
 
 EVERY = NETWORKS | {name: make for name, (make, _, _) in FAMILIES.items()}
+
+EXACT = {torch.half: 2e-3, torch.bfloat16: 2e-2}  # relative differences allowed by type; 1e-5 otherwise
 
 
 @functools.cache
@@ -56,6 +59,11 @@ def own(part):
     return [p for p in part._parameters.values() if p is not None]
 
 
+def flags(network):
+    """Names, in order, and what each parameter is besides its numbers and their number."""
+    return [(name, p.requires_grad, p.dtype, p.is_contiguous()) for name, p in network.named_parameters()]
+
+
 def state(network):
     """All that a network is: modules, modes, hooks, and each tensor with its place, flags and numbers."""
     found = []
@@ -75,13 +83,21 @@ def holds(operation, name, equality):
     with torch.no_grad(), contextlib.suppress(TypeError):
         network(x[:2].clone())  # what a forward pass leaves behind is nobody's fault
     before, images = state(network), x.clone()
-    if name in REFUSED[operation]:
+    if name in REFUSED.get(operation, {}):
         with pytest.raises((ValueError, TypeError)) as error:
             equality(network, x)
         assert re.search(REFUSED[operation][name], str(error.value)), error.value
     else:
         equality(network, x)
     assert state(network) == before and torch.equal(x, images)
+
+
+def runs(network, x):
+    return all(y.isfinite().all() for y in tensors(network(x.clone())))
+
+
+def exact(x):
+    return EXACT.get(x.dtype, 1e-5)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -110,6 +126,51 @@ class Shifted(nn.Module):
 
     def forward(self, x):
         return self.part(x) * 1.5 + 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_at_full_width_a_part_is_itself_and_at_half_it_costs_what_it_holds(name):
+    def equality(network, x):
+        path = PARTS.get(name, ["body"])[-1]
+        (member,) = split(network, [path], x)
+        h = torch.randn(2, *member.input_shape, dtype=x.dtype)
+        full, half = narrow(member.module, h, 1.0), narrow(member.module, h, 0.5)
+        assert difference(member.module, full, h) <= exact(x) and distinct(full) == distinct(member.module)
+        assert flags(full) == flags(half) == flags(member.module)
+        assert cost(half, h).params == distinct(half) < distinct(full) and runs(half, h)
+        assert runs(half.train(), h)
+        half.train(False)
+        assert [p.training for p in half.modules()] == [p.training for p in member.module.modules()]
+
+    holds("narrow", name, equality)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_open_gates_change_nothing_and_the_slim_network_is_the_gated_one_and_costs_what_was_predicted(name):
+    def equality(network, x):
+        x, own_flags = x[:2], flags(network)
+        plain = copy.deepcopy(network)
+        model = CostModel(network, x)
+        gates = Gates(model)
+        try:
+            gates.opened = True
+            assert difference(plain, network, x) == 0 and model(model.sizes) == cost(plain, x)
+            gates.opened = False
+            generator = torch.Generator().manual_seed(0)
+            gates.log_odds.data.copy_(torch.randn(gates.log_odds.shape, generator=generator))
+            slim, counts = gates.slim(), gates.counts
+            assert difference(network, slim, x) <= exact(x) < difference(plain, slim, x)
+            predicted = model(counts)
+        finally:
+            gates.remove()
+        assert predicted == cost(slim, x) and predicted.params == distinct(slim) < distinct(network)
+        assert flags(slim) == own_flags
+        assert runs(slim.train(), x) and slim.eval()
+        rebuilt = rebuild(network, x, counts)
+        rebuilt.load_state_dict(slim.state_dict())
+        assert difference(slim, rebuilt.eval(), x) == 0 and difference(plain, network, x) == 0
+
+    holds("gates", name, equality)
 
 
 class Multiplications(TorchFunctionMode):

@@ -25,6 +25,7 @@ CARRYING = {
     *("adaptive_avg_pool2d", "avg_pool2d", "max_pool2d", "boolean_dispatch", "contiguous"),
 }
 TYING = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
+OUTSIDE = "a tensor outside a layer"
 JOINING = {torch.cat, torch.concat, torch.concatenate}
 
 
@@ -59,7 +60,10 @@ def inner_groups(module: nn.Module, example: Tensor, joined: bool = True) -> lis
 
 def obstacles(module: nn.Module, example: Tensor) -> str:
     """What keeps channels whole, the most frequent first, and where it comes first."""
-    most = sorted(_find(module, example)[1].items(), key=lambda item: -len(item[1]))[:3]
+    way = _find(module, example)[1]
+    if len(way) > 1:
+        way.pop(OUTSIDE, None)  # an operation says more
+    most = sorted(way.items(), key=lambda item: -len(item[1]))[:3]
     said = [
         f"{what} ({places[0] or 'itself'}{f' and {len(places) - 1} more' * (len(places) > 1)})" for what, places in most
     ]
@@ -80,7 +84,7 @@ def _find(module: nn.Module, example: Tensor) -> tuple[list[ChannelGroup], dict[
         else:
             _keep_whole(*sources)
             values[node] = (ChannelGroup(shape[1], inner=False),)
-            if node.op.startswith("call"):
+            if node.op != "placeholder":
                 way.setdefault(_describe(node, graph), []).append([*node.meta.get("nn_module_stack", ()), ""][-2:][0])
     found = dict.fromkeys(group for value in values.values() for group in value)
     inner = [group for group in found if group.inner and group.producers and group.consumers]
@@ -148,7 +152,7 @@ def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], gr
 def _describe(node: fx.Node, graph: fx.GraphModule) -> str:
     """An operation past which channels cannot be followed, without the place."""
     if node.op != "call_module":
-        return _called(node) or node.op
+        return _called(node) or OUTSIDE
     layer = graph.get_submodule(node.target)
     times = len(node.graph.find_nodes(op="call_module", target=node.target))
     tokens = " on the last dimension" * (isinstance(layer, nn.Linear) and len(shape_of(node)) > 2)

@@ -165,6 +165,8 @@ class Trial:
             trained = self._train(slim)
             if trained != [(2 * len(self.x), *each.shape[1:]) for each in wanted] and trained != self.trained:
                 return f"training reads these channels elsewhere and gives {trained} instead of {self.trained}"
+        except AssertionError:
+            return "another output without these channels, which a layer, hook or value elsewhere reads or mixes"
         except Exception as error:
             return str(error).partition("\n")[0]
         return ""

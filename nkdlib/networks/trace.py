@@ -1,7 +1,8 @@
 """A module as a graph of operations whose nodes know the shapes of their outputs."""
 
 import io
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +15,7 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
     """Trace a module by torch.fx in evaluation mode and run an example through the graph.
 
     Args:
-        module: its own mode, weights and buffers stay as they are.
+        module: it stays as it is.
         example: (B, ...), an input of the module.
         tracer: decides which submodules stay as they are; torch.fx's own by default.
 
@@ -26,8 +27,7 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
     """
     name = type(module).__name__
     check_plain(module)
-    own = set(vars(module))
-    with evaluating(module), torch.no_grad():  # tracing writes the mode into calls such as stochastic depth
+    with evaluating(module), _unchanged(module), torch.no_grad():  # tracing writes the mode into stochastic depth
         try:
             graph = fx.GraphModule(module, (tracer or fx.Tracer()).trace(module), name)
         except Exception as error:
@@ -35,9 +35,6 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
                 f"module (={name}) cannot be traced by torch.fx ({error}); its forward must not depend on values; "
                 "for neighbourhoods, give students as modules instead"
             ) from error
-        finally:
-            for constant in vars(module).keys() - own:  # torch.fx puts them there, and the graph has its own
-                delattr(module, constant)
         try:
             with redirect_stderr(io.StringIO()):  # it prints what it raises
                 ShapeProp(graph.eval()).propagate(example.clone())  # the module may begin by working in place
@@ -45,6 +42,18 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
             given = f"{tuple(example.shape)}, {example.dtype} on {example.device}"
             raise ValueError(f"module (={name}) does not take an input {given}: {error.__cause__ or error}") from error
     return graph
+
+
+@contextmanager
+def _unchanged(module: nn.Module) -> Iterator[None]:
+    """Put back all attributes after the block: torch.fx keeps constants among them, a forward pass what it likes."""
+    held = {part: dict(vars(part)) for part in module.modules()}
+    try:
+        yield
+    finally:
+        for part, attributes in held.items():
+            vars(part).clear()
+            vars(part).update(attributes)
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
