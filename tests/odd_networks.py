@@ -393,13 +393,10 @@ def swin_v2():
     return swin(block=parts.SwinTransformerBlockV2, downsample_layer=parts.PatchMergingV2)
 
 
-def segmentation(name, **options):
-    return zoo.segmentation.__dict__[name](weights=None, weights_backbone=None, num_classes=5, **options)
-
-
-def fcn():
-    backbone = segmentation("deeplabv3_mobilenet_v3_large").backbone
-    return zoo.segmentation.FCN(backbone, zoo.segmentation.fcn.FCNHead(960, 5))
+def backbone():
+    """Features for segmentation, at two depths."""
+    features = mobilenet_v3().features
+    return Net(lambda s, x: (lambda y: {"aux": y, "out": s.back(y)})(s.front(x)), front=features[:3], back=features[3])
 
 
 # torchvision's classes at their smallest: name -> (network, pixels, neighbourhoods)
@@ -457,15 +454,21 @@ FAMILIES = {
     "vgg": (vgg, 32, ["features.0:features.2", "features.4", "classifier.0:classifier.3"]),
     "vit": (vit, 32, ["encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1.mlp"]),
     "lraspp": (
-        lambda: segmentation("lraspp_mobilenet_v3_large"),
+        lambda: zoo.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5),
         32,
         ["backbone.4", "backbone.7:backbone.9"],
     ),
-    "fcn": (fcn, 32, ["backbone.4", "classifier"]),
-    "deeplab": (
-        lambda: segmentation("deeplabv3_mobilenet_v3_large", aux_loss=True),
+    "fcn": (
+        lambda: zoo.segmentation.FCN(backbone(), zoo.segmentation.fcn.FCNHead(24, 5)),
         32,
-        ["backbone.4", "classifier"],
+        ["backbone.back", "classifier"],
+    ),
+    "deeplab": (
+        lambda: zoo.segmentation.DeepLabV3(
+            backbone(), zoo.segmentation.deeplabv3.DeepLabHead(24, 5), zoo.segmentation.fcn.FCNHead(24, 5)
+        ),
+        32,
+        ["backbone.front.1", "classifier"],
     ),
 }
 
@@ -551,4 +554,19 @@ REFUSED = {  # by operation and network, what the error names
         "vit": r"LayerNorm \(encoder",
     },
     "cost": PAIR,
+    "solve": ONE_TENSOR
+    | UNTRACEABLE
+    | dict.fromkeys(["half", "bfloat16", "double"], r"'stem.weight' in \w+")
+    | dict.fromkeys(["standardized in forward", "doubled in forward"], "'body'.* ends in conv2d")
+    | dict.fromkeys(["functional convolutions", "a ParameterList"], "'body'.* ends in conv2d")
+    | dict.fromkeys(["spectral norm by a hook", "pruned by a mask"], "layer 'b' computes")
+    | dict.fromkeys(["BatchNorm without statistics", "a hook before a block", "a hook on a block"], "'body'.* hooks")
+    | dict.fromkeys(["a forward of its own", "a hook before a layer"], "layer 'b' .* hooks, own forward")
+    | {
+        "tied weights": "layer 'b' shares weights with a",
+        "a layer applied twice at the end": "layer 'c' is applied 2 times",
+        "a weight read outside its layer": "layer 'b' is applied 2 times",
+        "dilation, stride and upsampling": "'body'.* ends in interpolate",
+        "tokens": "'body'.* ends in unflatten",
+    },
 }

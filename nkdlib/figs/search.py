@@ -153,7 +153,7 @@ def _moved(batch: tuple[Tensor, Any], device: torch.device) -> tuple[Tensor, Any
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(f"batches gives a batch of type {type(batch).__name__}; give pairs (images, labels)")
     x, labels = batch
-    return x.to(device), labels.to(device) if isinstance(labels, Tensor) else labels
+    return x.to(device, copy=True), labels.to(device) if isinstance(labels, Tensor) else labels
 
 
 def _accuracy(output: Any, labels: Any) -> Tensor:

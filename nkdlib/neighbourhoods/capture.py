@@ -98,7 +98,7 @@ def capture(
         for batch in first_images(inputs, images):
             row.clear()
             try:
-                front(batch.to(device))
+                front(batch.to(device, copy=True))
             except _LastBoundary:
                 yield dict(row)
             else:

@@ -96,9 +96,11 @@ def _columns(features: Tensor, layer: nn.Module) -> Tensor:
         return features.flatten(0, -2).T
     if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
         return features.transpose(0, 1).flatten(1)
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        raise ValueError(f"a convolution with padding (={layer.padding}, {layer.padding_mode}) cannot be solved")
-    z = F.unfold(features, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    around = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]  # of padding "same"
+    around = around if layer.padding == "same" else [0 if layer.padding == "valid" else 2 * p for p in layer.padding]
+    sides = [side for both in reversed(around) for side in (both // 2, both - both // 2)]
+    features = F.pad(features, sides, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+    z = F.unfold(features, layer.kernel_size, layer.dilation, 0, layer.stride)
     return z.transpose(0, 1).flatten(1)
 
 

@@ -73,7 +73,7 @@ def reestimate_batchnorm(
                 undo.enter_context(norm.register_forward_hook(found[norm]))
         for x in first_images(inputs, images):
             if len(x) > 1:
-                model(x.to(device, torch.float32))
+                model(x.to(device, torch.float32, copy=True))
                 seen += len(x)
     if seen == 0:
         raise ValueError("inputs holds no batch of at least 2 images; BatchNorm cannot be re-estimated")
@@ -117,7 +117,7 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
         for norm in norms.values():
             hooks.enter_context(norm.register_forward_pre_hook(note))
         for x in first_images(inputs, images):
-            model(x.to(device, torch.float32))
+            model(x.to(device, torch.float32, copy=True))
     found = {}
     for name, norm in norms.items():
         count, total, squares = sums[norm]

@@ -90,7 +90,7 @@ def capture_logits(teacher: nn.Module, inputs: Iterable, label_weight: float = 0
     def rows() -> Iterator[dict[str, Tensor]]:
         for number, batch in enumerate(inputs):
             images = images_of(batch, number).to(device)
-            row = {"images": images.clone(), "logits": logits_of(teacher, images)}
+            row = {"images": images, "logits": logits_of(teacher, images)}
             check_finite(row["logits"], f"the teacher's outputs for batch {number}")
             if label_weight:
                 if not isinstance(batch, tuple | list) or len(batch) < 2:

@@ -21,7 +21,7 @@ def predict(model: nn.Module, inputs: Iterable) -> Tensor:
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Outputs of a model for images; ValueError unless they are one tensor (B, classes, ...)."""
-    outputs = model(images)
+    outputs = model(images.clone())  # it may begin by working in place
     if not isinstance(outputs, Tensor) or outputs.dim() < 2 or len(outputs) != len(images):
         given = tuple(outputs.shape) if isinstance(outputs, Tensor) else f"a {type(outputs).__name__}"
         raise ValueError(
