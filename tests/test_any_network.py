@@ -277,6 +277,33 @@ def test_images_stay_as_they_are(act):
     assert torch.equal(images, x)
 
 
+def test_a_part_that_a_plain_list_holds_too_is_not_left_to_the_teacher():
+    network, x = made("an alias in a plain list")
+    replaced = recompose(network, {"body.a": nn.Conv2d(8, 12, 1)})
+    with pytest.raises(ValueError, match=r"'body.a' was replaced, but the network runs it by another attribute"):
+        replaced(x)
+    with pytest.raises(ValueError, match=r"names holds 'body.a', but with its output in its place"):
+        split(network, ["body.a"], x)
+
+
+@pytest.mark.parametrize("how", ["closure", "default", "hook", "hook before"])
+def test_a_function_that_holds_a_layer_is_refused_where_a_copy_would_run_the_original(how):
+    network, x = copy.deepcopy(made("a ModuleDict")[0]), made("a ModuleDict")[1]
+    layer = network.stem
+    if how == "closure":
+        layer.forward = lambda x: nn.functional.conv2d(x, layer.weight, padding=1)
+    elif how == "default":
+        layer.forward = lambda x, weight=layer.weight: nn.functional.conv2d(x, weight, padding=1)
+    elif how == "hook":
+        network.head.register_forward_hook(lambda head, inputs, output: output + layer.bias.sum())
+    else:
+        network.head.register_forward_pre_hook(lambda head, inputs: (inputs[0] + layer.bias.sum(),))
+    path = "head" if "hook" in how else "stem"
+    for act in (lambda: recompose(network, {"body": nn.Identity()}), lambda: split(network, ["body"], x)):
+        with pytest.raises(ValueError, match=rf"'{path}' .*holds a part|names holds 'body'"):
+            act()
+
+
 def test_every_family_of_torchvision_is_here():
     wanted = {zoo.get_model_builder(name).__module__ for name in zoo.list_models(module=zoo)}
     assert wanted <= {type(made(name)[0]).__module__ for name in FAMILIES}

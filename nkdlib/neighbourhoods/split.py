@@ -297,8 +297,7 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
     (Identity(), 16)
     """
     paths = resolve(teacher, list(students))
-    replaced = [teacher.get_submodule(path) for members in paths.values() for path in members]
-    network = copied(teacher, without=replaced)
+    network = copied(teacher, without=[path for members in paths.values() for path in members])
     for name, (first, *others) in paths.items():
         network.set_submodule(first, students[name])
         for path in others:

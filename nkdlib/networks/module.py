@@ -1,8 +1,10 @@
 """Helpers for any module: its device, its mode, its random numbers, fresh weights."""
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +28,39 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.train(mode)  # its own method: a module may do more than set the flag
 
 
-def copied(module: nn.Module, without: Iterable[nn.Module] = ()) -> nn.Module:
+class _Gone(nn.Module):
+    """Stands in a copy wherever a part that was left out is held, such as in a plain list, and cannot be run."""
+
+    def __init__(self, path: str):
+        super().__init__()
+        self.path = path
+
+    def forward(self, *inputs: object, **named: object) -> None:
+        raise ValueError(
+            f"{self.path!r} was replaced, but the network runs it by another attribute too (a list, a function); let "
+            "it hold the module under one name"
+        )
+
+
+def copied(module: nn.Module, without: Iterable[str] = ()) -> nn.Module:
     """A deep copy, also of a module whose hooks leave computed weights with their graph (pruning, spectral norm).
 
-    Parts `without` which the copy can do are not copied.
+    The parts at the paths `without` are not copied, and the copy cannot run them. Raises ValueError for a forward
+    method or hook that holds a part of the original, since a copy would run that.
     """
+    own = {id(each) for part in module.modules() for each in (part, *part.parameters(recurse=False))}
+    for path, part in module.named_modules():
+        hooks = [hook for name in ("_forward_hooks", "_forward_pre_hooks") for hook in getattr(part, name).values()]
+        for function in [f for f in (vars(part).get("forward"), *hooks) if isinstance(f, FunctionType)]:
+            held = [*inspect.getclosurevars(function).nonlocals.values(), *(function.__defaults__ or ())]
+            if not own.isdisjoint(map(id, held)):
+                raise ValueError(
+                    f"layer {path!r} has a function ({function.__name__}) that holds a part of the network itself, so "
+                    "that a copy would run the original; use a method, or what the function is given"
+                )
     values = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo = {id(value): value.detach().clone() for value in values if not value.is_leaf}
-    return copy.deepcopy(module, memo | {id(part): part for part in without})
+    return copy.deepcopy(module, memo | {id(module.get_submodule(path)): _Gone(path) for path in without})
 
 
 def tensors_of(value: object) -> Iterator[Tensor]:
