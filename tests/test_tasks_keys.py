@@ -453,3 +453,11 @@ def test_the_mode_of_every_layer_counts():
     keys_of = [fingerprint(network.train()), fingerprint(network.eval())]
     network[1].train()
     assert len({*keys_of, fingerprint(network)}) == 3
+
+
+def test_what_torchs_compiler_puts_into_torchs_classes_does_not_count(monkeypatch):
+    key, patched = fingerprint(linear()), lambda self: ""
+    monkeypatch.setattr(nn.Linear, "extra_repr", patched)
+    assert fingerprint(linear()) != key  # anyone else's does
+    patched.__module__ = "torch._dynamo.mutation_guard"
+    assert fingerprint(linear()) == key

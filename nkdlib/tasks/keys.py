@@ -187,7 +187,7 @@ class Ingredients:
         for base in kind.__mro__:
             self._add_module(base.__module__)
             if _is_found(base):
-                members = {k: v for k, v in vars(base).items() if isinstance(v, FunctionType) and not _is_found(v)}
+                members = {k: v for k, v in vars(base).items() if isinstance(v, FunctionType) and _is_foreign(v)}
             elif base.__module__ == parametrize.__name__:
                 continue  # a module's own class, made for the parametrizations that stand among its children
             else:
@@ -260,6 +260,11 @@ def _is_found(value: FunctionType | type) -> bool:
     for part in value.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is value and value.__module__ != "__main__"
+
+
+def _is_foreign(method: FunctionType) -> bool:
+    """Tell whether a method was put in its place by others; torch's compiler changes torch's own classes."""
+    return not _is_found(method) and not str(method.__module__).startswith("torch.")
 
 
 def _unit(module: str) -> str:
