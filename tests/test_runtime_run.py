@@ -140,7 +140,7 @@ def test_a_failure_is_shown_and_mended_and_a_notebook_runs_again_only_after_a_ch
 
 def test_a_notebook_that_lacks_its_data_says_so_and_leaves_what_is_committed(notebook, command, tmp_path, capfd):
     text = nbformat.read(notebook, as_version=4)
-    text.metadata["nkdlib"] = {"needs": "data"}
+    text.metadata["nkdlib"] = {"needs": ["data"]}
     nbformat.write(text, notebook)
     committed = tmp_path / "out" / "figures" / "smoke" / "00_nap" / "observations.json"
     committed.parent.mkdir(parents=True)

@@ -119,8 +119,8 @@ def state(job: Job) -> dict[str, object]:
 def lacking(job: Job) -> str:
     """Return what a notebook needs and lacks, or nothing.
 
-    Its metadata names the parameters that are folders of images, one or a list: `{"nkdlib": {"needs": ["photos"]}}`. A
-    tier that leaves a parameter to the notebook needs no folder.
+    Its metadata lists the parameters that are folders of images, a name or names: `{"nkdlib": {"needs": ["photos"]}}`.
+    A tier that leaves a parameter to the notebook needs no folder.
     """
     names = nbformat.read(job.notebook, as_version=4).metadata.get("nkdlib", {}).get("needs", [])
     missing, root = [], search_root(None)
