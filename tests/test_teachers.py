@@ -68,6 +68,17 @@ def test_a_kept_teacher_is_what_its_provenance_says(short, tmp_path):
     assert not network.training
 
 
+def test_a_damaged_file_and_a_misspelt_name_are_named(short, tmp_path):
+    short.mkdir()
+    (short / "digits-resnet8-0.safetensors").write_bytes(b"half of it")
+    with pytest.raises(DataDamaged, match=r"digits-resnet8-0.safetensors is no file of weights .* make teachers"):
+        open_teachers("digits", 8, [0], cache=Cache(tmp_path / "cache"))
+    with pytest.raises(
+        ValueError, match=r"name \(='digits'\) must be a data set and a depth, such as cifar10-resnet20"
+    ):
+        keep_teacher("digits", 0, short, tmp_path / "runs")
+
+
 def test_teachers_that_are_not_kept_are_trained_once(short, tmp_path):
     cache = Cache(tmp_path / "cache")
     one, other = open_teachers("digits", 8, [0, 1], cache=cache)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch import nn
 from nkdlib.compendium.provenance import provenance
 from nkdlib.data.images import Images, random_shift_flip
 from nkdlib.data.load import DataNotFound, load, search_root
+from nkdlib.data.readers import DataDamaged
 from nkdlib.data.weights import check_digest
 from nkdlib.networks.module import reset
 from nkdlib.networks.resnet import ResNet, resnet
@@ -127,7 +129,7 @@ def open_teachers(
     networks = []
     for seed in seeds:
         network = build(depth, train.num_classes, train.shape[0], recipe, seed=0)
-        network.load_state_dict(safetensors.torch.load_file(kept[seed]) if seed in kept else trained[seed].tensors)
+        network.load_state_dict(_read(kept[seed]) if seed in kept else trained[seed].tensors)
         networks.append(network.to(device).eval())
     return networks
 
@@ -178,6 +180,13 @@ def train_linear(train: Images, test: Images) -> dict[str, float]:
     return {"accuracy": accuracy(network, test.in_order())}
 
 
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise DataDamaged(f"{path} is no file of weights ({error}); restore it by git, or make teachers") from error
+
+
 def _kept(name: str, seed: int, out: Path | None = None) -> Path:
     return (out or (checkout() or Path()) / "teachers") / f"{name}-{seed}.safetensors"
 
@@ -192,7 +201,9 @@ def keep_teacher(name: str, seed: int, out: Path, runs: Path, device: str = "cpu
     Returns:
         The provenance that is written, with accuracies in percent of the weights as they are written.
     """
-    data, depth = name.rsplit("-resnet", 1)
+    data, _, depth = name.rpartition("-resnet")
+    if not data or not depth.isdecimal():
+        raise ValueError(f"name (={name!r}) must be a data set and a depth, such as {KEPT[0]}")
     train, validation, test = divided(data)
     recipe = RECIPES.get(data, TeacherRecipe())
     settings = {"name": name, "seed": seed, **asdict(recipe)}
