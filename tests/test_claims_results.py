@@ -102,6 +102,19 @@ def test_parameters_of_ones_own_are_marked_and_not_judged_under_a_tiers_name(fig
     assert f"{name}={value!r} in place of" in record.claims["ND-1"].reason
 
 
+def test_a_tiers_name_alone_is_answered_with_the_lines_that_are_missing(figures, capsys):
+    def opened(**changed):
+        parameters = TIERS["cpu"].protocol("00_start_here") | {"profile": "cpu"} | changed
+        results = Results.of_notebook("00_start_here", parameters | {"__annotations__": dict.fromkeys(parameters)})
+        return results.mark, capsys.readouterr().out
+
+    assert opened() == ("", "")
+    mark, said = opened(depth=8, data="digits")
+    assert mark == "own parameters: not judged"
+    assert said.startswith("own parameters: not judged, and marked so in every figure. For those of cpu, put this at")
+    assert said.splitlines()[1:] == ["data = 'cifar10'", "depth = 20"]
+
+
 def test_workers_do_not_count_as_parameters_of_ones_own(figures):
     assert speed(jobs=7, executor="ray").verdict("ND-1")["ND-1"].verdict == "reproduced"
 

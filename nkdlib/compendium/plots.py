@@ -22,7 +22,7 @@ from nkdlib.compendium.criteria import Criterion, Interval, t_interval
 from nkdlib.compendium.judge import Judgement
 from nkdlib.tasks.places import write_atomically
 
-PAGE_WIDTH = 7.0  # inches
+PAGE_WIDTH, COLUMN_WIDTH = 7.0, 4.6  # inches; a phone shows a column without making it small
 PNG_DPI = 160
 WATERMARK, OWN = "smoke: not a result", "own parameters: not judged"
 

@@ -47,7 +47,8 @@ class Results:
         self.notebook, self.profile = notebook, profile
         self.parameters, self.data_fingerprint = dict(parameters), data_fingerprint
         self.own = TIERS[profile].departures(notebook, parameters)
-        self.root = _folder(notebook, profile)
+        self.by_hand = not os.environ.get("NKD_FIGURES")
+        self.root = _folder(notebook, profile, self.by_hand)
         self.observations: list[Observation] = []
         self._started = time.perf_counter(), time.process_time()
 
@@ -62,7 +63,16 @@ class Results:
         """
         plt.style.use("nkdlib.compendium.figures")
         parameters = {name: variables[name] for name in variables["__annotations__"]}
-        return cls(notebook, parameters["profile"], parameters, data_fingerprint)
+        results = cls(notebook, profile := parameters["profile"], parameters, data_fingerprint)
+        if results.own and TIERS[profile].judged:
+            change = TIERS[profile].to_change(notebook, parameters)
+            print(
+                f"{plots.OWN}, and marked so in every figure. For those of {profile}, put this at the end of the "
+                "second cell and run all cells again:",
+                *(f"{name} = {value!r}" for name, value in change.items()),
+                sep="\n",
+            )
+        return results
 
     @property
     def mark(self) -> str:
@@ -171,8 +181,8 @@ def _cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _folder(notebook: str, profile: str) -> Path:
-    if os.environ.get("NKD_FIGURES"):
+def _folder(notebook: str, profile: str, by_hand: bool) -> Path:
+    if not by_hand:
         return figures_root() / profile / notebook
     folder = runs_root() / "by-hand" / profile / notebook
     print(f"run by hand: figures, tables and observations go to {os.path.relpath(folder)}")

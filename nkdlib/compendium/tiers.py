@@ -37,13 +37,17 @@ class Tier:
         asked = portable({**defaults(stem), **self.for_notebook(stem)})
         return {name: value for name, value in asked.items() if name not in INDIFFERENT}
 
+    def to_change(self, stem: str, parameters: Mapping[str, object]) -> dict[str, object]:
+        """Return the parameters that a run of the notebook `stem` has to change to be this tier's."""
+        had, asked = (json.loads(json.dumps(values)) for values in (portable(parameters), self.protocol(stem)))
+        return {name: value for name, value in asked.items() if name not in had or had[name] != value}
+
     def departures(self, stem: str, parameters: Mapping[str, object]) -> str:
         """Say in which parameters a run of the notebook `stem` differs from this tier; nothing if it may be judged."""
-        had, asked = (json.loads(json.dumps(values)) for values in (portable(parameters), self.protocol(stem)))
+        had = json.loads(json.dumps(portable(parameters)))
         other = [
             f"{name}={had[name]!r} in place of {value!r}" if name in had else f"without {name}"
-            for name, value in asked.items()
-            if name not in had or had[name] != value
+            for name, value in self.to_change(stem, parameters).items()
         ]
         return "; ".join([*other[:3], f"{len(other) - 3} more"] if len(other) > 3 else other)
 
