@@ -1,11 +1,13 @@
 """The claims as data: what `claims.toml` says, and errors for what it must not say."""
 
+import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from nkdlib.compendium.claims import CLAIMS, claim_by_id, read_claims
+from nkdlib.compendium.claims import CLAIMS, FINDINGS, claim_by_id, read_claims, read_findings
 from nkdlib.compendium.tiers import TIERS
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,20 @@ def test_a_claim_is_read_from_toml():
     criterion = claim.criterion("speed")
     assert (criterion.sense, criterion.bound, criterion.published, criterion.seeds) == ("above", 1.0, 4.6, 3)
     assert criterion.tiers == ("cpu", "gpu") and hash(criterion)
+
+
+def test_a_label_and_a_reason_are_words_and_change_no_criterion():
+    (plain,) = read_claims(SOUND)
+    (named,) = read_claims(SOUND.replace('words = "as', 'label = "a large speed-up"\nwords = "as'))
+    assert [c.label for c in plain.criteria] == ["speed", "far ahead"] and named.criteria[1].label == "a large speed-up"
+    assert named == plain  # a reference stays one when words for the reader are added
+
+
+def test_a_finding_is_read_from_toml():
+    (finding,) = read_findings('[finding.speed]\ntitle = "Speed"\nwords = "It takes {ND-0.speed}."')
+    assert (finding.id, finding.title, finding.words) == ("speed", "Speed", "It takes {ND-0.speed}.")
+    with pytest.raises(ValueError, match="speed: field `words` is missing"):
+        read_findings('[finding.speed]\ntitle = "Speed"')
 
 
 def test_two_criteria_may_read_one_metric():
@@ -87,7 +103,9 @@ def test_the_catalog_is_whole():
     for claim in CLAIMS:
         assert all([claim.wording, claim.published, claim.source, claim.metric])
         assert "paper" in {criterion.column for criterion in claim.criteria}
+        assert not re.search(r"\d", claim.why)  # numbers are computed
         for criterion in claim.criteria:
+            assert criterion.label != replace(criterion, label="").label  # in words, not the metric's name
             assert criterion.words and criterion.unit and criterion.tolerance > 0
             assert set(criterion.tiers or ()) <= TIERS.keys()
             if criterion.published is not None:  # it lies beyond the bound
@@ -100,6 +118,14 @@ def test_a_claim_names_a_notebook_code_and_tests_that_exist(claim):
     assert claim.tests and all((ROOT / "tests" / f"{name}.py").is_file() for name in claim.tests)
     for package, name in (path.split(".") for path in claim.code):
         assert name in import_module(f"nkdlib.{package}").__all__
+
+
+def test_findings_name_criteria_and_hold_no_number_of_their_own():
+    named = [name for finding in FINDINGS for name in re.findall(r"{([\w-]+)\.(\w+)[:}]", finding.words)]
+    assert len(FINDINGS) == 4 and len(named) >= 4
+    for claim, criterion in named:
+        assert claim_by_id(claim).criterion(criterion)
+    assert not any(re.search(r"\d", re.sub("{.*?}", "", finding.words)) for finding in FINDINGS)
 
 
 def test_published_values():

@@ -77,7 +77,9 @@ def test_verdict_prints_itself(figures):
     results.observe("ND-1", "closed_form_ratio", 0, None)
     text = repr(results.verdict("ND-1"))
     assert "REPRODUCED" in text and "2.54 [2.4, 2.68], n=5" in text and "asked: above 1; holds" in text
-    assert "seeds 2.5, 2.6, 2.7, 2.4, 2.5" in text and "our aim: closed form ratio not reached by seed 0" in text
+    assert (
+        "seeds 2.5, 2.6, 2.7, 2.4, 2.5" in text and "our aim: speed-up of the closed form not reached by seed 0" in text
+    )
     assert "judges nothing" in repr(speed(profile="smoke").verdict("ND-1"))
 
 
@@ -148,6 +150,7 @@ def test_a_figure_is_written_described_and_shown(figures, monkeypatch):
     speed().figure(fig, "line", 'A line that rises from 0 to 1 & is "straight"')
     folder = figures / "cpu" / "02_distillation_speed"
     assert {path.name for path in folder.iterdir()} == {"line.svg", "line.png", "line.alt.txt"}
+    assert 'id="line" class="drawing"' in shown[0]
     assert 'alt="A line that rises from 0 to 1 &amp; is &quot;straight&quot;"' in shown[0]
     assert not plt.get_fignums()
 

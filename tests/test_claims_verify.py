@@ -1,26 +1,24 @@
-"""`make verify` and the README's table, on observations made up here."""
+"""`make verify` on observations made up here, and the executed notebooks that a reference keeps."""
 
+import base64
+import io
 import json
+import re
 from itertools import count
 from pathlib import Path
 
+import nbformat
+import numpy as np
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 from test_layers import MODULES, imported, module_name
 
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.results import Results
 from nkdlib.compendium.tiers import TIERS
-from nkdlib.compendium.verify import (
-    UPDATE,
-    Record,
-    check_reference,
-    claims_table,
-    judge_all,
-    read_reference,
-    readme_table,
-    updated,
-)
+from nkdlib.compendium.verify import Record, check_reference, read_reference
 from nkdlib.compendium.verify import main as verify
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +51,12 @@ def git(monkeypatch):
 def clean(git):
     """A clean tree of one commit."""
     git()
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("NKD_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
 
 
 def run(values=(2.5, 2.6, 2.7, 2.4, 2.5), profile="cpu", **changed):
@@ -148,7 +152,7 @@ def test_a_verdict_that_changed_fails(figures, clean, capsys):
     run([1.5, 1.6, 1.5, 1.4, None])
     assert verify([]) == 1
     out = capsys.readouterr().out
-    assert "here: speedup critical path was not reached by seed 4" in out
+    assert "here: speed-up with a worker for each block was not reached by seed 4" in out
     assert "DIFFERS: ND-1 verdict: undecided; the reference: reproduced" in out
     assert "DIFFERS: ND-1 speedup_critical_path: not reached; the reference: 1.5 x" in out
 
@@ -229,40 +233,49 @@ def test_judging_needs_no_drawing():
         assert not packages & {"matplotlib", "IPython", "papermill", "sphinx"}, module
 
 
-def test_the_table_keeps_the_papers_statement_and_our_aims_apart(figures, tmp_path):
-    assert claims_table([], tmp_path).count("not attempted") == len(CLAIMS)
-    results = Results("02_distillation_speed", "cpu", TIERS["cpu"].protocol("02_distillation_speed"))
-    for seed in range(3):
-        results.observe("ND-1", "speedup_critical_path", seed, 2.0 + seed / 10)
-        results.observe("ND-1", "closed_form_ratio", seed, 5.0 + seed / 10)
-    results.write()
-    (row,) = [line for line in claims_table([judge_all("cpu")], tmp_path).splitlines() if "**ND-1**" in line]
-    *_, verdict, aims = row.split(" | ")
-    assert "**reproduced** at `cpu`<br>speedup critical path 2.1 [1.86, 2.36], n=3 x (asked: above 1)" in verdict
-    assert "closed form" not in verdict and aims.startswith("not reached: closed form ratio 5.1 [")
-    assert "notebooks/" not in row  # no link to what is not there
+def executed(path, *pictures):
+    """A notebook as the runner leaves it, on a machine with folders."""
+    shown = [new_output("display_data", {"text/html": f'<img src="data:image/png;base64,{one}">'}) for one in pictures]
+    printed = new_output("stream", name="stdout", text=f"{ROOT}/x and {Path.home()}/y")
+    cell = new_code_cell("1", outputs=[*shown, printed])
+    cell.metadata["papermill"] = {"start_time": "today"}
+    ran = {"parameters": {"seeds": 3, "data": f"{ROOT}/photos"}, "input_path": f"{ROOT}/notebooks/{path.name}"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=[cell], metadata={"papermill": ran}), path)
 
 
-def test_a_row_comes_from_the_first_tier_that_judged_its_claim(figures, tmp_path):
-    run(profile="cpu")
-    cpu, night = judge_all("cpu"), judge_all("night")
-    assert claims_table([night, cpu], tmp_path).count("**reproduced** at `cpu`") == 1
-    assert claims_table([night, cpu], tmp_path).count("**not attempted** at `night`") == len(CLAIMS) - 1
+def png(size, colors):
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, colors, (*size, 3), np.uint8) * (255 // max(colors - 1, 1))
+    Image.fromarray(pixels).save(buffer, "png", compress_level=0)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_the_table_is_put_between_its_marks(figures, tmp_path, capsys):
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- claims:begin -->\nold\n<!-- claims:end -->\nafter\n")
-    assert verify(["--table", str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith("before\n<!-- claims:begin -->\n") and text.endswith("<!-- claims:end -->\nafter\n")
-    assert "old" not in text and "**FG-3**" in text
-    page.write_text("no marks")
-    assert verify(["--table", str(page)]) == 2
-    assert "claims:begin" in capsys.readouterr().err and page.read_text() == "no marks"
+def test_a_reference_keeps_its_executed_notebooks_small_and_without_the_machines_paths(figures, runs, clean):
+    run()
+    before = png((40, 40), 2)
+    executed(runs / "cpu" / "02_distillation_speed.ipynb", before)
+    executed(runs / "cpu" / "03_student_search.failed.ipynb")
+    assert verify(["--write-reference"]) == 0
+    (kept,) = (figures / "cpu").glob("*.ipynb")
+    notebook = nbformat.read(kept, as_version=4)
+    assert notebook.metadata.papermill == {"parameters": {"seeds": 3, "data": "photos"}}
+    picture, printed = notebook.cells[0].outputs
+    assert printed.text == "./x and ~/y" and "papermill" not in notebook.cells[0].metadata
+    after = re.search('base64,([^"]+)', picture.data["text/html"])[1]
+    assert len(after) < len(before) / 2
+    same = [np.array(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in (before, after)]
+    assert (same[0] == same[1]).all()  # eight colors need no more than a palette
 
 
-def test_the_readme_agrees_with_the_committed_reference():
-    text = (ROOT / "README.md").read_text()
-    expected = updated(text, readme_table(ROOT / "figures", ROOT / "notebooks"))
-    assert text == expected, f"the README's claims table is out of date; run {UPDATE}"
+def test_executed_notebooks_of_more_than_5_mb_are_refused(figures, runs, clean, monkeypatch, capsys):
+    run()
+    executed(runs / "cpu" / "02_distillation_speed.ipynb")
+    monkeypatch.setattr("nkdlib.compendium.verify.MOST_BYTES", 100)
+    assert verify(["--write-reference"]) == 2
+    assert "must be below 5 MB in all; draw smaller figures" in capsys.readouterr().err
+    assert not (figures / "cpu" / "reference.json").exists()
+
+
+def test_the_committed_executed_notebooks_are_small():
+    assert sum(path.stat().st_size for path in ROOT.glob("figures/*/*.ipynb")) <= 5_000_000

@@ -1,4 +1,4 @@
-"""The papers' claims, read from `claims.toml` beside this file."""
+"""The papers' claims and our findings, read from `claims.toml` beside this file."""
 
 import dataclasses
 import tomllib
@@ -27,6 +27,7 @@ class Claim:
     notebook: str
     code: tuple[str, ...]  # functions and classes that it stands on, under their public names
     tests: tuple[str, ...]  # files of tests of these
+    why: str = ""  # a sentence on what lies behind the verdict
 
     def criterion(self, name: str) -> Criterion:
         """Return the criterion called `name`. Raises `KeyError` for an unknown one."""
@@ -38,6 +39,15 @@ class Claim:
             return found
         names = dict.fromkeys(criterion.metric for criterion in self.criteria)
         raise ValueError(f"metric (={metric!r}) is not one of {self.id}'s: {', '.join(names)}")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence that results fill in."""
+
+    id: str
+    title: str
+    words: str  # with {CLAIM.criterion} for a mean with its interval
 
 
 def claim_by_id(claim_id: str) -> Claim:
@@ -61,8 +71,8 @@ def read_claims(text: str) -> tuple[Claim, ...]:
             a criterion. It names the claim and the field.
     """
     content = tomllib.loads(text)
-    if unknown := content.keys() - {"claim"}:
-        raise ValueError(f"table `{min(unknown)}` is unknown; claims stand in `claim`")
+    if unknown := content.keys() - {"claim", "finding"}:
+        raise ValueError(f"table `{min(unknown)}` is unknown; claims stand in `claim`, findings in `finding`")
     claims = []
     for name, fields in content.get("claim", {}).items():
         criteria = tuple(
@@ -75,6 +85,12 @@ def read_claims(text: str) -> tuple[Claim, ...]:
     return tuple(claims)
 
 
+def read_findings(text: str) -> tuple[Finding, ...]:
+    """Read the findings: a table `finding.ID` for each, with the fields of `Finding`."""
+    tables = tomllib.loads(text).get("finding", {})
+    return tuple(_built(Finding, name, fields | {"id": name}) for name, fields in tables.items())
+
+
 def _built(kind: type[Kind], name: str, values: Mapping[str, object]) -> Kind:
     """Make a dataclass from a table of TOML, whose arrays become tuples."""
     fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
@@ -85,4 +101,5 @@ def _built(kind: type[Kind], name: str, values: Mapping[str, object]) -> Kind:
     return kind(**{field: tuple(value) if isinstance(value, list) else value for field, value in values.items()})
 
 
-CLAIMS = read_claims(resources.files("nkdlib.compendium").joinpath("claims.toml").read_text())
+_TEXT = resources.files("nkdlib.compendium").joinpath("claims.toml").read_text()
+CLAIMS, FINDINGS = read_claims(_TEXT), read_findings(_TEXT)

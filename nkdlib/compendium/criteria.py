@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -155,8 +155,10 @@ class Criterion:
     known: str = ""  # what prototypes had shown before this was written
     expected: float | None = None  # the value if the claim were exactly true
     spread: float | None = None  # standard deviation over a rehearsal's seeds, of the logarithm on "log"
+    label: str = field(default="", compare=False)  # the metric in a few words; by default its name
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name.removesuffix("_points").replace("_", " "))
         for name, allowed in {
             "column": ("paper", "aim"),
             "sense": ("above", "below"),
@@ -172,11 +174,6 @@ class Criterion:
             raise ValueError(f"spread (={self.spread}) must be above 0; take it from a rehearsal on other seeds")
         if self.scale == "log" and (self.bound <= 0 or (self.expected or 1) <= 0):
             raise ValueError(f"bound (={self.bound}) and expected (={self.expected}) must be above 0 on the log scale")
-
-    @property
-    def label(self) -> str:
-        """The name in words."""
-        return self.name.removesuffix("_points").replace("_", " ")
 
     def applies(self, tier: str) -> bool:
         """Tell whether this criterion is measured at `tier`."""

@@ -1,12 +1,16 @@
-"""The judge: observations in, a verdict with its reason out."""
+"""The judge: observations in, a verdict with its reason out; a tier's verdicts as a record, read from its reference."""
 
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from nkdlib.compendium.claims import Claim, claim_by_id
 from nkdlib.compendium.criteria import AIM, Assessment, short, t_interval
+from nkdlib.compendium.records import REFERENCE, write_json
 from nkdlib.compendium.tiers import TIERS
+from nkdlib.tasks.places import figures_root
 
 Verdict = Literal["reproduced", "contradicted", "undecided", "in part", "not attempted"]
 
@@ -59,6 +63,42 @@ class Verdicts(dict[str, Judgement]):
                         f"          chance that {criterion.label} is met by {seeds} seeds if exactly true: {chance:.0%}"
                     )
         return "\n".join(text)
+
+
+NOTHING = Judgement("not attempted", "no reference is committed yet", {})
+
+
+@dataclass(frozen=True)
+class Record:
+    """The verdicts of one tier, every seed, and the provenance of the notebooks behind them."""
+
+    profile: str
+    claims: Verdicts
+    provenance: Mapping[str, Mapping[str, object]]  # notebook -> as it wrote it
+
+    def write(self, path: Path) -> Path:
+        """Write the record as JSON."""
+        return write_json(path, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> "Record":
+        """Read what `write` wrote; `ValueError` for any other file."""
+        try:
+            content = json.loads(path.read_text())
+            for judged in content["claims"].values():
+                for name, found in judged["found"].items():
+                    values = {int(seed): value for seed, value in found["values"].items()}
+                    judged["found"][name] = Assessment(**found | {"values": values})
+            claims = {name: Judgement(**judged) for name, judged in content["claims"].items()}
+            return cls(content["profile"], Verdicts(claims), content["provenance"])
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a reference ({error!r}); restore it, or write it anew") from error
+
+
+def read_reference(profile: str, figures: Path | None = None) -> Record | None:
+    """Read the committed reference of a tier, None if there is none."""
+    path = (figures or figures_root()) / profile / REFERENCE
+    return Record.read(path) if path.exists() else None
 
 
 def judge(claim: Claim | str, observations: Iterable[Observation], profile: str, own: str = "") -> Judgement:

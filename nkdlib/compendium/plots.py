@@ -58,6 +58,7 @@ _OUTCOMES = {  # outcome of a criterion -> color and marker, so that color is ne
     "fails": ("#a8123e", "X"),
     "not judged": (_GREY, "s"),
 }
+_VERDICTS = {"reproduced": "#017a58", "contradicted": "#a8123e", "undecided": "#9a5b00", "in part": "#9a5b00"}
 
 
 def save(fig: Figure, path_stem: str | Path, alt: str, watermark: str = "") -> list[Path]:
@@ -85,9 +86,15 @@ def save(fig: Figure, path_stem: str | Path, alt: str, watermark: str = "") -> l
     for kind, metadata in {"svg": {**described, "Date": None}, "png": described}.items():
         buffer = io.BytesIO()
         with mpl.rc_context({"svg.hashsalt": "nkdlib"}):
-            fig.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata, bbox_inches="tight")
+            style = {"bbox_inches": "tight", "transparent": kind == "svg"}  # a page's own color shows through
+            fig.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata, **style)
         paths.append(write_atomically(f"{path_stem}.{kind}", buffer.getvalue()))
     return [*paths, write_atomically(f"{path_stem}.alt.txt", f"{alt}\n".encode())]
+
+
+def kind(svg: Path) -> str:
+    """Return "picture" for a figure with pixels of its own, else "drawing": a dark page may turn its colors."""
+    return "picture" if "<image" in svg.read_text(encoding="utf-8") else "drawing"
 
 
 def line_with_interval(
@@ -231,35 +238,43 @@ def forest(judgements: Mapping[str, Judgement]) -> Figure:
     Args:
         judgements: claim id -> judgement, as `nkdlib.compendium.judge.Verdicts`.
     """
-    rows, heads = [], []
+    rows = []
     for name, judgement in judgements.items():
-        seen = [key for key, found in judgement.found.items() if found.low is not None]
-        heads += [(len(rows), f"{name}: {judgement.verdict}")] if seen else []
-        rows += [None] * bool(seen) + [(claim_by_id(name).criterion(key), judgement.found[key]) for key in seen]
-    if not rows:
-        fig, ax = plt.subplots(figsize=(PAGE_WIDTH, 1.0))
+        rows.append((f"{name}: {judgement.verdict}", _VERDICTS.get(judgement.verdict, "0.4")))
+        seen = [(claim_by_id(name).criterion(key), found) for key, found in judgement.found.items()]
+        seen = [pair for pair in seen if pair[1].low is not None]
+        rows += sorted(seen, key=lambda pair: pair[0].column == "aim")
+    drawn = [(y, *row) for y, row in enumerate(rows) if isinstance(row[1], Interval)]
+    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 0.2 * len(rows) + 1.3))
+    if not drawn:
         ax.text(0.5, 0.5, "no claim has been observed at this tier yet", ha="center", va="center")
         ax.set_axis_off()
         return fig
-    fig, ax = plt.subplots(figsize=(PAGE_WIDTH, 0.24 * len(rows) + 1.2))
-    drawn = [(y, *row) for y, row in enumerate(rows) if row]
     for y, criterion, found in drawn:
         color, marker = _OUTCOMES[found.outcome]
         _interval(ax, y, _in_half_widths(criterion, found), color, marker, y, hollow=criterion.column == "aim")
     ax.axvline(0, color="0.2", linewidth=1.2)
-    ax.axvspan(-1, 1, color="0.94", zorder=0)
+    ax.axvspan(-1, 1, color="0.92", zorder=0)
     ax.set_xscale("symlog", linthresh=2)
+    left, right = ax.get_xlim()
+    ax.set_xticks([tick for tick in (-30, -10, -3, -1, 0, 1, 3, 10, 30) if left <= tick <= right])
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.set_xlabel("distance from the bound in half-widths of the interval; right: the side that is asked for")
-    ax.set_yticks([y for y, *_ in drawn], [f"{criterion.label}, {criterion}" for _, criterion, _ in drawn], fontsize=7)
-    for y, words in heads:
-        ax.text(0, y, words, transform=ax.get_yaxis_transform(), ha="left", va="center", fontsize=8, weight="bold")
+    ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    ax.set_xlabel("half-widths beyond the bound")
+    ax.set_yticks(range(len(rows)), [row[0] if isinstance(row[0], str) else row[0].label for row in rows])
+    ax.tick_params(axis="y", pad=178, labelsize=8.5)
+    for tick, (head, look) in zip(ax.get_yticklabels(), rows, strict=True):
+        ours = not isinstance(head, str) and head.column == "aim"
+        tick.set(ha="left", color="0.4" if ours else "0.15")
+        if isinstance(head, str):
+            tick.set(weight="bold", color=look)
     ax.set_ylim(len(rows) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
-    outcomes = dict.fromkeys(found.outcome for *_, found in drawn)
-    looks = [Line2D([], [], color=_OUTCOMES[one][0], marker=_OUTCOMES[one][1], label=one) for one in outcomes]
-    looks.append(Line2D([], [], color="0.4", marker="o", markerfacecolor="white", label="hollow: our aims"))
-    fig.legend(handles=looks, loc="outside upper right", ncols=len(looks))
+    looks = [Line2D([], [], color=color, marker=marker, label=one) for one, (color, marker) in _OUTCOMES.items()]
+    looks = [look for look in looks if look.get_label() in {found.outcome for *_, found in drawn}]
+    looks.append(Line2D([], [], color="0.4", marker="o", markeredgecolor="white", label="the paper's"))
+    looks.append(Line2D([], [], color="0.4", marker="o", markerfacecolor="white", label="our aim"))
+    fig.legend(handles=looks, loc="outside lower center", ncols=3)
     return fig
 
 

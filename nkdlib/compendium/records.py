@@ -1,10 +1,17 @@
-"""How results are written into `figures/<profile>/`: JSON in a fixed order, and Markdown tables."""
+"""How results are written into `figures/<profile>/`: JSON in a fixed order, Markdown tables, executed notebooks."""
 
+import base64
+import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nkdlib.tasks.places import write_atomically
+import nbformat
+from PIL import Image
+
+from nkdlib.compendium.tiers import portable
+from nkdlib.tasks.places import checkout, write_atomically
 
 OBSERVATIONS = "observations.json"
 PROVENANCE = "provenance.json"
@@ -21,3 +28,25 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def without_places(path: Path) -> bytes:
+    """Return an executed notebook without times and paths of the machine, its pictures in at most 256 colors."""
+    notebook = nbformat.read(path, as_version=4)
+    ran = notebook.metadata.get("papermill", {}).get("parameters", {})
+    notebook.metadata["papermill"] = {"parameters": portable(ran)}
+    for cell in notebook.cells:
+        for name in ("papermill", "execution"):
+            cell.metadata.pop(name, None)
+    text = nbformat.writes(notebook)
+    for place, name in ((checkout(), "."), (Path.home(), "~")):
+        text = re.sub(rf"(?<![\w+/]){re.escape(str(place))}(?![\w+=])", name, text)  # never inside of a picture
+    return (re.sub(r'(?<=base64,)[\w+/=]+|(?<="image/png": ")[\w+/=\\n]+', _smaller, text) + "\n").encode()
+
+
+def _smaller(found: re.Match) -> str:
+    """Write a PNG in base64 anew with a palette, if that is shorter."""
+    picture = Image.open(io.BytesIO(base64.b64decode(found[0].replace("\\n", "")))).convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    on_white.quantize(256).save(buffer := io.BytesIO(), "png", optimize=True)
+    return min(base64.b64encode(buffer.getvalue()).decode(), found[0], key=len)

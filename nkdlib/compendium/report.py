@@ -21,10 +21,11 @@ from nkdlib.compendium.claims import CLAIMS, Claim
 from nkdlib.compendium.criteria import AIM, short
 from nkdlib.compendium.plots import WATERMARK
 from nkdlib.compendium.provenance import provenance
+from nkdlib.compendium.readme import claims_table, strongest
 from nkdlib.compendium.records import PROVENANCE, markdown
 from nkdlib.compendium.run import Job, up_to_date
 from nkdlib.compendium.tiers import TIERS
-from nkdlib.compendium.verify import Record, claims_table, compare, judge_all, read_reference
+from nkdlib.compendium.verify import Record, compare, judge_all, read_reference
 from nkdlib.tasks.places import checkout, figures_root, runs_root
 
 PACKAGES = ("neighbourhoods", "figs", "detection", "training", "networks", "data", "tasks")
@@ -124,7 +125,7 @@ def describe(origin: Mapping) -> str:
 def _claims(profile: str, root: Path) -> Iterator[str]:
     """Write the claims page: README's table for this machine's results, then a section for each claim."""
     here, reference = judge_all(profile), read_reference(profile)
-    yield re.sub(r"\*\*((?:ND|FG)-\w+)\*\*", r"[**\1**](#\1)", claims_table([here], root / "notebooks"))
+    yield re.sub(r"\*\*((?:ND|FG)-\w+)\*\*", r"[**\1**](#\1)", claims_table(strongest([here]), root))
     if reference:
         found = [f"- {one}" for one in compare(reference, here) if not one.agrees] or ["- no difference"]
         yield "\n".join(["Beyond tolerances, compared with the committed reference:\n", *found, ""])

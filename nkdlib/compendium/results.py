@@ -121,10 +121,11 @@ class Results:
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
         """Write a figure as SVG and PNG with its alternative text, marked if it is no result, and display it."""
-        _, png, text = plots.save(fig, self.root / name, alt, watermark=self.mark)
+        svg, png, text = plots.save(fig, self.root / name, alt, watermark=self.mark)
         plt.close(fig)
         encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
-        display(HTML(f'<img alt="{described}" style="max-width: 100%" src="data:image/png;base64,{encoded}">'))
+        style = f'id="{name}" class="{plots.kind(svg)}" style="max-width: 100%"'
+        display(HTML(f'<img alt="{described}" {style} src="data:image/png;base64,{encoded}">'))
 
     def verdict(self, *claim_ids: str) -> Verdicts:
         """Judge claims by the observations so far."""

@@ -9,49 +9,17 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from nkdlib.compendium.claims import CLAIMS, Claim, claim_by_id, read_claims
-from nkdlib.compendium.criteria import AIM, Assessment, short
-from nkdlib.compendium.judge import Judgement, Observation, Verdicts, judge
+from nkdlib.compendium.claims import CLAIMS, claim_by_id, read_claims
+from nkdlib.compendium.criteria import Assessment, short
+from nkdlib.compendium.judge import NOTHING, Observation, Record, Verdicts, judge, read_reference
 from nkdlib.compendium.provenance import git
-from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, REFERENCE, markdown, write_json
+from nkdlib.compendium.records import OBSERVATIONS, PROVENANCE, REFERENCE, without_places
 from nkdlib.compendium.tiers import TIERS
-from nkdlib.tasks.places import figures_root, write_atomically
+from nkdlib.tasks.places import figures_root, runs_root, write_atomically
 
-BEGIN, END = "<!-- claims:begin -->", "<!-- claims:end -->"
-COLUMNS = ("claim", "the paper says", "verdict", "our aims")
-HEADLINES = ("night", "cpu")  # the tiers that README's verdicts come from, the first that judged a claim
-NOTHING = Judgement("not attempted", "no reference is committed yet", {})
-UPDATE = "python -m nkdlib.compendium.verify --table README.md"
-
-
-@dataclass(frozen=True)
-class Record:
-    """The verdicts of one tier, every seed, and the provenance of the notebooks behind them."""
-
-    profile: str
-    claims: Verdicts
-    provenance: Mapping[str, Mapping[str, object]]  # notebook -> as it wrote it
-
-    def write(self, path: Path) -> Path:
-        """Write the record as JSON."""
-        return write_json(path, asdict(self))
-
-    @classmethod
-    def read(cls, path: Path) -> "Record":
-        """Read what `write` wrote; `ValueError` for any other file."""
-        try:
-            content = json.loads(path.read_text())
-            for judged in content["claims"].values():
-                for name, found in judged["found"].items():
-                    values = {int(seed): value for seed, value in found["values"].items()}
-                    judged["found"][name] = Assessment(**found | {"values": values})
-            claims = {name: Judgement(**judged) for name, judged in content["claims"].items()}
-            return cls(content["profile"], Verdicts(claims), content["provenance"])
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a reference ({error!r}); restore it, or write it anew") from error
+MOST_BYTES = 5_000_000  # of a tier's executed notebooks
 
 
 @dataclass(frozen=True)
@@ -106,12 +74,6 @@ def departures(profile: str, origins: Mapping[str, Mapping[str, object]]) -> dic
     return {stem: words for stem, words in found.items() if words}
 
 
-def read_reference(profile: str, figures: Path | None = None) -> Record | None:
-    """Read the committed reference of a tier, None if there is none."""
-    path = (figures or figures_root()) / profile / REFERENCE
-    return Record.read(path) if path.exists() else None
-
-
 def compare(reference: Record, here: Record) -> list[Comparison]:
     """Compare verdicts and means with the reference's."""
     found = []
@@ -131,54 +93,6 @@ def _compared(claim: str, name: str, now: Assessment | None, then: Assessment | 
     values = [short(one.mean) + ("" if one.mean is None else f" {criterion.unit}") for one in (now, then)]
     tolerance = "" if then.mean is None else short(criterion.allowance(then.mean))
     return Comparison(claim, name, *values, tolerance, criterion.within(now.mean, then.mean))
-
-
-def claims_table(records: Sequence[Record], notebooks: Path) -> str:
-    """Write the claims as Markdown: the paper's statement with its verdict, and beside it our own aims.
-
-    Args:
-        records: each claim's row comes from the first that judged it.
-        notebooks: the folder of notebooks, to link those that exist.
-    """
-    rows = []
-    for claim in CLAIMS:
-        found = [(f" at `{record.profile}`", record.claims.get(claim.id, NOTHING)) for record in records]
-        judged = [pair for pair in found if pair[1].verdict != "not attempted"]
-        tier, judgement = [*judged, *found, ("", NOTHING)][0]
-        paper, aims = by_column(claim, judgement)
-        why = "" if judgement.verdict == "reproduced" else f": {judgement.reason}"
-        name, path = f"**{claim.id}** {claim.title}", f"{claim.notebook}.ipynb"
-        link = f" ([{claim.notebook}](notebooks/{path}))" if (notebooks / path).exists() else ""
-        verdict = "<br>".join([f"**{judgement.verdict}**{tier}{why}", *paper])
-        rows.append((name + link, f"{claim.published} ({claim.source})", verdict, "<br>".join(aims)))
-    return markdown(COLUMNS, rows)
-
-
-def by_column(claim: Claim, judgement: Judgement) -> tuple[list[str], list[str]]:
-    """Return what was found for the paper's criteria, and for our aims: interval, what was asked, an aim's outcome."""
-    seen = {"paper": [], "aim": []}
-    for criterion in claim.criteria:
-        if found := judgement.found.get(criterion.name):
-            outcome = f"{AIM[found.outcome]}: " if criterion.column == "aim" else ""
-            chance = criterion.chance(found.n)
-            odds = "" if chance is None else f"; met with {100 * chance:.0f} % if exactly true"
-            words = f"{outcome}{criterion.label} {found} {criterion.unit} (asked: {criterion}{odds})"
-            seen[criterion.column].append(words)
-    return seen["paper"], seen["aim"]
-
-
-def updated(text: str, table: str) -> str:
-    """Return `text` with the table between its marks. Raises `ValueError` if a mark is missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the text has no {BEGIN} followed by {END}; put both lines where the table belongs")
-    return f"{before}{BEGIN}\n{table}{END}{after}"
-
-
-def readme_table(figures: Path, notebooks: Path) -> str:
-    """Write README's table, from the committed references."""
-    return claims_table([record for tier in HEADLINES if (record := read_reference(tier, figures))], notebooks)
 
 
 def check_reference(record: Record) -> None:
@@ -205,21 +119,24 @@ def check_criteria(record: Record) -> None:
         raise ValueError(f"the criteria of {', '.join(moved)} changed after the notebooks ran; run them again")
 
 
+def kept_notebooks(profile: str) -> dict[str, bytes]:
+    """Return the run's executed notebooks as they are committed; `ValueError` if they are larger than 5 MB in all."""
+    found = {path.name: without_places(path) for path in sorted((runs_root() / profile).glob("*.ipynb"))}
+    found = {name: content for name, content in found.items() if name.count(".") == 1}  # none that failed
+    if (size := sum(map(len, found.values()))) > MOST_BYTES:
+        raise ValueError(f"executed notebooks (={size / 1e6:.1f} MB) must be below 5 MB in all; draw smaller figures")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print verdicts and differences; 0: as the reference, 1: not, 2: a file cannot be read or written."""
     parser = argparse.ArgumentParser("python -m nkdlib.compendium.verify", description=__doc__.split("\n\n")[0])
     parser.add_argument("--profile", choices=list(TIERS), default="cpu")
-    act = parser.add_mutually_exclusive_group()
-    act.add_argument(
+    parser.add_argument(
         "--write-reference", action="store_true", help="make this run the reference; from a clean tree only"
     )
-    act.add_argument("--table", type=Path, metavar="FILE", help=f"put the references' table into a file, below {BEGIN}")
     options = parser.parse_args(arguments)
     try:
-        if options.table:
-            table = readme_table(figures_root(), options.table.parent / "notebooks")
-            write_atomically(options.table, updated(options.table.read_text(), table).encode())
-            return 0
         return _verify(options.profile, options.write_reference)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -239,7 +156,11 @@ def _verify(profile: str, write_reference: bool) -> int:
         check_criteria(here)
         if own := departures(profile, here.provenance):
             raise ValueError(f"{'; '.join(map(': '.join, own.items()))}; run make reproduce PROFILE={profile}")
+        notebooks = kept_notebooks(profile)
         print(f"written: {here.write(figures_root() / profile / REFERENCE)}")
+        for name, content in notebooks.items():
+            write_atomically(figures_root() / profile / name, content)
+        print(f"and {len(notebooks)} executed notebooks; next: python -m nkdlib.compendium.readme")
         return 0
     reference = read_reference(profile)
     if reference is None:
