@@ -221,11 +221,11 @@ def plain_ticks(axis: Axis, prefixes: bool = False) -> None:
 
 def points_axis(ax: Axes, label: str) -> None:
     """Make the vertical axis one of points lost: linear up to one point, logarithmic beyond, plain numbers."""
-    ax.set_yscale("symlog", linthresh=1)
+    ax.set_yscale("symlog", linthresh=1, linscale=0.5)
     ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([-1, 0, 1, 2, 5, 10, 20, 50]))
     ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     limits = [other.dataLim for other in ax.get_shared_y_axes().get_siblings(ax)]
-    ax.set_ylim(min(-0.5, *(limit.y0 for limit in limits)), 1.2 * max(2, *(limit.y1 for limit in limits)))
+    ax.set_ylim(max(-2, min(-0.5, *(limit.y0 for limit in limits))), 1.2 * max(2, *(limit.y1 for limit in limits)))
     ax.set_ylabel(label)
 
 
