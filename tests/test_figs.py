@@ -240,16 +240,16 @@ def test_settings_that_make_no_sense_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"open_share": 1.0}, r"open_share \(=1.0\) is a share"),
-        ({"path_share": math.nan}, r"path_share \(=nan\) is a share"),
-        ({"finetune_share": -0.1}, r"finetune_share \(=-0.1\) is a share"),
+        ({"open_share": 1.0}, r"open_share \(=1.0\) must be a finite number of at least 0 and below 1"),
+        ({"path_share": math.nan}, r"path_share \(=nan\) must be a finite number"),
+        ({"finetune_share": -0.1}, r"finetune_share \(=-0.1\) must be a finite number of at least 0"),
         ({"open_share": 0.5, "finetune_share": 0.5}, r"open_share \(=0.5\) and finetune_share \(=0.5\) leave no steps"),
-        ({"gate_lr": 0.0}, r"gate_lr \(=0.0\) must be positive and finite"),
-        ({"temperature": math.inf}, r"temperature \(=inf\) must be positive and finite"),
-        ({"penalty": math.nan}, r"penalty \(=nan\) is a weight; choose 0 or more"),
-        ({"log_odds": math.nan}, r"log_odds \(=nan\) must be finite"),
-        ({"gate_betas": (0.9, 1.0)}, r"gate_betas \(=\(0.9, 1.0\)\) are two decays"),
-        ({"gate_betas": (0.9,)}, r"gate_betas \(=\(0.9,\)\) are two decays"),
+        ({"gate_lr": 0.0}, r"gate_lr \(=0.0\) must be a finite number above 0"),
+        ({"temperature": math.inf}, r"temperature \(=inf\) must be a finite number above 0"),
+        ({"penalty": math.nan}, r"penalty \(=nan\) must be a finite number of at least 0"),
+        ({"log_odds": math.nan}, r"log_odds \(=nan\) must be a finite number"),
+        ({"gate_betas": (0.9, 1.0)}, r"gate_betas \(=1.0\) must be a finite number of at least 0 and below 1"),
+        ({"gate_betas": (0.9,)}, r"gate_betas \(=\(0.9,\)\) are the two decays"),
     ],
 )
 def test_every_number_of_a_search_is_checked(change, message):

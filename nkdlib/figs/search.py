@@ -21,6 +21,7 @@ from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.module import device_of, evaluating
+from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.progress import Progress
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, Trainer, minimize
@@ -45,17 +46,15 @@ class Search:
 
     def __post_init__(self) -> None:
         for name in ("gate_lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} (={getattr(self, name)}) must be positive and finite")
-        if not 0 <= self.penalty < math.inf:
-            raise ValueError(f"penalty (={self.penalty}) is a weight; choose 0 or more")
-        if not math.isfinite(self.log_odds):
-            raise ValueError(f"log_odds (={self.log_odds}) must be finite; 2.5 is a probability of 0.92")
-        if len(self.gate_betas) != 2 or not all(0 <= beta < 1 for beta in self.gate_betas):
-            raise ValueError(f"gate_betas (={self.gate_betas}) are two decays; choose 0 to below 1")
+            check_number(name, getattr(self, name), 0, above=True)
+        check_number("penalty", self.penalty, 0)
+        check_number("log_odds", self.log_odds)
+        if len(self.gate_betas) != 2:
+            raise ValueError(f"gate_betas (={self.gate_betas}) are the two decays of Adam; choose 0 to below 1")
+        for beta in self.gate_betas:
+            check_number("gate_betas", beta, 0, 1, below=True)
         for name in ("open_share", "path_share", "finetune_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} (={getattr(self, name)}) is a share of the steps; choose 0 to below 1")
+            check_number(name, getattr(self, name), 0, 1, below=True)
         if self.open_share + self.finetune_share >= 1:
             raise ValueError(
                 f"open_share (={self.open_share}) and finetune_share (={self.finetune_share}) leave no steps to "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nkdlib.networks.module import NORMS, device_of
+from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.loop import Schedule, Trainer
@@ -48,13 +49,9 @@ class Recipe:
         if not isinstance(self.schedule, Schedule):
             raise ValueError(f"schedule (={self.schedule!r}) must be a Schedule, such as Schedule(steps=100, lr=2e-3)")
         for name, least in {"holdout": 2, "solve_images": 2, "bn_images": 0, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} (={value!r}) must be a whole number of at least {least}")
-        if not 0 <= self.ridge < math.inf:
-            raise ValueError(f"ridge (={self.ridge}) must be finite and not negative; 1e-3 is usual")
-        if not self.memory_limit_gb > 0:
-            raise ValueError(f"memory_limit_gb (={self.memory_limit_gb}) must be positive")
+            check_number(name, getattr(self, name), least, whole=True)
+        check_number("ridge", self.ridge, 0)
+        check_number("memory_limit_gb", self.memory_limit_gb, 0, above=True)
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"dtype (={self.dtype}) must be a floating-point type, such as torch.bfloat16")
 
