@@ -1,7 +1,15 @@
-"""Seconds to equal quality, read off a curve of runs, and of independent tasks on several workers."""
+"""Seconds to equal quality, read off a curve of runs, of independent tasks on several workers, and by the clock."""
 
 import math
 from collections.abc import Mapping, Sequence
+
+import torch
+
+from nkdlib.compendium.sweep import experiment
+from nkdlib.neighbourhoods import Recipe, distill
+from nkdlib.tasks.executors import make_executor
+from nkdlib.tasks.measure import Stopwatch
+from nkdlib.training import Schedule, accuracy, distill_end_to_end, reestimate_batchnorm
 
 
 def spent_at(quality: float, spent: Sequence[float], reached: Sequence[float]) -> float | None:
@@ -46,3 +54,29 @@ def lanes(seconds: Mapping[str, float], workers: int) -> list[tuple[int, str, fl
         placed.append((worker, name, free[worker], free[worker] + length))
         free[worker] += length
     return placed
+
+
+@experiment
+def wall_clock(teacher, train, judge, share, images, steps, tuned, cores, repeats, amp, device):
+    """Wall seconds of both methods on so many cores, every repeat, and the accuracies."""
+    students, names = dict.fromkeys(teacher.block_names, share), ("ND", "end to end")
+    seconds, reached, threads = {name: [] for name in names}, {}, torch.get_num_threads()
+    inputs = {n: train.subset(min(images, steps[n] * 128), seed=0).in_order(device, batch_size=256) for n in names}
+    schedules = {n: Schedule(steps[n], lr=tuned[n]["lr"], amp=amp) for n in names}
+    recipe, begin = Recipe(schedules["ND"], start="random"), Recipe(Schedule(0), start="random")
+    with make_executor("local", cores) as pool:
+        distill(teacher, students, inputs["ND"], Recipe(Schedule(1, amp=amp), start="random"), pool)  # starts it
+        for name in [*names] * repeats:
+            torch.set_num_threads(cores if name == "end to end" else threads)
+            with Stopwatch(device) as watch:
+                if name == "ND":
+                    student = distill(teacher, students, inputs[name], recipe, pool).recompose(teacher)
+                    reestimate_batchnorm(student, inputs[name])
+                else:
+                    student = distill(teacher, students, inputs["ND"], begin).recompose(teacher)
+                    temperature = tuned[name]["temperature"]
+                    distill_end_to_end(teacher, student, inputs[name], schedules[name], temperature=temperature)
+            torch.set_num_threads(threads)
+            seconds[name].append(watch.wall_s)
+            reached[name] = accuracy(student, judge.in_order(device))
+    return {"seconds": seconds, "reached": reached}
