@@ -5,7 +5,7 @@ from latex2mathml.converter import convert
 
 project = "Neighbourhood Distillation and FiGS, checked"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["README.md", "claims.md", "figures/*"]  # parts of other pages
+exclude_patterns = ["README.md", "claims.md", "figures/*/*"]  # parts of other pages
 suppress_warnings = ["ref.python"]  # of two targets, where an annotation names `bytes` and two classes have such
 templates_path = ["_templates"]
 default_role = "code"
@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = project
 html_static_path = ["_static"]
 html_css_files = ["report.css"]
+html_js_files = ["report.js"]
 html_math_renderer = "mathml"
 html_show_sourcelink = html_copy_source = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses for files

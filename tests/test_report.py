@@ -27,6 +27,11 @@ ESCAPED = """() => [document.documentElement, ...document.querySelectorAll("arti
     .concat(document.documentElement.scrollWidth > innerWidth ? "the page scrolls sideways" : [])"""
 
 
+VERDICTS = """() => [...document.querySelectorAll(".verdict, .criteria td")].map(e => e.getBoundingClientRect())
+    .every(box => box.width > 0 && box.left >= 0 && box.right <= innerWidth)
+    && document.querySelectorAll(".verdict").length"""
+
+
 class Page(HTMLParser):
     """Tags with their attributes, and the text, of one page."""
 
@@ -45,7 +50,8 @@ class Page(HTMLParser):
 
 def notebook(path, *cells, **metadata):
     """A notebook with the name and the metadata of one of the checkout, and cells of its own."""
-    cells = [new_markdown_cell(f"# {path.stem}"), new_code_cell("seeds: int = 2"), *cells]
+    parameters, observing = new_code_cell("seeds: int = 2"), new_code_cell("results.observe(...)")
+    cells = [new_markdown_cell(f"# {path.stem}"), parameters, *cells, observing]
     return new_notebook(cells=cells, metadata={**nbformat.read(path, as_version=4).metadata, **metadata})
 
 
@@ -126,6 +132,7 @@ def test_every_page_says_where_it_comes_from_and_that_smoke_is_no_result(site, p
         assert WATERMARK in page.text, path.name
         assert re.search(r"Built \d{4}-\d\d-\d\d .*Python 3.*torch .* cores", page.text), path.name
     assert "Provenance" in pages[site / "notebooks" / "01_local_replacement.html"].text
+    assert "/CPU minutes" in "/".join(pages[site / "costs.html"].text.splitlines())
 
 
 def test_a_claim_is_one_click_from_notebook_figure_code_and_test(site, pages):
@@ -137,8 +144,15 @@ def test_a_claim_is_one_click_from_notebook_figure_code_and_test(site, pages):
         assert f"notebooks/{claim.notebook}.html" in links
     assert "api/nkdlib.neighbourhoods.html#nkdlib.neighbourhoods.distill" in links
     assert "tests/test_neighbourhoods_distill.html" in links
-    assert "figures.html#fig-01-local-replacement-noise" in links
-    assert "0.3 [0.3, 0.3], n=2" in page.text
+    assert "figures/01_local_replacement.html#fig-01-local-replacement-noise" in links
+    assert {"notebooks/01_local_replacement.html#judged", "figures/01_local_replacement/observations.json"} <= {*links}
+    assert "0.3 points [0.3, 0.3]" in page.text and "below 2 points" in page.text  # obtained beside expected
+
+
+def test_a_figure_leads_to_the_cell_that_made_it(site, pages):
+    page = pages[site / "figures" / "01_local_replacement.html"]
+    assert "../notebooks/01_local_replacement.html#noise" in [found.get("href") for _, found in page.tags]
+    assert "noise" in pages[site / "notebooks" / "01_local_replacement.html"].ids
 
 
 def test_a_notebook_that_was_not_run_is_shown_as_such(clone, tmp_path, monkeypatch):
@@ -146,8 +160,23 @@ def test_a_notebook_that_was_not_run_is_shown_as_such(clone, tmp_path, monkeypat
     (tmp_path / "pages").mkdir()
     report.write_pages("cpu", clone, tmp_path / "pages")
     page = (tmp_path / "pages" / "notebooks" / "01_local_replacement.ipynb").read_text()
+    assert "hide-input" in page
     assert "not run on this machine" in page and "make reproduce PROFILE=cpu" in page and WATERMARK not in page
-    assert "not attempted: no observations at cpu" in (tmp_path / "pages" / "claims.md").read_text()
+    assert "no observations at cpu" in (tmp_path / "pages" / "claims.md").read_text()
+
+
+def test_the_executed_notebook_of_a_reference_is_shown_where_nothing_was_run(clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("NKD_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("NKD_RUNS", str(tmp_path / "runs"))
+    kept = tmp_path / "figures" / "cpu" / "01_local_replacement.ipynb"
+    kept.parent.mkdir(parents=True)
+    printed = new_output("stream", name="stdout", text="printed by the reference's run")
+    nbformat.write(notebook(clone / "notebooks" / kept.name, new_code_cell("1", outputs=[printed])), kept)
+    (tmp_path / "pages").mkdir()
+    report.write_pages("cpu", clone, tmp_path / "pages")
+    page = (tmp_path / "pages" / "notebooks" / kept.name).read_text()
+    assert not [*tmp_path.glob("pages/figures/*.ipynb")]  # one page for a notebook
+    assert "executed for the reference" in page and "printed by the reference's run" in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")
@@ -170,6 +199,14 @@ def test_a_browser_shows_every_page_in_light_and_dark_on_a_desk_and_a_phone(site
                     page.emulate_media(color_scheme=scheme)
                     colors.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
             assert len(colors) == 2 and not said, (path, colors, said)
+        page.set_viewport_size({"width": 390, "height": 900})
+        page.goto((site / "index.html").as_uri())
+        assert page.evaluate(VERDICTS) == len(CLAIMS)
+        page.goto((site / "notebooks" / "01_local_replacement.html").as_uri())
+        code = page.locator("details.hide .highlight").first
+        assert not code.is_visible()
+        page.get_by_role("button", name="Show all code").click()
+        assert code.is_visible()
         page.goto((site / "search.html").as_uri() + "?q=neighbourhood")
         page.wait_for_selector("#search-results li")
         browser.close()

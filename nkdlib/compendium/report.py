@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -19,9 +20,9 @@ from sphinx.cmd.build import main as sphinx
 
 from nkdlib.compendium.claims import CLAIMS, Claim
 from nkdlib.compendium.criteria import AIM, short
-from nkdlib.compendium.plots import WATERMARK
+from nkdlib.compendium.plots import WATERMARK, kind
 from nkdlib.compendium.provenance import provenance
-from nkdlib.compendium.readme import claims_table, strongest
+from nkdlib.compendium.readme import findings, measured, strongest, why
 from nkdlib.compendium.records import PROVENANCE, markdown
 from nkdlib.compendium.run import Job, up_to_date
 from nkdlib.compendium.tiers import TIERS
@@ -29,6 +30,7 @@ from nkdlib.compendium.verify import Record, compare, judge_all, read_reference
 from nkdlib.tasks.places import checkout, figures_root, runs_root
 
 PACKAGES = ("neighbourhoods", "figs", "detection", "training", "networks", "data", "tasks")
+IN_VIEW = "in-view"  # a tag of cells whose code stays open
 MODULES = ("claims", "criteria", "judge", "results", "plots", "tiers")  # of the compendium, whose package has no names
 
 
@@ -45,19 +47,21 @@ def write_pages(profile: str, root: Path, folder: Path) -> None:
     tests = {path.stem: path.read_text() for path in sorted((root / "tests").glob("test_*.py"))}
     listing = "~~~{{code-block}} python\n:linenos:\n\n{}\n~~~"
     _group(folder, "tests", "Tests", {name: listing.format(text) for name, text in tests.items()})
-    if (figures := figures_root() / profile).exists():
-        shutil.copytree(figures, folder / "figures")
-    (folder / "figures.md").write_text("\n".join(_figures(figures, profile)))
-    (folder / "claims.md").write_text("\n".join(_claims(profile, root)))
     rows = [_notebook(path, profile, folder / "notebooks") for path in sorted((root / "notebooks").glob("*.ipynb"))]
-    table = markdown(("notebook", "at this profile", "its results are from"), rows)
     toctree = "```{toctree}\n:hidden:\n:glob:\n\nnotebooks/*\n```"
-    (folder / "notebooks.md").write_text(f"# Notebooks\n\n{table}\n{toctree}\n")
+    (folder / "notebooks.md").write_text(f"# Notebooks\n\n{markdown(('notebook', 'at this tier'), rows)}\n{toctree}\n")
+    figures = figures_root() / profile
+    if figures.exists():
+        shutil.copytree(figures, folder / "figures", ignore=shutil.ignore_patterns("*.ipynb"))
+    drawn = {path.name: "\n".join(_figures(path, folder)) for path in sorted(figures.glob("*/"))}
+    _group(folder, "figures", "Figures and tables", {stem: text for stem, text in drawn.items() if text})
+    (folder / "claims.md").write_text("\n".join(_claims(profile)))
+    (folder / "costs.md").write_text("\n".join(_costs()))
 
 
 def _group(folder: Path, group: str, title: str, pages: Mapping[str, str]) -> None:
     """Write a group of pages, and one that lists them."""
-    (folder / group).mkdir()
+    (folder / group).mkdir(exist_ok=True)
     for name, text in pages.items():
         (folder / group / f"{name}.md").write_text(f"# {name}\n\n{text}\n")
     names = "\n".join(f"{group}/{name}" for name in pages)
@@ -71,42 +75,59 @@ def _linked(text: str) -> str:
     return text.replace("(CONTRIBUTING.md)", "(contributing.md)")
 
 
-def _figures(figures: Path, profile: str) -> Iterator[str]:
-    """Write the page of all figures, with the tables that lie beside them."""
-    yield f"# Figures and tables\n\nAs the notebooks wrote them at profile `{profile}`.\n"
-    for folder in sorted(path for path in figures.glob("*") if path.is_dir()):
-        yield f"## {folder.name}\n"
-        for path in sorted(folder.glob("*.svg")):
-            alt, source = path.with_suffix(".alt.txt").read_text().strip(), path.relative_to(figures)
-            yield f"(fig-{folder.name}-{path.stem})=\n### {path.stem.replace('_', ' ')}\n"
-            yield f"```{{image}} figures/{source}\n:alt: {alt}\n```\n"
-        for path in sorted(folder.glob("*.md")):
-            yield f"### {path.stem.replace('_', ' ')} (table)\n"
-            yield f"```{{include}} figures/{path.relative_to(figures)}\n```\n"
-        rows = (f"[{path.name}](figures/{path.relative_to(figures)})" for path in sorted(folder.glob("*.csv")))
-        yield f"Rows behind them: {', '.join(rows)}\n"
+def _figures(figures: Path, folder: Path) -> Iterator[str]:
+    """Write a notebook's figures, each with the cell that made it, and the tables that lie beside them."""
+    stem = figures.name
+    page = folder / "notebooks" / f"{stem}.ipynb"
+    notebook = page.read_text() if page.exists() else ""
+    for path in sorted(figures.glob("*.svg")):
+        alt, name = path.with_suffix(".alt.txt").read_text().strip(), path.stem
+        yield f"(fig-{stem}-{name})=\n## {name.replace('_', ' ').capitalize()}\n"
+        yield f"```{{image}} {stem}/{path.name}\n:alt: {alt}\n:class: {kind(path)}\n```\n"
+        if f'id=\\"{name}\\"' in notebook:
+            yield f'<p><a href="../notebooks/{stem}.html#{name}">The cell that made it</a></p>\n'
+    for path in sorted(figures.glob("*.md")):
+        yield f"## {path.stem.replace('_', ' ').capitalize()} (table)\n\n```{{include}} {stem}/{path.name}\n```\n"
+    if rows := [f'<a href="{stem}/{path.name}">{path.name}</a>' for path in sorted(figures.glob("*.csv"))]:
+        yield f"<p>Rows behind them: {', '.join(rows)}</p>\n"
 
 
-def _notebook(path: Path, profile: str, folder: Path) -> tuple[str, str, str]:
-    """Write a notebook as it was executed, else as it stands; return its row of the table of notebooks."""
-    executed, record = runs_root() / profile / path.name, figures_root() / profile / path.stem / PROVENANCE
-    notebook = nbformat.read(executed if executed.exists() else path, as_version=4)
-    origin = json.loads(record.read_text()) if record.exists() else None
-    state, note, came = "executed", "", describe(origin) if origin else ""
-    if not executed.exists():
-        state, note = "not run on this machine", f"No outputs below; `make reproduce PROFILE={profile}` makes them. "
-        note += "The results of this profile come with the repository: " if origin else ""
+def _notebook(path: Path, profile: str, folder: Path) -> tuple[str, str]:
+    """Write a notebook as it was executed here or for the reference, else as it stands; return its row of the table."""
+    here, kept = runs_root() / profile / path.name, figures_root() / profile / path.name
+    record = figures_root() / profile / path.stem / PROVENANCE
+    executed = next((place for place in (here, kept) if place.exists()), None)
+    notebook = nbformat.read(executed or path, as_version=4)
+    state = "executed"
+    if executed is None:
+        state = f"not run on this machine; `make reproduce PROFILE={profile}` runs it"
+    elif executed == kept:
+        state = "executed for the reference"
     elif not up_to_date(Job(path.resolve(), profile, notebook.metadata.papermill["parameters"])):
         state += "; notebook, code, pins or results have changed since"
     state += "" if TIERS[profile].judged else f" ({WATERMARK})"
-    note = f"```{{admonition}} Profile {profile}: {state}\n{note}{came}\n```"
-    notebook.cells.insert(1, new_markdown_cell(note))
-    if origin:
-        rows = [(name, f"`{json.dumps(value)}`") for name, value in sorted(origin.items())]
-        notebook.cells.append(new_markdown_cell(f"## Provenance\n\n{markdown(('what', 'value'), rows)}"))
+    observes = False
+    for cell in [*notebook.cells]:
+        if cell.cell_type != "code":
+            cell.source = cell.source.replace("](../docs/", "](../")
+            continue
+        shown = IN_VIEW in cell.metadata.get("tags", [])
+        cell.metadata["tags"] = [*cell.metadata.get("tags", []), *([] if shown else ["hide-input"])]
+        if "results.observe(" in cell.source and not observes:
+            notebook.cells.insert(notebook.cells.index(cell), new_markdown_cell('<a id="judged"></a>'))
+            observes = True
+    notebook.cells.insert(1, new_markdown_cell(f"*Tier `{profile}`: {state}.*"))
+    if record.exists():
+        rows = [(name, f"`{json.dumps(value)}`") for name, value in sorted(json.loads(record.read_text()).items())]
+        notebook.cells.append(new_markdown_cell(_folded("Provenance", markdown(("what", "value"), rows))))
     folder.mkdir(exist_ok=True)
     nbformat.write(notebook, folder / path.name)
-    return f"[{path.stem}](notebooks/{path.name})", state, came
+    return f"[{path.stem}](notebooks/{path.name})", state
+
+
+def _folded(summary: str, text: str) -> str:
+    """Write Markdown that opens on a click."""
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>\n"
 
 
 def describe(origin: Mapping) -> str:
@@ -116,56 +137,89 @@ def describe(origin: Mapping) -> str:
         origin["time"].replace("T", " ").replace("+00:00", " UTC"),
         f"commit {(origin['commit'] or 'unknown')[:10]}{' with changes' if origin['dirty'] else ''}",
         ", ".join([f"Python {origin['python']}", *(f"{name} {version}" for name, version in packages.items())]),
-        f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB",
-        f"{hardware['gpu']} with CUDA {origin['cuda']}" if hardware["gpu"] else "no GPU",
+        _machine(hardware),
+        f"CUDA {origin['cuda']}" if origin["cuda"] else "no GPU",
     )
     return "; ".join(parts)
 
 
-def _claims(profile: str, root: Path) -> Iterator[str]:
-    """Write the claims page: README's table for this machine's results, then a section for each claim."""
+def _machine(hardware: Mapping) -> str:
+    parts = (f"{hardware['cpu']}, {hardware['cores']} cores", f"{hardware['memory_gb']} GB", hardware["gpu"])
+    return ", ".join(filter(None, parts))
+
+
+def _costs() -> Iterator[str]:
+    """Write README's table of tiers, and what every notebook took on the machine that its results are from."""
+    part = ':start-after: "## Two commands"\n:end-before: "## Your own network"'
+    yield f"# Costs\n\n```{{include}} README.md\n{part}\n```\n\n## Measured\n"
+    yield "Notebooks with their tier's own parameters. What an earlier run had kept cost nothing again.\n"
+    rows = []
+    for tier in TIERS.values():
+        for path in sorted((figures_root() / tier.name).glob(f"*/{PROVENANCE}")):
+            origin = json.loads(path.read_text())
+            if not tier.departures(path.parent.name, origin["parameters"]):
+                minutes = [f"{origin['seconds'][clock] / 60:.1f}" for clock in ("wall", "cpu")]
+                rows.append((tier.name, path.parent.name, *minutes, _machine(origin["hardware"])))
+    heads = ("tier", "notebook", "minutes", "CPU minutes", "machine")
+    yield markdown(heads, rows) if rows else "No notebook has run with its tier's parameters yet.\n"
+
+
+def _claims(profile: str) -> Iterator[str]:
+    """Write the front page's results: findings, the picture of all claims, and a card for each."""
     here, reference = judge_all(profile), read_reference(profile)
-    yield re.sub(r"\*\*((?:ND|FG)-\w+)\*\*", r"[**\1**](#\1)", claims_table(strongest([here]), root))
+    said = "".join(findings(strongest([here])))
+    yield f"## Findings\n\n{said or 'None: nothing was judged at this tier.'}\n"
+    yield f"Tier `{profile}`. Brackets hold 95 % intervals over seeds.\n\n## Claims\n"
+    if (figures_root() / profile / "07_claims" / "forest.svg").exists():
+        alt = "Every criterion's distance from its bound, by claim"
+        yield f"```{{image}} figures/07_claims/forest.svg\n:alt: {alt}\n:class: drawing\n```\n"
     if reference:
         found = [f"- {one}" for one in compare(reference, here) if not one.agrees] or ["- no difference"]
-        yield "\n".join(["Beyond tolerances, compared with the committed reference:\n", *found, ""])
+        yield _folded("Beyond tolerances, compared with the committed reference", "\n".join(found))
     for claim in CLAIMS:
-        yield from _claim(claim, here, reference, root)
+        yield from _claim(claim, here, reference)
 
 
-def _claim(claim: Claim, here: Record, reference: Record | None, root: Path) -> Iterator[str]:
-    """Write one claim: its criteria, every seed, the verdict, the cost, and links to what it rests on."""
-    judged, origin = here.claims[claim.id], here.provenance.get(claim.notebook)
+def _claim(claim: Claim, here: Record, reference: Record | None) -> Iterator[str]:
+    """Write one claim's card: verdict, expected beside obtained, links to what it rests on, every seed."""
+    judged = here.claims[claim.id]
     before = reference.claims[claim.id].found if reference and claim.id in reference.claims else {}
-    took = f"{origin['seconds']['wall']:.0f} s; kept results cost nothing again" if origin else "not run at this tier"
-    yield f"({claim.id})=\n## {claim.id}: {claim.title}\n\n{claim.wording}\n"
-    yield f"- **Published:** {claim.published} ({claim.source})"
-    yield f"- **Measured here:** {claim.metric}"
-    yield f"- **Verdict:** {judged.verdict}: {judged.reason}"
-    yield f"- **Cost:** {took}\n"
-    rows = []
+    yield f"({claim.id})=\n### {claim.id}: {claim.title}\n"
+    yield f'<p class="verdict {judged.verdict.replace(" ", "-")}">{judged.verdict}</p>\n\n{claim.wording}\n'
+    yield f"**The paper says:** {claim.published} ({claim.source}).\n"
+    rows, more = [], []
     for criterion in claim.criteria:
-        found, was = judged.found.get(criterion.name), before.get(criterion.name)
-        ours, chance = criterion.column == "aim", criterion.chance(found.n if found else criterion.seeds)
-        seen = ("not observed", "", "")
-        if found:
-            outcome = AIM[found.outcome] if ours else found.outcome
-            seen = found, ", ".join(map(short, found.values.values())), outcome
-        known = f" Known before: {criterion.known}" if criterion.known else ""
-        asked = f"{criterion} {criterion.unit}, {criterion.seeds} seeds"
-        odds = "" if chance is None else f"{100 * chance:.0f} %"
-        says = f"**{criterion.label}** (`{criterion.metric}`): {criterion.words}.{known}"
-        rows.append(("our aim" if ours else "the paper", says, asked, odds, *seen, short(was.mean) if was else ""))
-    heads = ("column", "criterion", "asked", "chance if exactly true", "here: mean [95 % interval]")
-    yield markdown((*heads, "every seed", "outcome", "reference"), rows)
-    figures = sorted((figures_root() / here.profile / claim.notebook).glob("*.svg"))
+        found, was, ours = judged.found.get(criterion.name), before.get(criterion.name), criterion.column == "aim"
+        outcome = (AIM[found.outcome] if ours else found.outcome) if found else "not observed"
+        name = f"{criterion.label}{' <small>(our aim)</small>' if ours else ''}"
+        obtained = measured(criterion, found).partition(": ")[2] if found else "-"
+        ends = f'<td class="outcome {outcome.replace(" ", "-")}">{outcome}</tr>'
+        rows.append(f"<tr><td>{name}<td>{criterion} {criterion.unit}<td>{escape(obtained)}{ends}")
+        chance = criterion.chance(found.n if found else criterion.seeds)
+        parts = [f"**{criterion.label}**: {criterion.words}"]
+        parts += [f"known before: {criterion.known}"] if criterion.known else []
+        parts += [f"seeds: {', '.join(map(short, found.values.values()))}"] if found else []
+        parts += [f"met with {100 * chance:.0f} % if exactly true"] if chance is not None else []
+        parts += [f"reference: {short(was.mean)}"] if was else []
+        more.append("- " + ". ".join(parts))
+    heads = "".join(f"<th>{head}</th>" for head in ("criterion", "expected", "obtained", "outcome"))
+    yield f'<table class="criteria"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>\n'
+    if said := why(claim, judged):
+        yield f"**Why:** {said}.\n"
+    stem, root = claim.notebook, figures_root() / here.profile / claim.notebook
+    drawn = [path.stem.replace("_", "-") for path in sorted(root.glob("*.svg"))]
+    page = f"figures/{stem}.html#fig-{stem.replace('_', '-')}"
     links = {
-        "Notebook": [f"[{claim.notebook}](notebooks/{claim.notebook}.ipynb)"],
-        "figures": [f"[{path.stem.replace('_', ' ')}](#fig-{claim.notebook}-{path.stem})" for path in figures],
-        "code": [f"{{py:obj}}`~nkdlib.{name}`" for name in claim.code],
-        "tests": [f"[{name}](tests/{name}.md)" for name in claim.tests],
+        "Figures": [(name.replace("-", " "), f"{page}-{name}") for name in drawn],
+        "Notebook": [(stem, f"notebooks/{stem}.html"), ("the cell that judges", f"notebooks/{stem}.html#judged")],
+        "Code": [(name, f"api/nkdlib.{name.split('.')[0]}.html#nkdlib.{name}") for name in claim.code],
+        "Tests": [(name, f"tests/{name}.html") for name in claim.tests],
+        "Record": [(path.name, f"figures/{stem}/{path.name}") for path in sorted(root.glob("*.json"))],
     }
-    yield "; ".join(f"**{name}:** {', '.join(found) or 'none yet'}" for name, found in links.items()) + "\n"
+    for name, found in links.items():
+        each = ", ".join(f'<a href="{link}">{text}</a>' for text, link in found)
+        yield f'<p class="links"><b>{name}</b> {each or "none yet"}</p>\n'
+    yield _folded("Recipe, every seed and the chance to be met", "\n".join(more))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if root is None:
         print("error: the report is built from the repository; install nkdlib from a clone of it", file=sys.stderr)
         return 2
-    banner = f"Profile {options.profile}" if TIERS[options.profile].judged else WATERMARK
+    banner = f"Tier {options.profile}" if TIERS[options.profile].judged else WATERMARK
     built = f"Built {describe(provenance({'profile': options.profile}))}"
     settings = ["-D", f"html_theme_options.announcement={banner}", "-A", f"provenance={built}"]
     with tempfile.TemporaryDirectory() as pages, tempfile.TemporaryDirectory() as doctrees:
@@ -185,6 +239,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shutil.rmtree(out, ignore_errors=True)
         settings += ["-c", str(root / "docs"), "-d", doctrees, "-q", "-W", "--keep-going", "-j", "auto"]
         failed = sphinx([*settings, pages, str(out)])
+        if (figures := figures_root() / options.profile).exists():  # the records, which pages link
+            drawn = shutil.ignore_patterns("*.svg", "*.png", "*.md", "*.txt", "*.ipynb")
+            shutil.copytree(figures, out / "figures", ignore=drawn, dirs_exist_ok=True)
     if not failed:
         print(f"open {out / 'index.html'}")
     return int(bool(failed))

@@ -100,7 +100,8 @@ def check_reference(record: Record) -> None:
     if not record.provenance:
         raise ValueError(f"nothing was observed; run make reproduce PROFILE={record.profile} first")
     if changed := [stem for stem, origin in record.provenance.items() if origin["dirty"] is not False]:
-        raise ValueError(f"{', '.join(changed)} ran with changes that are not committed; commit them and run again")
+        remedy = "commit them and run again, or remove what is not part of the reference"
+        raise ValueError(f"{', '.join(changed)} ran with changes that are not committed; {remedy}")
     commits = {stem: str(origin["commit"])[:10] for stem, origin in record.provenance.items()}
     if len({*commits.values()}) > 1:
         listed = ", ".join(f"{stem} from {commit}" for stem, commit in commits.items())
