@@ -10,6 +10,8 @@ from nkdlib.compendium import readme
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.judge import Observation, Verdicts, judge
 from nkdlib.compendium.readme import claims_table, findings, parts, strongest, updated
+from nkdlib.compendium.records import write_json
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.compendium.verify import Record
 
 ROOT = Path(__file__).parents[1]
@@ -92,8 +94,12 @@ def test_the_picture_is_that_of_the_strongest_reference(tmp_path):
     for tier in ("cpu", "night"):
         record(tier).write(tmp_path / "figures" / tier / "reference.json")
         assert "comes with the first reference" in parts(tmp_path, tmp_path / "figures")["picture"] or tier == "night"
-        (tmp_path / "figures" / tier / "07_claims").mkdir()
-        (tmp_path / "figures" / tier / "07_claims" / "forest.png").touch()
+        folder = tmp_path / "figures" / tier / "07_claims"
+        folder.mkdir()
+        (folder / "forest.png").touch()
+        write_json(folder / "provenance.json", {"parameters": {"data": "an earlier one"}})
+        assert f"figures/{tier}" not in parts(tmp_path, tmp_path / "figures")["picture"]
+        write_json(folder / "provenance.json", {"parameters": TIERS[tier].protocol("07_claims")})
         assert f"](figures/{tier}/07_claims/forest.png)" in parts(tmp_path, tmp_path / "figures")["picture"]
 
 

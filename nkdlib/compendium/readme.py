@@ -3,6 +3,7 @@
 `python -m nkdlib.compendium.readme` writes them into README.md.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,7 +13,8 @@ from types import SimpleNamespace
 from nkdlib.compendium.claims import CLAIMS, FINDINGS, Claim
 from nkdlib.compendium.criteria import Assessment, Criterion, short
 from nkdlib.compendium.judge import NOTHING, Judgement, Record, read_reference
-from nkdlib.compendium.records import markdown
+from nkdlib.compendium.records import PROVENANCE, markdown
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.places import checkout, figures_root, write_atomically
 
 COLUMNS = ("claim", "verdict", "the paper says", "we measured", "why")
@@ -113,13 +115,19 @@ def parts(root: Path, figures: Path) -> dict[str, str]:
     """Return README's generated parts by name, from the references in `figures`."""
     records = [record for tier in HEADLINES if (record := read_reference(tier, figures))]
     rows = strongest(records)
-    pictures = [f"figures/{record.profile}/07_claims/forest.png" for record in records]
-    drawn = next((path for path in pictures if (figures.parent / path).exists()), None)
     picture = "The picture of all claims comes with the first reference.\n"
-    if drawn:
-        picture = f"![Every criterion's distance from its bound, by claim]({drawn})\n"
+    if drawn := [record.profile for record in records if _is_drawn(record.profile, figures)]:
+        picture = f"![Every criterion's distance from its bound, by claim](figures/{drawn[0]}/07_claims/forest.png)\n"
     said = "".join(findings(rows)) or "They are computed from the reference, and none is committed yet.\n"
     return {"findings": said, "picture": picture, "claims": claims_table(rows, root)}
+
+
+def _is_drawn(tier: str, figures: Path) -> bool:
+    """Tell whether a tier's picture of all claims is there, and of no earlier protocol."""
+    folder = figures / tier / "07_claims"
+    if not ((folder / "forest.png").exists() and (folder / PROVENANCE).exists()):
+        return False
+    return not TIERS[tier].departures(folder.name, json.loads((folder / PROVENANCE).read_text())["parameters"])
 
 
 def updated(text: str, parts: Mapping[str, str]) -> str:

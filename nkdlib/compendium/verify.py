@@ -120,10 +120,13 @@ def check_criteria(record: Record) -> None:
         raise ValueError(f"the criteria of {', '.join(moved)} changed after the notebooks ran; run them again")
 
 
-def kept_notebooks(profile: str) -> dict[str, bytes]:
-    """Return the run's executed notebooks as they are committed; `ValueError` if they are larger than 5 MB in all."""
-    found = {path.name: without_places(path) for path in sorted((runs_root() / profile).glob("*.ipynb"))}
-    found = {name: content for name, content in found.items() if name.count(".") == 1}  # none that failed
+def kept_notebooks(record: Record) -> dict[str, bytes]:
+    """Return the executed notebooks of a record's commit as they are committed; `ValueError` above 5 MB in all."""
+    found, commits = {}, {origin["commit"] for origin in record.provenance.values()}
+    for path in sorted((figures_root() / record.profile).glob(f"*/{PROVENANCE}")):
+        notebook = runs_root() / record.profile / f"{path.parent.name}.ipynb"
+        if notebook.exists() and json.loads(path.read_text())["commit"] in commits:
+            found[notebook.name] = without_places(notebook)
     if (size := sum(map(len, found.values()))) > MOST_BYTES:
         raise ValueError(f"executed notebooks (={size / 1e6:.1f} MB) must be below 5 MB in all; draw smaller figures")
     return found
@@ -157,7 +160,7 @@ def _verify(profile: str, write_reference: bool) -> int:
         check_criteria(here)
         if own := departures(profile, here.provenance):
             raise ValueError(f"{'; '.join(map(': '.join, own.items()))}; run make reproduce PROFILE={profile}")
-        notebooks = kept_notebooks(profile)
+        notebooks = kept_notebooks(here)
         print(f"written: {here.write(figures_root() / profile / REFERENCE)}")
         for name, content in notebooks.items():
             write_atomically(figures_root() / profile / name, content)
