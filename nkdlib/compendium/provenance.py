@@ -19,7 +19,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-learn", "pandas", 
 
 
 def provenance(
-    parameters: Mapping[str, object], data_digest: str = "", seconds: Mapping[str, float] | None = None
+    parameters: Mapping[str, object],
+    data_digest: str = "",
+    seconds: Mapping[str, float] | None = None,
+    made: str = "figures",
 ) -> dict[str, object]:
     """Return the provenance of a notebook's results, ready for JSON.
 
@@ -27,8 +30,9 @@ def provenance(
         parameters: those of the notebook; of an absolute path only the last part is kept.
         data_digest: fingerprint of the data.
         seconds: wall and CPU seconds by name.
+        made: the folder that results are written to, whose changes do not make the tree dirty.
     """
-    changes = git("status", "--porcelain", "--", ".", ":!figures")  # regenerated figures are not a change of code
+    changes = git("status", "--porcelain", "--", ".", f":!{made}")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": git("rev-parse", "HEAD"),

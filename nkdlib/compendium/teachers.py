@@ -211,7 +211,7 @@ def keep_teacher(name: str, seed: int, out: Path, runs: Path, device: str = "cpu
     state = train_teacher(train, int(depth), recipe, seed, device, checkpoints)
     network = build(int(depth), train.num_classes, train.shape[0], recipe, seed=0)
     network.load_state_dict(state)
-    about = provenance(settings, train.fingerprint) | {
+    about = provenance(settings, train.fingerprint, made="teachers") | {
         "command": f"python -m nkdlib.compendium.teachers {name} --seed {seed}",
         "accuracy": {
             "validation": accuracy(network, validation.in_order()),

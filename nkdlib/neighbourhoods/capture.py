@@ -54,7 +54,7 @@ def capture(
         teacher: put into evaluation mode.
         neighbourhoods: from `split`.
         inputs: batches of images, with or without labels.
-        images: stop after this many; None takes all.
+        images: stop after this many; None takes all. If there are fewer, memory is wasted.
         dtype: of the boundaries; float16 holds activations up to 65,504.
         adapt: for inputs unlike those that the teacher was trained on: a copy of the teacher has its BatchNorms
             measured on `inputs` (AdaBN, Li et al. 2016, arXiv 1603.04779) and gives the neighbourhoods' inputs, with
@@ -72,12 +72,12 @@ def capture(
     >>> capture(teacher, split(teacher, ["layer1.0", "layer2.0"], images[0]), images)
     boundaries of 64 images kept in memory, 1 MB
     """
-    images = sys.maxsize if images is None else images
+    most = sys.maxsize if images is None else images
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
     front = teacher.eval()
     if adapt:
         front = copied(teacher)
-        reestimate_batchnorm(front, inputs, images)
+        reestimate_batchnorm(front, inputs, most)
     names = _boundary_names(neighbourhoods, adapt)
     last, (_, last_output) = list(names.items())[-1]
     row: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ def capture(
 
     def rows() -> Iterator[dict[str, Tensor]]:
         device = neighbourhoods[0].example.device
-        for batch in first_images(inputs, images):
+        for batch in first_images(inputs, most):
             row.clear()
             try:
                 front(batch.to(device, copy=True))
@@ -122,7 +122,7 @@ def capture(
             if x.endswith(":x"):  # first of all, since others may change it
                 hook = first.register_forward_pre_hook(lambda _, args, x=x: record(x, args[0]), prepend=True)
                 hooks.enter_context(hook)
-        store = Store.collect(rows())
+        store = Store.collect(rows(), images)
     for name, values in store.tensors.items():
         if values.is_floating_point() and not torch.isfinite(sum(torch.aminmax(values))):
             if values.isnan().any() or values.dtype == torch.float32:
@@ -167,8 +167,11 @@ def passes(
     images: int | None = None,
     dtype: torch.dtype = torch.float16,
     adapt: bool = False,
-) -> list[list[Neighbourhood]]:
+) -> tuple[list[list[Neighbourhood]], int]:
     """Divide neighbourhoods, front to back, into sets with boundaries that fit into memory; arguments as `capture`.
+
+    Returns:
+        The sets, and the number of images: counted if they would take more than a quarter of the limit.
 
     Raises:
         ValueError: one neighbourhood whose boundaries do not fit, or several passes over inputs that differ in each.
@@ -182,7 +185,7 @@ def passes(
         return sum(map(math.prod, shapes.values())) * dtype.itemsize
 
     limit = memory_limit_gb * 1e9
-    if images is None or images * size(neighbourhoods) > limit:
+    if images is None or 4 * images * size(neighbourhoods) > limit:
         images = sum(map(len, first_images(inputs, sys.maxsize if images is None else images)))
     sets: list[list[Neighbourhood]] = [[]]
     for neighbourhood in neighbourhoods:
@@ -200,7 +203,7 @@ def passes(
             f"(={memory_limit_gb:g}) asks for {len(sets)} passes; give a loader with shuffle=False and without "
             "augmentation, or a list of batches"
         )
-    return sets
+    return sets, images
 
 
 def input_pairs(rows: Store, previous: list[Tensor] | None = None) -> Pairs:

@@ -157,7 +157,7 @@ def distill(
             part.name: check_student(part, students[part.name], recipe.start, f"students[{part.name!r}]")
             for part in neighbourhoods
         }
-        sets = passes(neighbourhoods, inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
+        sets, how["images"] = passes(neighbourhoods, inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
         for number, parts in enumerate(sets, 1):
             with Stopwatch(example.device) as watch:
                 boundaries = capture(teacher, parts, inputs, **how)

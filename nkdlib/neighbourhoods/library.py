@@ -147,7 +147,7 @@ class Library(Tabled):
         """Distill candidates, with one pass of the teacher, or several if boundaries do not fit into memory."""
         pieces = split(self.teacher, list(dict.fromkeys(c.piece.name for c in missing)), self.example)
         how = {"dtype": self.recipe.dtype, "adapt": self.recipe.adapt}
-        sets = passes(pieces, self.inputs, memory_limit_gb=self.recipe.memory_limit_gb, **how)
+        sets, how["images"] = passes(pieces, self.inputs, memory_limit_gb=self.recipe.memory_limit_gb, **how)
         for number, members in enumerate(sets, start=1):
             boundaries = capture(self.teacher, members, self.inputs, **how)
             candidates = [c for c in missing if c.piece.name in boundaries.names]

@@ -63,16 +63,27 @@ class Store:
         return cls.collect([tensors])
 
     @classmethod
-    def collect(cls, rows: Iterable[Mapping[str, Tensor]]) -> "Store":
-        """Concatenate batches of named tensors, feature maps as (B, C, H, W); nobody may change them meanwhile."""
+    def collect(cls, rows: Iterable[Mapping[str, Tensor]], count: int | None = None) -> "Store":
+        """Concatenate batches of named tensors, feature maps as (B, C, H, W); nobody may change them meanwhile.
+
+        count: of all examples, or more; their memory is then taken once, where it is taken twice otherwise.
+        """
         parts: dict[str, list[Tensor]] = {}
+        whole: dict[str, Tensor] = {}
+        end = 0
         for row in rows:
+            start = end
             for name, value in row.items():
                 value = value.detach().permute(0, 2, 3, 1) if value.dim() == 4 else value.detach()
-                parts.setdefault(name, []).append(value.contiguous())
-        if not parts:
+                end = start + len(value)
+                if count is None:
+                    parts.setdefault(name, []).append(value.contiguous())
+                else:
+                    whole.setdefault(name, value.new_empty(count, *value.shape[1:]))[start:end] = value
+        if not end:
             raise ValueError("inputs holds no batch; give at least one")
-        return cls({name: torch.cat(parts.pop(name)) for name in list(parts)})
+        whole |= {name: torch.cat(parts.pop(name)) for name in list(parts)}
+        return cls({name: value if len(value) == end else value[:end].clone() for name, value in whole.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
