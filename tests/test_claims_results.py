@@ -53,6 +53,19 @@ def test_the_file_depends_on_its_content_only(figures):
     assert not list(figures.rglob("*.tmp"))
 
 
+def test_what_earlier_runs_left_is_removed_once_a_run_is_done(figures):
+    earlier = speed()
+    earlier.record("rows", [{"seed": 0}])
+    folder = earlier.write()
+    (folder / "kept").mkdir()
+    later = speed()
+    later.table(pd.DataFrame({"seed": [0]}), "summary", "A table")
+    assert (folder / "rows.csv").exists()  # until the end, so that a run that fails leaves the last good one whole
+    later.write()
+    left = {"kept", "observations.json", "provenance.json", "summary.csv", "summary.md"}
+    assert {path.name for path in folder.iterdir()} == left
+
+
 def test_wrong_observations_are_refused_at_once(figures):
     results = speed()
     with pytest.raises(ValueError, match="observed twice under seed 0"):

@@ -50,6 +50,7 @@ class Results:
         self.by_hand = not os.environ.get("NKD_FIGURES")
         self.root = _folder(notebook, profile, self.by_hand)
         self.observations: list[Observation] = []
+        self._names: set[str] = set()  # of the files that this run has written
         self._started = time.perf_counter(), time.process_time()
 
     @classmethod
@@ -102,26 +103,30 @@ class Results:
     def record(self, name: str, rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
         """Write rows of any kind to `<name>.csv`, and return them as a frame."""
         frame = pd.DataFrame(list(rows))
-        write_atomically(self.root / f"{name}.csv", frame.to_csv(index=False).encode())
+        self._write(f"{name}.csv", frame.to_csv(index=False))
         return frame
+
+    def _write(self, name: str, text: str) -> None:
+        self._names.add(write_atomically(self.root / name, text.encode()).name)
 
     def table(self, frame: pd.DataFrame, name: str, caption: str) -> Styler:
         """Write a table as CSV and Markdown, and return it styled for the notebook."""
         caption = f"{caption} ({self.mark})" if self.mark else caption
         named = not isinstance(frame.index, pd.RangeIndex)
-        write_atomically(self.root / f"{name}.csv", frame.to_csv(index=named).encode())
+        self._write(f"{name}.csv", frame.to_csv(index=named))
         flat = (frame.reset_index() if named else frame).map(_cell)
         heads = [
             " ".join(filter(None, map(str, head if isinstance(head, tuple) else (head,)))) for head in flat.columns
         ]
         text = f"{caption}\n\n{markdown(heads, flat.to_numpy())}"
-        write_atomically(self.root / f"{name}.md", text.encode())
+        self._write(f"{name}.md", text)
         styled = words_left(frame.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
         """Write a figure as SVG and PNG with its alternative text, marked if it is no result, and display it."""
         svg, png, text = plots.save(fig, self.root / name, alt, watermark=self.mark)
+        self._names |= {svg.name, png.name, text.name}
         plt.close(fig)
         encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
         style = f'id="{name}" class="{plots.kind(svg)}" style="max-width: 100%"'
@@ -132,7 +137,7 @@ class Results:
         return Verdicts({claim: judge(claim, self.observations, self.profile, self.own) for claim in claim_ids})
 
     def write(self) -> Path:
-        """Write observations and provenance, in an order that depends on their content only; return their folder."""
+        """Write observations and provenance, remove what earlier runs left here, and return the folder."""
         rows = map(asdict, sorted(self.observations, key=lambda o: (o.claim, o.metric, o.seed)))
         content = {
             "notebook": self.notebook,
@@ -144,6 +149,9 @@ class Results:
         seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
         write_json(self.root / OBSERVATIONS, content)
         write_json(self.root / PROVENANCE, provenance(self.parameters, self.data_fingerprint, seconds))
+        for path in self.root.iterdir():
+            if path.is_file() and path.name not in self._names | {OBSERVATIONS, PROVENANCE}:
+                path.unlink()
         return self.root
 
 
