@@ -50,6 +50,8 @@ def test_a_row_names_the_criteria_that_do_not_hold():
     assert row([record()], "ND-0")[1] == "**reproduced** (cpu)" and row([record()], "ND-0")[4] == ""
     part = row([record(minus_end_to_end_points=[-3.0, -3.1, -3.2])], "ND-0")
     assert part[1] == "**in part** (cpu)" and part[4] == "accuracy over end-to-end distillation is not above -1"
+    unclear = row([record(kept_share=[0.4, 0.5, 0.7])], "ND-0")
+    assert unclear[4] == "kept lead over a linear classifier: about 84 seeds would decide"
     missed = row([record(kept_share=[0.9, 0.9, None])], "ND-0")
     assert "kept lead over a linear classifier: not reached by seed 2, n=3" in missed[3]
 
@@ -100,7 +102,7 @@ def test_the_picture_is_that_of_the_strongest_reference(tmp_path):
         write_json(folder / "provenance.json", {"parameters": {"data": "an earlier one"}})
         assert f"figures/{tier}" not in parts(tmp_path, tmp_path / "figures")["picture"]
         write_json(folder / "provenance.json", {"parameters": TIERS[tier].protocol("07_claims")})
-        assert f"](figures/{tier}/07_claims/forest.png)" in parts(tmp_path, tmp_path / "figures")["picture"]
+        assert f'src="figures/{tier}/07_claims/forest.png"' in parts(tmp_path, tmp_path / "figures")["picture"]
 
 
 def test_a_part_is_put_between_its_marks():

@@ -88,7 +88,8 @@ def why(claim: Claim, judgement: Judgement) -> str:
     for criterion in claim.criteria:
         if criterion.column == "paper" and (found := judgement.found.get(criterion.name)):
             _, _, beside = found.words.partition("; ")
-            said += [beside if found.outcome == "holds" else found.words]
+            outcomes = {"holds": beside, "open": f"{criterion.label}: {beside or found.words}"}
+            said.append(outcomes.get(found.outcome, found.words))
     return claim.why or "; ".join(filter(None, said))
 
 
@@ -117,7 +118,8 @@ def parts(root: Path, figures: Path) -> dict[str, str]:
     rows = strongest(records)
     picture = "The picture of all claims comes with the first reference.\n"
     if drawn := [record.profile for record in records if _is_drawn(record.profile, figures)]:
-        picture = f"![Every criterion's distance from its bound, by claim](figures/{drawn[0]}/07_claims/forest.png)\n"
+        image = f'src="figures/{drawn[0]}/07_claims/forest.png" width="460"'
+        picture = f'<img {image} alt="Every criterion\'s distance from its bound, by claim">\n'
     said = "".join(findings(rows)) or "They are computed from the reference, and none is committed yet.\n"
     return {"findings": said, "picture": picture, "claims": claims_table(rows, root)}
 
