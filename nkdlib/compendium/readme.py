@@ -90,7 +90,7 @@ def why(claim: Claim, judgement: Judgement) -> str:
             _, _, beside = found.words.partition("; ")
             outcomes = {"holds": beside, "open": f"{criterion.label}: {beside or found.words}"}
             said.append(outcomes.get(found.outcome, found.words))
-    return claim.why or "; ".join(filter(None, said))
+    return claim.why or "; ".join(filter(None, said)) or "every interval lies beyond its bound"
 
 
 def claims_table(rows: Rows, root: Path) -> str:
