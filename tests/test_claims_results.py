@@ -34,8 +34,8 @@ def speed(profile="cpu", values=(2.5, 2.6, 2.7, 2.4, 2.5), order=range(5), **cha
 
 
 def test_written_observations_are_read_again(figures):
-    folder = speed().write()
-    assert folder == figures / "cpu" / "02_distillation_speed"
+    folder = (results := speed()).write()
+    assert folder == figures / "cpu" / "02_distillation_speed" and not results.by_hand
     judged = judge_all("cpu").claims["ND-1"].found["speedup_critical_path"]
     Results("07_claims", "cpu", TIERS["cpu"].protocol("07_claims")).write()  # it reads the others, never itself
     assert [*judge_all("cpu").provenance] == ["02_distillation_speed"]
@@ -170,7 +170,8 @@ def test_a_figure_is_written_described_and_shown(figures, monkeypatch):
 
 def test_by_hand_nothing_touches_the_committed_figures(runs, monkeypatch, capsys):
     monkeypatch.delenv("NKD_FIGURES", raising=False)
-    assert speed().write() == runs / "by-hand" / "cpu" / "02_distillation_speed"
+    assert (results := speed()).write() == runs / "by-hand" / "cpu" / "02_distillation_speed"
+    assert results.by_hand
     assert "run by hand" in capsys.readouterr().out
 
 
