@@ -105,6 +105,16 @@ def test_intervals_stand_in_rows_from_top_to_bottom():
     assert ax.texts[0].get_text() == "not reached by seed 0, n=2"
 
 
+@pytest.mark.parametrize(
+    ("lost", "limits"), [([4, 50], (2, 60)), ([0.3, 1], (-0.5, 2.4)), ([-9, 10], (-2, 12)), ([-1, 10], (-1, 12))]
+)
+def test_points_lost_are_drawn_from_a_little_below_the_least(lost, limits):
+    _, ax = plt.subplots()
+    ax.plot([1, 2], lost)
+    plots.points_axis(ax, "points")
+    assert ax.get_ylim() == pytest.approx(limits)
+
+
 def test_forest_draws_what_was_observed_and_says_when_nothing_was():
     values = {
         "speedup_critical_path": [2, 3, 4, 3, 2],

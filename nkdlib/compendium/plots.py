@@ -225,7 +225,8 @@ def points_axis(ax: Axes, label: str) -> None:
     ax.yaxis.set_major_locator(mpl.ticker.FixedLocator([-1, 0, 1, 2, 5, 10, 20, 50]))
     ax.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     limits = [other.dataLim for other in ax.get_shared_y_axes().get_siblings(ax)]
-    ax.set_ylim(max(-2, min(-0.5, *(limit.y0 for limit in limits))), 1.2 * max(2, *(limit.y1 for limit in limits)))
+    least, most = min(limit.y0 for limit in limits), max(limit.y1 for limit in limits)
+    ax.set_ylim(least / 2 if least > 2 else max(-2, min(-0.5, least)), 1.2 * max(2, most))
     ax.set_ylabel(label)
 
 
