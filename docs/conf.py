@@ -17,6 +17,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the runner has executed them
 nb_ipywidgets_js = {}  # by default scripts from elsewhere
 nb_merge_streams = True
+nb_code_prompt_show = nb_code_prompt_hide = "code"
 
 autodoc_member_order = "groupwise"
 autodoc_default_options = {"members": True}

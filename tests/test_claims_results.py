@@ -163,7 +163,7 @@ def test_a_figure_is_written_described_and_shown(figures, monkeypatch):
     speed().figure(fig, "line", 'A line that rises from 0 to 1 & is "straight"')
     folder = figures / "cpu" / "02_distillation_speed"
     assert {path.name for path in folder.iterdir()} == {"line.svg", "line.png", "line.alt.txt"}
-    assert 'id="line" class="drawing"' in shown[0]
+    assert 'id="line" class="drawing" width="' in shown[0]
     assert 'alt="A line that rises from 0 to 1 &amp; is &quot;straight&quot;"' in shown[0]
     assert not plt.get_fignums()
 

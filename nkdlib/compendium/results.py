@@ -18,6 +18,7 @@ import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from PIL import Image
 
 from nkdlib.compendium import plots
 from nkdlib.compendium.criteria import short
@@ -129,7 +130,9 @@ class Results:
         self._names |= {svg.name, png.name, text.name}
         plt.close(fig)
         encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
-        style = f'id="{name}" class="{plots.kind(svg)}" style="max-width: 100%"'
+        with Image.open(png) as picture:
+            width = round(96 * picture.width / plots.PNG_DPI)  # a browser has 96 pixels an inch
+        style = f'id="{name}" class="{plots.kind(svg)}" width="{width}" style="max-width: 100%"'
         display(HTML(f'<img alt="{described}" {style} src="data:image/png;base64,{encoded}">'))
 
     def verdict(self, *claim_ids: str) -> Verdicts:
