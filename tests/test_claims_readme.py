@@ -97,13 +97,13 @@ def test_the_picture_is_that_of_the_strongest_reference(tmp_path):
     for tier in ("cpu", "night"):
         record(tier).write(tmp_path / "figures" / tier / "reference.json")
         assert "comes with the first reference" in parts(tmp_path, tmp_path / "figures")["picture"] or tier == "night"
-        folder = tmp_path / "figures" / tier / "07_claims"
+        folder = tmp_path / "figures" / tier / "09_claims"
         folder.mkdir()
         (folder / "forest.png").touch()
         write_json(folder / "provenance.json", {"parameters": {"data": "an earlier one"}})
         assert f"figures/{tier}" not in parts(tmp_path, tmp_path / "figures")["picture"]
-        write_json(folder / "provenance.json", {"parameters": TIERS[tier].protocol("07_claims")})
-        assert f'src="figures/{tier}/07_claims/forest.png"' in parts(tmp_path, tmp_path / "figures")["picture"]
+        write_json(folder / "provenance.json", {"parameters": TIERS[tier].protocol("09_claims")})
+        assert f'src="figures/{tier}/09_claims/forest.png"' in parts(tmp_path, tmp_path / "figures")["picture"]
 
 
 def test_a_part_is_put_between_its_marks():

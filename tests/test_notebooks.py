@@ -14,8 +14,8 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LINES, COLUMNS = 25, 88  # of a cell, at most
 WIDE = ("03", "04", "05", "06", "07")  # not rewritten yet; notebooks/.ruff.toml has them as well
 ONE_SEED = ("02_distillation_speed", "03_student_search", "04_synthetic_data")  # half the seconds
-WITH_GPU_SWITCHES = ("05_figs_classification", "06_figs_detection")  # one seed, with what only the gpu tier turns on
-SMALLER = {"05_figs_classification": {"search_steps": 20, "steps": 5, "repeats": 2}}  # it has the most tasks
+WITH_GPU_SWITCHES = ("05_figs_spaces", "07_figs_detection")  # one seed, with what only the gpu tier turns on
+SMALLER = {"05_figs_spaces": {"search_steps": 20, "steps": 5, "repeats": 2}}  # it has the most tasks
 
 ELSEWHERE = ("05", "06", "08")  # run in test_notebooks_figs, so that two workers share the runs
 
@@ -94,6 +94,6 @@ def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, reproduced, monke
 
 def test_the_claims_follow_every_observation():
     for path in NOTEBOOKS:
-        if path.stem == "07_claims":
+        if path.stem == "09_claims":
             notebook = nbformat.read(path, as_version=4)
             assert notebook.metadata.get("nkdlib", {}).get("reads") == ["*/observations.json", "reference.json"]

@@ -118,7 +118,7 @@ def parts(root: Path, figures: Path) -> dict[str, str]:
     rows = strongest(records)
     picture = "The picture of all claims comes with the first reference.\n"
     if drawn := [record.profile for record in records if _is_drawn(record.profile, figures)]:
-        image = f'src="figures/{drawn[0]}/07_claims/forest.png" width="460"'
+        image = f'src="figures/{drawn[0]}/09_claims/forest.png" width="460"'
         picture = f'<img {image} alt="Every criterion\'s distance from its bound, by claim">\n'
     said = "".join(findings(rows)) or "They are computed from the reference, and none is committed yet.\n"
     return {"findings": said, "picture": picture, "claims": claims_table(rows, root)}
@@ -126,7 +126,7 @@ def parts(root: Path, figures: Path) -> dict[str, str]:
 
 def _is_drawn(tier: str, figures: Path) -> bool:
     """Tell whether a tier's picture of all claims is there, and of no earlier protocol."""
-    folder = figures / tier / "07_claims"
+    folder = figures / tier / "09_claims"
     if not ((folder / "forest.png").exists() and (folder / PROVENANCE).exists()):
         return False
     return not TIERS[tier].departures(folder.name, json.loads((folder / PROVENANCE).read_text())["parameters"])
