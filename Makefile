@@ -7,7 +7,7 @@ export PROFILE DATA EXECUTOR JOBS SEEDS
 RUN = $(PYTHON) -m nkdlib.compendium.run --profile="$$PROFILE" $${DATA:+--data="$$DATA"} \
 	$${EXECUTOR:+--executor="$$EXECUTOR"} $${JOBS:+--jobs="$$JOBS"} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help reproduce night figures verify report test lab data teachers bench lock clean
+.PHONY: help reproduce night figures verify report test lab data teachers wheels bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -45,6 +45,15 @@ data: $(READY)  ## fetch and decode the profile's data, or DATA
 
 teachers: $(READY)  ## train the teachers of teachers/ again, an hour each on one core; resumes
 	@$(PYTHON) -m nkdlib.compendium.teachers cifar10-resnet20 --seed 0 1 2 3 4
+
+# The debugger, completion and the browser's part of the widgets are large, and no run needs them.
+wheels:  ## fetch for bare.sh what a machine without a network lacks, 10 MB (FOR=3.12, its Python)
+	@rm -rf runs/wheels
+	@python3 -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version $${FOR:-3.12} \
+		--constraint requirements.txt --dest runs/wheels papermill ipykernel ipywidgets
+	@python3 -m pip download --quiet --disable-pip-version-check --only-binary=:all: --python-version $${FOR:-3.12} \
+		--constraint requirements.txt --dest runs/wheels --no-deps faster-coco-eval
+	@rm -f runs/wheels/debugpy-* runs/wheels/jedi-* runs/wheels/widgetsnbextension-*
 
 bench: $(READY)  ## measure speed and memory side by side
 	@for bench in benchmarks/bench_*.py; do echo "== $$bench"; $(PYTHON) "$$bench" || exit; done

@@ -454,7 +454,7 @@ def test_photographs_are_turned_as_they_are_shown(tmp_path, orientation, suffix)
 
 
 def test_names_that_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(DataNotFound, match="'cifar' is neither one of digits, fashion-mnist, cifar10 nor"):
+    with pytest.raises(DataNotFound, match=r"'cifar' is neither one of digits, .*, cifar10-webp95 nor"):
         load("cifar")
     with pytest.raises(ValueError, match="split"):
         load("digits", "val")
@@ -466,6 +466,24 @@ def test_names_that_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("NKD_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"NKD_DATA .*nowhere"):
         load("fashion-mnist")
+
+
+def test_webp_sheets_are_a_data_set_of_their_own_whose_labels_are_checked(cifar, tmp_path):
+    folder, (pixels, labels) = tmp_path / "cifar10-webp95", cifar["train"]
+    folder.mkdir()
+    for number, pair in enumerate([*pixels.reshape(5, 2, 32, 32, 3), cifar["test"][0]]):  # two pictures side by side
+        sheet = Image.fromarray(np.concatenate(list(pair), axis=1))
+        sheet.save(folder / ("test.webp" if number == 5 else f"train_{number}.webp"), lossless=True)
+    said = {split: answers.tolist() for split, (_, answers) in cifar.items()}
+    (folder / "labels.json").write_text(json.dumps(said))
+    train = load("cifar10-webp95", root=tmp_path)
+    assert train.name == "cifar10-webp95" and train.labels.tolist() == labels.tolist()
+    assert train.pixels.tolist() == pixels.transpose(0, 3, 1, 2).tolist()
+    with pytest.raises(DataNotFound):
+        load("cifar10", root=tmp_path)
+    (folder / "labels.json").write_text(json.dumps(said | {"train": said["train"][::-1]}))
+    with pytest.raises(DataDamaged, match=r"10 train pictures, or labels that are not CIFAR-10's"):
+        load("cifar10-webp95", root=tmp_path)
 
 
 def test_cifar10_in_batches_and_in_sheets_is_the_same(cifar, tmp_path, monkeypatch):

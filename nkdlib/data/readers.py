@@ -98,6 +98,19 @@ def _read_sheets(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(sheets).reshape(-1, 32, 32, 3), np.array(labels, np.uint8)
 
 
+def read_cifar10_webp(folder: Path) -> Decoded:
+    """CIFAR-10 from WebP sheets of 100 x 100 pictures, a tenth of the bytes: pixels nearly right, labels exact."""
+    labels, splits = json.loads((folder / "labels.json").read_text()), {}
+    for split, names in {"train": [f"train_{n}" for n in range(5)], "test": ["test"]}.items():
+        sheets = [np.asarray(read_image(folder / f"{name}.webp")) for name in names]  # (32 rows, 32 columns, 3)
+        sheets = [sheet.reshape(len(sheet) // 32, 32, -1, 32, 3).transpose(0, 2, 4, 1, 3) for sheet in sheets]
+        pixels, answers = np.concatenate([s.reshape(-1, 3, 32, 32) for s in sheets]), np.array(labels[split], np.uint8)
+        if hashlib.sha256(answers).hexdigest() != CIFAR10_SHA256[split][1] or len(pixels) != len(answers):
+            raise _damaged(folder, f"{len(pixels):,} {split} pictures, or labels that are not CIFAR-10's")
+        splits[split] = pixels, answers
+    return splits, CIFAR10_CLASSES
+
+
 def read_images(path: Path, image_size: int | None = None, resize: int | None = None) -> Decoded:
     """Images in `train/<class>/*` and `test/<class>/*` (or `val`), or in `<class>/*` alone as split "all", as RGB.
 
