@@ -340,3 +340,19 @@ def test_an_operator_whose_name_is_its_channels_is_refused():
         ValueError, match=r"'2\.operators\.1x1' is itself a layer with gated channels; put it into nn\.Sequential"
     ):
         CostModel(network, torch.zeros(1, 3, 4, 4))
+
+
+def test_a_search_with_frozen_weights_moves_the_gates_alone():
+    network, x = example("mobilenet_v2")
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    before = copy.deepcopy(network.state_dict())
+    recipe = Search(Schedule(12, freeze_batchnorm=True), gate_lr=1.0, open_share=0.0, finetune_share=0.0)
+    model = CostModel(network, x[:1])
+    target = 0.8 * model.total(model.sizes, "params")
+    labels = network(x)
+    given = {"recipe": recipe, "loss": nn.functional.mse_loss, "cost_model": model}
+    found = search(network, x[:1], [(x, labels)] * 12, target, **given)
+    assert all(map(torch.equal, before.values(), network.state_dict().values()))
+    assert 0.9 * target < found.cost.params <= target
+    assert found.counts == keep_best(model, found.scores, "params", target)

@@ -414,7 +414,6 @@ def test_no_images_is_an_error(given, empty):
     ("options", "message"),
     [
         ({"start": "zero"}, r"start \(='zero'\) must be one of given, random, copied, solved"),
-        ({"batchnorm": "off"}, r"batchnorm \(='off'\) must be one of batch, frozen"),
         ({"ridge_to": "mean"}, r"ridge_to \(='mean'\) must be one of zero, own"),
         ({"schedule": 100}, r"schedule \(=100\) must be a Schedule, such as Schedule\(steps=100"),
         ({"holdout": 1}, r"holdout \(=1\) must be a whole number of at least 2"),

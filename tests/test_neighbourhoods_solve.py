@@ -15,11 +15,12 @@ from conftest import speaking
 from torch import nn
 
 from nkdlib.neighbourhoods import Recipe, distill, local_error, narrow, recompose, solve, split
-from nkdlib.neighbourhoods.closed_form import Normal, elimination_order, normal_equations, solve_neighbourhood
+from nkdlib.neighbourhoods.closed_form import elimination_order, solve_neighbourhood
 from nkdlib.neighbourhoods.local import train_local
 from nkdlib.neighbourhoods.students import importance
 from nkdlib.networks import BasicBlock, count_params, reset, resnet
 from nkdlib.networks.channels import channel_groups, width_of
+from nkdlib.networks.least_squares import Normal, normal_equations
 from nkdlib.training import Schedule, Store, reestimate_batchnorm
 
 EXACT = torch.float32  # boundaries kept as they are, for comparisons

@@ -35,7 +35,7 @@ def test_adaptors_recover_a_part_of_what_a_block_did_and_leave_the_network_alone
     inputs, before = [torch.randn(200, 3, 64, 64)], [p.clone() for p in network.parameters()]
 
     def error(steps):
-        recipe = Recipe(Schedule(steps, 32, lr=2e-3), start="given", batchnorm="frozen", holdout=40)
+        recipe = Recipe(Schedule(steps, 32, lr=2e-3, freeze_batchnorm=True), start="given", holdout=40)
         return recovered_error(network, "features.15", inputs, recipe)
 
     assert 0 < error(30) < 0.95 * error(0)

@@ -7,6 +7,7 @@ from nkdlib.figs.budget import keep_best, score_at_random, score_by_magnitude, s
 from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates, rebuild
 from nkdlib.figs.latency_model import measure_latency
+from nkdlib.figs.prune import input_moments, mimic, prune
 from nkdlib.figs.search import Search, SearchResult, search
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "Gates",
     "Search",
     "SearchResult",
+    "input_moments",
     "keep_best",
     "measure_latency",
+    "mimic",
+    "prune",
     "rebuild",
     "score_at_random",
     "score_by_magnitude",

@@ -182,7 +182,7 @@ class Gates(nn.Module):
             self._attach()
         for path, weight in masked.items():
             network.get_submodule(path).weight.copy_(weight)
-        return _without(network, list(self.model.groups.values()), self.alive).eval()
+        return cut_out(network, list(self.model.groups.values()), self.alive).eval()
 
     def remove(self) -> nn.Module:
         """Take the gates off again; the network with its own weights."""
@@ -215,10 +215,10 @@ def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> n
     groups = channel_groups(network, example)
     sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
     check_counts(counts, {group.name: group.size for group in groups}, sums)
-    return _without(network, groups, {name: torch.arange(int(count)) for name, count in counts.items()})
+    return cut_out(network, groups, {name: torch.arange(int(count)) for name, count in counts.items()})
 
 
-def _without(network: nn.Module, groups: list[ChannelGroup], alive: Mapping[str, Tensor]) -> nn.Module:
+def cut_out(network: nn.Module, groups: list[ChannelGroup], alive: Mapping[str, Tensor]) -> nn.Module:
     """A copy with only the living channels (indices, by group) and operators (one or none, by path)."""
     slim = cut(network, groups, {group.name: alive[group.name] for group in groups})
     for path in sorted(alive, reverse=True):  # operators within others first

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nkdlib.figs.budget import check_target, keep_best
+from nkdlib.figs.budget import Scores, check_target, keep_best
 from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates
 from nkdlib.networks.cost import Cost
@@ -79,6 +79,7 @@ class SearchResult:
     network: nn.Module = field(repr=False)
     cost: Cost
     counts: dict[str, int]  # channels left, by the layer that makes them; 0 or 1 for an operator, by its path
+    scores: Scores = field(repr=False)  # log-odds at the end, by the same names, as `prune` takes them
     history: pd.DataFrame = field(repr=False)  # by step: loss, expected and counted cost, path, accuracy (%)
     alive: pd.DataFrame = field(repr=False)  # by step and name: channels or operators with log-odds above 0
     log_odds: Tensor = field(repr=False)  # of all gates, (moments, gates): before, at equal distances, and at the end
@@ -134,7 +135,8 @@ def search(
         undo.callback(gates.remove)
         check_target(model, metric, target)
         history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
-        counts = keep_best(model, gates.scores, metric, target)
+        scores = {name: score.detach().clone() for name, score in gates.scores.items()}
+        counts = keep_best(model, scores, metric, target)
         gates.keep(counts)
         slim = gates.slim()
     forward, device = wrap(slim), device_of(slim)
@@ -144,7 +146,7 @@ def search(
         return loss(forward(x), labels)
 
     minimize(forward, inputs, objective, recipe.finetuning, "the slim network", seed, checkpoints)
-    return SearchResult(slim, model(counts), counts, history, alive, log_odds)
+    return SearchResult(slim, model(counts), counts, scores, history, alive, log_odds)
 
 
 def _moved(batch: tuple[Tensor, Any], device: torch.device) -> tuple[Tensor, Any]:

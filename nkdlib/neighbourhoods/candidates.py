@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.capture import Boundaries, input_pairs, repeatable
-from nkdlib.neighbourhoods.closed_form import Normal, Ranking, rank_channels
+from nkdlib.neighbourhoods.closed_form import Ranking, rank_channels
 from nkdlib.neighbourhoods.local import Recipe, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood, Student
 from nkdlib.neighbourhoods.students import initialize_student
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
+from nkdlib.networks.least_squares import Normal
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.executors import make_executor
 from nkdlib.tasks.keys import digest, fingerprint, sha256

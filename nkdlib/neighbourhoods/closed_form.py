@@ -6,15 +6,15 @@ is known exactly, tr(W_c' [G^-1]_cc^-1 W_c) with G = Z'Z + r. (Our extension. La
 and Sun 2017, arXiv 1707.06168; backward elimination as in optimal brain surgeon, Hassibi and Stork 1993.)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nkdlib.networks.channels import channel_groups, inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, cut
+from nkdlib.networks.least_squares import Normal, columns, normal_equations, outputs
 from nkdlib.networks.module import evaluating
 from nkdlib.networks.tail import (
     activate,
@@ -31,77 +31,6 @@ from nkdlib.networks.tail import (
 from nkdlib.networks.trace import trace
 
 Pairs = Callable[[], Iterator[tuple[Tensor, Tensor]]]  # batches of (the teacher's input, the student's input)
-
-
-@dataclass
-class Normal:
-    """The normal equations of a least-squares problem, sums over all positions and examples, float64."""
-
-    gram: Tensor  # (F, F), the last feature a constant 1 where there is an intercept
-    cross: Tensor  # (F, O)
-    count: int
-    channel_features: int  # features of one channel: kernel height x width
-    intercept: bool
-    own: Tensor | None = None  # (F, O), weights that the ridge pulls to; to zero where there are none
-
-    def regularized(self, ridge: float) -> tuple[Tensor, Tensor]:
-        """The Gram matrix plus `ridge` times its mean diagonal, and the cross term to go with it.
-
-        The intercept is not shrunk.
-        """
-        features = len(self.gram) - self.intercept
-        diagonal = self.gram.diagonal()[:features]
-        strength = torch.zeros_like(self.gram.diagonal())
-        strength[:features] = ridge * (diagonal.mean() if diagonal.any() else 1.0)
-        pull = 0.0 if self.own is None else strength[:, None] * self.own
-        return self.gram + torch.diag(strength), self.cross + pull
-
-    def rows_of(self, channels: Tensor) -> Tensor:
-        """Positions of these channels' features, and of the intercept."""
-        k = self.channel_features
-        rows = (channels[:, None] * k + torch.arange(k, device=channels.device)).flatten()
-        if self.intercept:
-            rows = torch.cat([rows, rows.new_tensor([len(self.gram) - 1])])
-        return rows
-
-    def solve(self, ridge: float, channels: Tensor | None = None) -> Tensor:
-        """Weights (features of the channels [+ 1], O) that read only these channels."""
-        gram, cross = self.regularized(ridge)
-        if channels is not None:
-            rows = self.rows_of(channels.to(gram.device))
-            gram, cross = gram[rows][:, rows], cross[rows]
-        return torch.linalg.solve(gram, cross)
-
-
-@torch.no_grad()
-def normal_equations(pairs: Iterable[tuple[Tensor, Tensor]], layer: nn.Module, intercept: bool) -> Normal:
-    """Accumulate the normal equations of a layer from (features that it reads, values that it should give)."""
-    gram, cross, count = 0.0, 0.0, 0
-    for features, target in pairs:
-        z, t = _columns(features, layer), _outputs(target, layer)  # (F, n), (O, n)
-        if intercept:
-            z = torch.cat([z, z.new_ones(1, z.shape[1])])
-        gram, cross, count = gram + (z @ z.T).double(), cross + (z @ t.T).double(), count + z.shape[1]
-    return Normal(gram, cross, count, layer.weight[0, 0].numel(), intercept)
-
-
-def _outputs(target: Tensor, layer: nn.Module) -> Tensor:
-    """Values of a layer's outputs, one column a position: (O, B L)."""  # a linear layer's lie in the last dimension
-    return target.flatten(0, -2).T if isinstance(layer, nn.Linear) else target.transpose(0, 1).flatten(1)
-
-
-def _columns(features: Tensor, layer: nn.Module) -> Tensor:
-    """What a layer multiplies its weights with, one column a position: (C k k, B L)."""
-    if isinstance(layer, nn.Linear):
-        return features.flatten(0, -2).T
-    if layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding in ((0, 0), "valid"):
-        return features.transpose(0, 1).flatten(1)
-    around = [d * (k - 1) for k, d in zip(layer.kernel_size, layer.dilation, strict=True)]  # of padding "same"
-    around = around if layer.padding == "same" else [0 if layer.padding == "valid" else 2 * p for p in layer.padding]
-    sides = [side for both in reversed(around) for side in (both // 2, both - both // 2)]
-    features = F.pad(features, sides, "constant" if layer.padding_mode == "zeros" else layer.padding_mode)
-    z = F.unfold(features, layer.kernel_size, layer.dilation, 0, layer.stride)
-    return z.transpose(0, 1).flatten(1)
 
 
 def elimination_order(normal: Normal, ridge: float, count: int | None = None) -> Tensor:
@@ -247,9 +176,9 @@ class LeastSquares:
 
     def prove(self, features: Tensor, values: Tensor, noise: float) -> None:
         """Raise ValueError unless the layer's own weights give its own values, so that an exact copy stays exact."""
-        own, z = self.own(), _columns(features, self.layer).double()
+        own, z = self.own(), columns(features, self.layer).double()
         found = own[: len(z)].T @ z + (own[len(z) :].T if self.intercept else 0.0)
-        if not (self.scale.all() and _close(found, _outputs(values, self.layer), noise)):
+        if not (self.scale.all() and _close(found, outputs(values, self.layer), noise)):
             raise ValueError(
                 f"layer {self.path!r} ({type(self.layer).__name__}) cannot be solved: what follows from it is not its "
                 "input times its weights, scaled; remove hooks, own forward methods and scales of zero, or use "
@@ -294,7 +223,7 @@ def pose_least_squares(
     (features, rest), (values,) = reader(example.clone(), 0.0), whole(example.clone())
     size = values.abs().max().item() or 1.0
     slope = (reader(example.clone(), size)[1] - rest).double() / size
-    scale = _outputs(slope, layer_of(ours, layer)).mean(1)
+    scale = outputs(slope, layer_of(ours, layer)).mean(1)
     problem = LeastSquares(layer.target, layer_of(ours, layer), norm and norm.target, layer_of(ours, norm), scale, rows)
     problem.prove(features, values - rest, 1e-5 * size)
     return problem

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nkdlib.networks.module import NORMS, device_of
+from nkdlib.networks.module import device_of
 from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -19,7 +19,6 @@ from nkdlib.training.store import Store
 
 CHOICES = {
     "start": ("given", "random", "copied", "solved"),
-    "batchnorm": ("batch", "frozen"),
     "ridge_to": ("zero", "own"),
 }
 
@@ -32,7 +31,6 @@ class Recipe:
     start: str = "solved"  # weights before the first step: as given, random, copied from the teacher, or solved
     seed: int = 0  # of random weights and of the order of examples
     holdout: int = 256  # first images, never learned from, that local errors are measured on
-    batchnorm: str = "batch"  # statistics in training steps: those of the batch, or those of the start (frozen)
     bn_images: int = 1024  # that a trained student's BatchNorm is re-estimated on, unless frozen; 0 leaves it
     solve_images: int = 2048  # images that the closed form sees
     ridge: float = 1e-3  # of the closed form, relative to the features' mean energy
@@ -158,13 +156,10 @@ def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, see
         # DEVIATION D3: the error is normalized by the target's variance; the paper's abstract names no loss.
         scale = 1 / spread
         trainer = Trainer(student, schedule, name, seed)
-        if recipe.batchnorm == "frozen":
-            for norm in (module for module in student.modules() if isinstance(module, NORMS)):
-                norm.eval()
         for rows in rest.batches(schedule.batch_size, steps=schedule.steps, seed=seed):
             trainer.step(lambda rows=rows: squared_error(student(rows["x"]), rows["y"]) * scale)
         losses = trainer.finish()
-        if recipe.bn_images and recipe.batchnorm == "batch":
+        if recipe.bn_images and not schedule.freeze_batchnorm:
             inputs = (rows["x"] for rows in rest.select(["x"]).chunks(256))
             reestimate_batchnorm(student, inputs, recipe.bn_images)
         error = _mean_squared_error(student, held_out) * scale

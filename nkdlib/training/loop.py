@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from nkdlib.networks.module import seeded
+from nkdlib.networks.module import NORMS, device_of, seeded
 from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
 from nkdlib.training.distributed import Checkpoints, mean_over_processes, rank_and_size
@@ -29,6 +29,7 @@ class Schedule:
     momentum: float = 0.0  # of SGD, Nesterov's; 0 is Adam
     max_grad_norm: float | None = 5.0  # longer gradients are scaled down to this norm; None leaves them
     amp: bool = False  # convolutions and products in bfloat16 (autocast), all else and the weights in float32
+    freeze_batchnorm: bool = False  # normalize by the statistics from before instead of those of each batch
     ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
 
     def __post_init__(self) -> None:
@@ -58,7 +59,8 @@ class Trainer:
         schedule: learning rates and number of steps; one step more is refused.
         name: of the model, for errors.
         seed: of the random numbers that the model draws in a step (dropout, stochastic depth).
-        parameters: of the model, those that are stepped; all by default. Others only get gradients.
+        parameters: of the model, those that are stepped; all by default. Others only get gradients. If all that are
+            named are frozen (`requires_grad` is False), a step computes gradients alone.
 
     Raises:
         ValueError: no parameters to train, a negative seed.
@@ -75,9 +77,13 @@ class Trainer:
         check_seed(seed)
         self.shared = isinstance(model.train(), DistributedDataParallel)
         self.model, self.schedule, self.name, self.seed = model.module if self.shared else model, schedule, name, seed
+        if schedule.freeze_batchnorm:
+            for norm in [part for part in self.model.modules() if isinstance(part, NORMS)]:
+                norm.eval()
         self.parameters = [p for p in (model.parameters() if parameters is None else parameters) if p.requires_grad]
-        if not self.parameters and schedule.steps:
+        if not self.parameters and parameters is None and schedule.steps:
             raise ValueError(f"{name} has no parameters to train; use steps=0 or leave it out")
+        self.optimizer = None
         if self.parameters:
             options = {"lr": schedule.lr, "weight_decay": schedule.weight_decay, "fused": True}
             if momentum := schedule.momentum:
@@ -99,10 +105,10 @@ class Trainer:
         step = len(self.losses)
         if step >= self.schedule.steps:
             raise ValueError(f"{self.name} has had its {self.schedule.steps} steps; raise schedule.steps")
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups if self.optimizer else ():
             group["lr"] = self.schedule.lr * self.schedule.rate(step)
         self.model.zero_grad()
-        device, rank = self.parameters[0].device, rank_and_size()[0] if self.shared else 0
+        device, rank = device_of(self.model), rank_and_size()[0] if self.shared else 0
         draws = seeded(device, self.seed + step + (rank << 32))
         with draws, torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp):
             value = loss()
@@ -111,7 +117,8 @@ class Trainer:
         value.backward()
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
-        self.optimizer.step()
+        if self.optimizer:
+            self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
         self.losses.append(self.mean(value.detach()))
@@ -125,15 +132,16 @@ class Trainer:
     def state_dict(self) -> dict[str, object]:
         """Return everything that `load_state_dict` needs; raises FloatingPointError if a loss was not finite."""
         self.check()
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict()}
         average = self.average.state_dict() if self.average else {}
         return state | {"losses": torch.stack(self.losses), "average": average}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from the step at which `state_dict` was called."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.losses = list(state["losses"].to(self.parameters[0].device))
+        if self.optimizer:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"].to(device_of(self.model)))
         if self.average:
             self.average.load_state_dict(state["average"])
 

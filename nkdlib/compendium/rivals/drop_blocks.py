@@ -60,7 +60,7 @@ def recovered_error(network: nn.Module, name: str, inputs: Iterable, recipe: Rec
         network: a MobileNetV2.
         name: one of `removable`.
         inputs: batches of photographs.
-        recipe: of the adaptors, with start="given" and batchnorm="frozen".
+        recipe: of the adaptors, with start="given" and a schedule that freezes BatchNorm.
     """
     run, part = with_adaptors(network, name)
     return distill(network, {run: part}, inputs, recipe)[run].local_error

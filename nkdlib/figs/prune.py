@@ -1,0 +1,251 @@
+"""Networks cut out of a trained one by any scores, and healed: readers solved, then steps on the network's own values.
+
+What a layer reads of the channels that went can in part be made from those that stay: its weights solve a least-squares
+problem that second moments of its input determine, once for every choice of channels. Steps then bring the values where
+layers read cut channels, and the output, back to what they were. (Our extension. Layer-wise reconstruction as in He,
+Zhang and Sun 2017, arXiv 1707.06168.)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from nkdlib.figs.budget import Scores, keep_best
+from nkdlib.figs.cost_model import CostModel
+from nkdlib.figs.gates import cut_out
+from nkdlib.networks.cost import Cost
+from nkdlib.networks.cutting import BATCH_NORMS
+from nkdlib.networks.least_squares import Normal, columns
+from nkdlib.networks.module import device_of, evaluating
+from nkdlib.networks.trace import trace
+from nkdlib.tasks.checks import check_number
+from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.store import first_images
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A network with some channels and operators of another one left."""
+
+    network: nn.Module = field(repr=False)
+    cost: Cost
+    counts: dict[str, int]  # channels that stay, by group; 0 or 1 for an operator, by its path
+    kept: dict[str, Tensor] = field(repr=False)  # their indices, in ascending order
+
+
+def prune(
+    model: CostModel,
+    scores: Scores,
+    metric: str,
+    target: float,
+    moments: Mapping[str, Normal] | None = None,
+    ridge: float = 0.1,
+) -> Pruned:
+    """Cut the best-scored network within a budget out of a trained one.
+
+    Args:
+        model: of the network, which stays as it is.
+        scores: as for `keep_best`, such as `SearchResult.scores`.
+        metric: a cost that the model knows.
+        target: the largest cost allowed.
+        moments: of `input_moments`; layers that read cut channels are then solved to give what they gave. Without them
+            all weights stay.
+        ridge: relative to the mean energy of a layer's inputs; it pulls to the weights that the layer has.
+
+    Raises:
+        ValueError: see `keep_best`; moments of another network, a negative ridge.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    >>> model = CostModel(net, torch.zeros(1, 1, 4, 4))
+    >>> prune(model, {"0": torch.tensor([1.0, 4.0, 2.0, 3.0])}, "params", 10).kept
+    {'0': tensor([1, 3])}
+    """
+    check_number("ridge", ridge, 0)
+    counts = keep_best(model, scores, metric, target)
+    kept = {
+        name: scores[name].detach().cpu().flatten().argsort(descending=True, stable=True)[:count].sort().values
+        for name, count in counts.items()
+    }
+    slim = cut_out(model.network, list(model.groups.values()), kept)
+    if moments is not None:
+        _solve(slim, model, kept, moments, ridge)
+    return Pruned(slim, model(counts), counts, kept)
+
+
+@torch.no_grad()
+def input_moments(
+    model: CostModel, inputs: Iterable, images: int = 512, positions: int = 64, seed: int = 0
+) -> dict[str, Normal]:
+    """Measure second moments of the input of every layer that reads a group of channels.
+
+    Args:
+        model: of the network, in whose evaluation mode they are measured.
+        inputs: batches of images, with or without labels.
+        images: how many to use at most.
+        positions: of each image that are used at most, drawn at random.
+        seed: of the positions.
+
+    Returns:
+        For each reading layer the normal equations whose solution is the layer itself.
+
+    Raises:
+        ValueError: `inputs` holds no image.
+    """
+    network, found = model.network, {}
+    device, constant = device_of(network), _constants(network, model.example)
+    random = torch.Generator().manual_seed(seed)
+
+    def note(path: str, layer: nn.Module, given: tuple[Tensor]) -> None:
+        z = columns(given[0].detach().float(), layer)  # (C k k, positions of all images)
+        most = positions * len(given[0])
+        if z.shape[1] > most:
+            z = z[:, torch.randperm(z.shape[1], generator=random)[:most].to(device)]
+        if path in constant:
+            z = torch.cat([z, z.new_ones(1, z.shape[1])])
+        gram, count = found.get(path, (0.0, 0))
+        found[path] = gram + (z @ z.T).double(), count + z.shape[1]
+
+    with evaluating(network), ExitStack() as hooks:
+        for path in _readers(model):
+            hooks.enter_context(network.get_submodule(path).register_forward_pre_hook(partial(note, path)))
+        for x in first_images(inputs, images):
+            network(x.to(device, copy=True))
+    if not found:
+        raise ValueError("inputs holds no image; give a batch of images at least")
+    moments = {}
+    for path, (gram, count) in found.items():
+        layer = network.get_submodule(path)
+        own = layer.weight.detach().double().flatten(1).T  # (features, outputs)
+        if path in constant:  # of which the layer's own is zero: what is added beside its bias
+            own = torch.cat([own, own.new_zeros(1, own.shape[1])])
+        features = layer.weight[0, 0].numel()
+        moments[path] = Normal(gram, gram @ own, count, features, path in constant, own)
+    return moments
+
+
+def mimic(
+    pruned: Pruned,
+    model: CostModel,
+    batches: Iterable,
+    schedule: Schedule,
+    layers: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[float]:
+    """Train a pruned network, in place, to have the values of the network that it was cut out of.
+
+    The loss is the sum over layers, and over the output, of the squared error relative to the variance of the batch.
+
+    Args:
+        pruned: from `prune`.
+        model: that it was pruned from.
+        batches: of images, with or without labels, at least `schedule.steps`.
+        schedule: with `batchnorm="frozen"` the network keeps the statistics that it has.
+        layers: whose inputs are compared, in the channels that stay; by default all that read a group of channels.
+        seed: of dropout.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        ValueError: a layer that reads no group, a network whose output is no tensor; see also `minimize`.
+    """
+    teacher, device, readers = model.network, device_of(pruned.network), _readers(model)
+    present = {path for path, _ in pruned.network.named_modules()}
+    layers = [path for path in readers if path in present] if layers is None else list(layers)
+    if unknown := [path for path in layers if path not in readers or path not in present]:
+        raise ValueError(f"layers holds {unknown[0]!r}, which reads no group of channels; choose from {[*readers][:9]}")
+    stays = {path: _kept_inputs(teacher, readers[path], pruned.kept, path).to(device) for path in layers}
+
+    def values(network: nn.Module, x: Tensor) -> list[Tensor]:
+        seen: dict[str, Tensor] = {}
+        with ExitStack() as hooks:
+            for path in layers:
+                note = lambda _, given, path=path: seen.update({path: given[0]})  # noqa: E731
+                hooks.enter_context(network.get_submodule(path).register_forward_pre_hook(note))
+            output = network(x)
+        if not isinstance(output, Tensor):
+            kind = type(output).__name__
+            raise ValueError(f"model's network gives a {kind}; wrap it so that it gives one tensor")
+        return [*(seen[path] for path in layers), output]
+
+    def loss(batch: Tensor | Sequence) -> Tensor:
+        x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+        with torch.no_grad(), evaluating(teacher):
+            wanted = values(teacher, x.clone())
+        wanted[:-1] = [y[:, stays[path]] for path, y in zip(layers, wanted[:-1], strict=True)]
+        found = values(pruned.network, x.clone())
+        return sum(_relative(y.float(), t.float()) for y, t in zip(found, wanted, strict=True))
+
+    return minimize(pruned.network, batches, loss, schedule, "the pruned network", seed)
+
+
+def _relative(found: Tensor, wanted: Tensor) -> Tensor:
+    """The squared error of values relative to their variance, both means over the batch."""
+    return (found - wanted).square().mean() / wanted.var().clamp_min(torch.finfo(wanted.dtype).tiny)
+
+
+def _readers(model: CostModel) -> dict[str, list[tuple[str, slice]]]:
+    """For each layer that reads groups of channels, the groups and where in its input they lie."""
+    readers: dict[str, list[tuple[str, slice]]] = {}
+    for name, group in model.groups.items():
+        for path in group.consumers:
+            readers.setdefault(path, []).extend((name, part) for part in group.slices(path))
+    return readers
+
+
+def _kept_inputs(network: nn.Module, parts: list[tuple[str, slice]], kept: Mapping[str, Tensor], path: str) -> Tensor:
+    """Indices of the input channels that a reading layer keeps."""
+    stays = torch.ones(network.get_submodule(path).weight.shape[1], dtype=torch.bool)
+    for name, part in parts:
+        mask = torch.zeros(part.stop - part.start, dtype=torch.bool)
+        mask[kept[name]] = True
+        stays[part] = mask
+    return stays.nonzero()[:, 0]
+
+
+def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
+    """Layers to whose output a constant can be added: the path of the BatchNorm that takes it, None for an own bias."""
+    graph, found = trace(network, example), {}
+    for node in graph.graph.nodes:
+        if node.op != "call_module":
+            continue
+        layer, users = graph.get_submodule(node.target), [*node.users]
+        if getattr(layer, "bias", None) is not None:
+            found[node.target] = None
+        elif len(users) == 1 and users[0].op == "call_module":
+            norm = graph.get_submodule(users[0].target)
+            if isinstance(norm, BATCH_NORMS) and norm.running_mean is not None:
+                found[node.target] = users[0].target
+    return found
+
+
+@torch.no_grad()
+def _solve(
+    slim: nn.Module, model: CostModel, kept: Mapping[str, Tensor], moments: Mapping[str, Normal], ridge: float
+) -> None:
+    """Give the layers that read cut channels the weights, and constants, that make up for them best."""
+    readers, constants = _readers(model), _constants(model.network, model.example)
+    if moments.keys() != readers.keys():
+        raise ValueError(f"moments and the layers that read channels differ in {sorted(moments.keys() ^ readers)[:9]}")
+    made = {path: name for name, group in model.groups.items() for path in group.producers}
+    present = {path for path, _ in slim.named_modules()}
+    for path, parts in readers.items():
+        whole, normal = model.network.get_submodule(path), moments[path]
+        inputs = _kept_inputs(model.network, parts, kept, path)
+        if path not in present or len(inputs) == whole.weight.shape[1]:
+            continue
+        layer, weights = slim.get_submodule(path), normal.solve(ridge, inputs)  # (features [+ 1], outputs)
+        if path in made:  # outputs of it may have gone as well
+            weights = weights[:, kept[made[path]].to(weights.device)]
+        linear = weights[: len(weights) - normal.intercept]
+        layer.weight.copy_(linear.T.reshape(layer.weight.shape))
+        if not normal.intercept:
+            continue
+        if constants[path] is None:
+            layer.bias += weights[-1]
+        else:  # it subtracts its mean from what it gets
+            slim.get_submodule(constants[path]).running_mean -= weights[-1]
