@@ -104,7 +104,8 @@ def test_steps_bring_a_pruned_network_closer():
     x = torch.randn(64, 3, 32, 32)
     net = speaking(zoo.mobilenet_v2(num_classes=10), x)
     before, model = copy.deepcopy(net.state_dict()), CostModel(net, x[:1])
-    pruned = prune(model, score_evenly(model), "macs", 0.7 * model.total(model.sizes, "macs"), input_moments(model, [x]))
+    target = 0.7 * model.total(model.sizes, "macs")
+    pruned = prune(model, score_evenly(model), "macs", target, input_moments(model, [x]))
     distance = lambda: (predict(pruned.network, [x]) - predict(net, [x])).square().mean().item()  # noqa: E731
     start, schedule = distance(), Schedule(30, lr=1e-3, freeze_batchnorm=True)
     means = [norm.running_mean.clone() for norm in pruned.network.modules() if isinstance(norm, nn.BatchNorm2d)]

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.neighbourhoods import Distillation, Distilled, Recipe, distill, recompose, solve
+from nkdlib.neighbourhoods import Recipe, distill, recompose, solve
+from nkdlib.neighbourhoods.distill import Distillation, Distilled
 from nkdlib.networks import BasicBlock, cost, resnet
 from nkdlib.tasks import Cache, make_executor
 from nkdlib.training import Schedule, reestimate_batchnorm

@@ -8,13 +8,12 @@ from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates, rebuild
 from nkdlib.figs.latency_model import measure_latency
 from nkdlib.figs.prune import input_moments, mimic, prune
-from nkdlib.figs.search import Search, SearchResult, search
+from nkdlib.figs.search import Search, search
 
 __all__ = [
     "CostModel",
     "Gates",
     "Search",
-    "SearchResult",
     "input_moments",
     "keep_best",
     "measure_latency",

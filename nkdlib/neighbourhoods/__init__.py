@@ -4,19 +4,16 @@ Shao, Moroz, Eban and Movshovitz-Attias, arXiv 2010.01189.
 """
 
 from nkdlib.neighbourhoods.capture import capture
-from nkdlib.neighbourhoods.distill import Distillation, Distilled, distill, solve
+from nkdlib.neighbourhoods.distill import distill, solve
 from nkdlib.neighbourhoods.library import Library
 from nkdlib.neighbourhoods.local import Recipe, local_error
 from nkdlib.neighbourhoods.select import Menu, Option, select
-from nkdlib.neighbourhoods.split import Neighbourhoods, perturb, recompose, split
+from nkdlib.neighbourhoods.split import perturb, recompose, split
 from nkdlib.neighbourhoods.students import narrow
 
 __all__ = [
-    "Distillation",
-    "Distilled",
     "Library",
     "Menu",
-    "Neighbourhoods",
     "Option",
     "Recipe",
     "capture",
