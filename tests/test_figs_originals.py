@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nkdlib.compendium.rivals.searches import Mixture, mix, scale_penalty, score_by_mixture, shrink
+from nkdlib.compendium.rivals.searches import Mixture, mix, scale_penalty, score_by_mixture, shrink, weigh
 from nkdlib.figs import CostModel, keep_best, score_by_scale
 from nkdlib.networks import CellNetwork, Sum
 from nkdlib.training import Schedule
@@ -52,13 +52,25 @@ def test_shrinking_leaves_what_the_loss_needs():
         network = two_layers()
         model = CostModel(network, torch.zeros(1, 2, 6, 6))
         losses = shrink(model, batches(60), "macs", strength, Schedule(60, 32, lr=2e-2))
-        assert len(losses) == 60 and not network.training
+        assert len(losses) == 60 and losses[0] < 1.2 and not network.training  # log 3, without a penalty of about 3
         kept[strength] = torch.cat([network[1].weight, network[4].weight]).detach().abs()
     assert kept[3.0].mean() < 0.5 * kept[0.0].mean()
     scores = score_by_scale(model)
     assert (
         torch.equal(scores["0"], network[1].weight.abs()) and model(keep_best(model, scores, "params", 60)).params <= 60
     )
+
+
+def test_the_authors_penalty_closes_the_more_gates_the_more_it_weighs():
+    alive = {}
+    for weight in (0.0, 3.0):
+        torch.manual_seed(0)
+        model = CostModel(two_layers(), torch.zeros(1, 2, 6, 6))
+        scores, losses = weigh(model, batches(40), "params", weight, Schedule(40, 32, lr=2e-2), seed=0)
+        assert len(losses) == 40 and losses[0] < 1.2 and not model.network.training
+        assert {name: len(score) for name, score in scores.items()} == {"0": 4, "3": 6}
+        alive[weight] = sum(int((score > 0).sum()) for score in scores.values())
+    assert alive[0.0] == 10 and alive[3.0] <= 5  # every gate starts open
 
 
 class Weak(nn.Module):
@@ -91,7 +103,8 @@ def test_a_mixture_by_hand():
 def test_darts_prefers_the_operator_that_helps():
     torch.manual_seed(0)
     network = chooser()
-    weights = mix(network, batches(80), batches(80, seed=1), Schedule(80, 32, lr=2e-2), rate=3e-2)
+    weights, losses = mix(network, batches(80), batches(80, seed=1), Schedule(80, 32, lr=2e-2), rate=3e-2)
+    assert len(losses) == 80 and losses[-1] < 0.5 * losses[0]
     (found,) = weights.values()
     assert found["0.operators.good"] > 2 * found["0.operators.weak"] and not network.training
 

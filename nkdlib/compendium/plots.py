@@ -46,6 +46,7 @@ method_colors: dict[str, str] = {
     "FiGS": _BLUE,
     "original": _GREEN,
     "magnitude": _PINK,
+    "authors": _PURPLE,
     "random search": _SKY,
     "hand-made": _BROWN,
     "MobileNetV3": _ORANGE,

@@ -93,10 +93,10 @@ def residual_space(
 
     Args:
         blocks, widths: of each stage; every stage but the first halves height and width.
-        stem_stride: 2 halves the resolution at the start.
+        stem_stride: 2 halves the resolution at the start, 4 does so twice.
     """
     check_stages(blocks, widths)
-    layers, channels = [convolution(in_channels, widths[0], 3, stem_stride), nn.ReLU()], widths[0]
+    layers, channels = [_stem(in_channels, widths[0], stem_stride), nn.ReLU()], widths[0]
     for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
         for block in range(count):
             layers.append(RemovableBlock(channels, width, 2 if stage and not block else 1))
@@ -160,7 +160,7 @@ def mixed_space(
         kernels: of the depthwise convolutions side by side.
         squeeze: squeeze-excite in every path.
     """
-    layers, channels = [convolution(in_channels, stem, 3, stem_stride), nn.ReLU()], stem
+    layers, channels = [_stem(in_channels, stem, stem_stride), nn.ReLU()], stem
     for expansion, width, count, stride in stages:
         for block in range(count):
             inner = max(channels * expansion // max(len(kernels), 1), 1)
@@ -268,7 +268,7 @@ class CellNetwork(nn.Module):
         if not operators or {*operators} - {*DARTS_OPERATORS}:
             raise ValueError(f"operators (={tuple(operators)}) must be some of {', '.join(DARTS_OPERATORS)}")
         stem = 3 * channels
-        self.stem = convolution(in_channels, stem, 3, stem_stride)
+        self.stem = _stem(in_channels, stem, stem_stride)
         self.cells, sizes, halved = nn.ModuleList(), (stem, stem), False
         for kind in cells:
             channels = 2 * channels if kind == "r" else channels
@@ -281,6 +281,11 @@ class CellNetwork(nn.Module):
         for cell in self.cells:
             before, last = last, cell(before, last)
         return self.head(last)
+
+
+def _stem(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The first convolution; it overlaps, whatever the stride."""
+    return convolution(inputs, outputs, max(3, stride // 2 * 2 + 1), stride)
 
 
 def _classifier(channels: int, num_classes: int) -> list[nn.Module]:

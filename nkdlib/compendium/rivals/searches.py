@@ -2,7 +2,7 @@
 
 MorphNet (Gordon et al. 2017, arXiv 1711.06798) and AtomNAS (Mei et al. 2019, arXiv 1912.09640) shrink BatchNorm's
 scales under a penalty that weighs every channel by its cost, and keep the largest; DARTS (Liu et al. 2018, arXiv
-1806.09055) mixes operators by a softmax and keeps the strongest.
+1806.09055) mixes operators by a softmax and keeps the strongest. FiGS itself is here as its authors set it.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nkdlib.figs.budget import Scores, scales, score_evenly
 from nkdlib.figs.cost_model import CostModel
+from nkdlib.figs.gates import Gates
 from nkdlib.networks.module import device_of
 from nkdlib.networks.spaces import Sum
 from nkdlib.training.loop import Schedule, Trainer, minimize
@@ -44,19 +45,21 @@ def shrink(
         schedule: of the weights.
 
     Returns:
-        The loss of every step.
+        The loss of every step, without the penalty.
 
     Raises:
         ValueError: a group that no BatchNorm carries.
     """
-    network, device = model.network, device_of(model.network)
+    network, device, losses = model.network, device_of(model.network), []
     scale_penalty(model, metric)  # before the first step: can every group be paid for?
 
     def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
         value = loss(network(batch[0].to(device)), batch[1].to(device))
+        losses.append(value.detach())
         return value + strength * scale_penalty(model, metric)
 
-    return minimize(network, batches, objective, schedule, "a network with shrinking scales")
+    minimize(network, batches, objective, schedule, "a network with shrinking scales")
+    return torch.stack(losses).tolist()
 
 
 def scale_penalty(model: CostModel, metric: str) -> Tensor:
@@ -117,7 +120,7 @@ def mix(
     schedule: Schedule,
     rate: float,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-) -> Mixed:
+) -> tuple[Mixed, list[float]]:
     """Train by DARTS of first order: in turns a step of the weights on `batches` and of the mixture on `held_out`.
 
     Args:
@@ -127,12 +130,12 @@ def mix(
         rate: of the mixture's Adam; betas and weight decay are DARTS' own (0.5 and 0.999, 1e-3).
 
     Returns:
-        The weight of every operator, by edge and path.
+        The weight of every operator, by edge and path, and the loss of every step of the weights.
 
     >>> from nkdlib.networks import CellNetwork
     >>> batch = torch.randn(8, 3, 8, 8), torch.arange(8) % 2
     >>> network = CellNetwork(2, channels=4, cells="n", nodes=1)
-    >>> weights = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
+    >>> weights, losses = mix(network, [batch] * 2, [batch] * 2, Schedule(steps=2), rate=3e-3)
     >>> list(weights)
     [('cells.0.nodes.0', '0'), ('cells.0.nodes.0', '1')]
     """
@@ -149,10 +152,10 @@ def mix(
             objective(other).backward()
             chooser.step()
             trainer.step(lambda batch=batch: objective(batch))
-        trainer.finish()
+        losses = trainer.finish()
     finally:
         mixture.remove()
-    return mixture.weights
+    return mixture.weights, losses
 
 
 def score_by_mixture(model: CostModel, weights: Mixed, edges: int = 2) -> Scores:
@@ -163,3 +166,48 @@ def score_by_mixture(model: CostModel, weights: Mixed, edges: int = 2) -> Scores
         kept = {name for name, _ in sorted(strongest, key=lambda item: -item[1])[:edges]}
         scores |= {name: torch.tensor([torch.inf if name in kept else -torch.inf]) for name in part.paths(path)}
     return scores
+
+
+def weigh(
+    model: CostModel,
+    batches: Iterable,
+    metric: str,
+    weight: float,
+    schedule: Schedule,
+    seed: int,
+    temperature: float = 0.001,
+    gate_lr: float = 0.1,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> tuple[Scores, list[float]]:
+    """Train weights and gates as FiGS' authors do: the penalty is a weight times the expected cost.
+
+    Args:
+        model: costs of the network, which is trained in place.
+        batches: of (images, labels).
+        metric: the cost, as a share of the whole network's.
+        weight: of the penalty.
+        schedule: of the weights.
+        seed: of the gates' noise.
+        temperature: of the masks, which are soft; the authors' value.
+        gate_lr: of the log-odds' Adam, our choice.
+
+    Returns:
+        The log-odds as scores, and the loss of every step without the penalty.
+    """
+    gates, noise = Gates(model, temperature=temperature, hard=False), torch.Generator().manual_seed(seed)
+    chooser, losses = torch.optim.Adam([gates.log_odds], gate_lr), []
+    trainer = Trainer(gates, schedule, "a search with a weighted cost", seed, model.network.parameters())
+    whole, device = model.total(model.sizes, metric), device_of(gates)
+
+    def objective(batch: tuple[Tensor, Tensor]) -> Tensor:
+        gates.draw(noise)
+        value = loss(gates(batch[0].to(device)), batch[1].to(device))
+        losses.append(value.detach())
+        return value + weight * gates.expected_cost(metric) / whole
+
+    for _, batch in zip(range(schedule.steps), batches, strict=False):
+        trainer.step(lambda batch=batch: objective(batch))
+        chooser.step()
+    trainer.finish()
+    gates.remove()
+    return {name: score.detach() for name, score in gates.scores.items()}, torch.stack(losses).tolist()
