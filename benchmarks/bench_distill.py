@@ -26,7 +26,8 @@ from roofline import peaks
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nkdlib.neighbourhoods import Distillation, Recipe, distill, split
+from nkdlib.neighbourhoods import Recipe, distill, split
+from nkdlib.neighbourhoods.distill import Distillation
 from nkdlib.neighbourhoods.capture import capture
 from nkdlib.networks import resnet
 from nkdlib.tasks.executors import make_executor
