@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nkdlib.neighbourhoods import Recipe, distill, split
-from nkdlib.neighbourhoods.distill import Distillation
 from nkdlib.neighbourhoods.capture import capture
+from nkdlib.neighbourhoods.distill import Distillation
 from nkdlib.networks import resnet
 from nkdlib.tasks.executors import make_executor
 from nkdlib.training import Schedule, distill_end_to_end

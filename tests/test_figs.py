@@ -356,3 +356,11 @@ def test_a_search_with_frozen_weights_moves_the_gates_alone():
     assert all(map(torch.equal, before.values(), network.state_dict().values()))
     assert 0.9 * target < found.cost.params <= target
     assert found.counts == keep_best(model, found.scores, "params", target)
+
+
+def test_even_shares_keep_the_channels_that_are_best_by_other_scores():
+    model = CostModel(nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), torch.zeros(1, 1, 2, 2))
+    assert score_evenly(model)["0"].tolist() == [0.875, 0.625, 0.375, 0.125]
+    by = {"0": torch.tensor([1.0, 4.0, 2.0, 3.0])}
+    assert score_evenly(model, by)["0"].tolist() == [0.125, 0.875, 0.375, 0.625]
+    assert score_at_random(model, 0, by=by)["0"].argsort().tolist() == by["0"].argsort().tolist()

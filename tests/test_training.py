@@ -529,3 +529,25 @@ def test_images_of_a_batch():
     assert images_of(x) is images_of((x, 1)) is images_of([x]) is x
     with pytest.raises(TypeError, match=r"inputs gives a batch of type str; give tensors or \(images, labels\)"):
         images_of("x")
+
+
+def test_a_step_has_gradients_though_the_batches_leave_them_off_and_freezes_batchnorm_on_request():
+    def batches():
+        with torch.no_grad():
+            for _ in range(2):
+                yield torch.randn(8, 3, 2, 2) + 5
+
+    for frozen in (True, False):
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 1, 1))
+        before, schedule = model[0].weight.detach().clone(), Schedule(2, freeze_batchnorm=frozen)
+        minimize(model, batches(), quadratic(model), schedule)
+        assert not torch.equal(model[0].weight, before)
+        assert (model[1].num_batches_tracked == 0) == frozen and model[1].running_mean.eq(0).all() == frozen
+
+
+def test_frozen_weights_that_are_named_get_no_step():
+    model, gate = nn.Linear(2, 1).requires_grad_(False), torch.ones(1, requires_grad=True)
+    trainer = Trainer(model, Schedule(1), parameters=model.parameters())
+    trainer.step(lambda: (model(torch.ones(1, 2)) * gate).sum())
+    assert gate.grad.item() == pytest.approx(model(torch.ones(1, 2)).item()) and len(trainer.losses) == 1
+    assert trainer.state_dict()["optimizer"] is None

@@ -112,22 +112,32 @@ def _joined(model: CostModel, scores: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([scores[name].detach().cpu().reshape(-1) for name in model.sizes])
 
 
-def score_evenly(model: CostModel) -> Scores:
-    """Scores that keep the same share of every group and all operators: uniform width."""
-    even = {name: 1 - (torch.arange(group.size) + 0.5) / group.size for name, group in model.groups.items()}
+def score_evenly(model: CostModel, by: Scores | None = None) -> Scores:
+    """Scores that keep the same share of every group and all operators: uniform width.
+
+    by: scores of each group's channels, of which the best stay; by default the first.
+    """
+    even = {name: 1 - _ranks(name, group.size, by) for name, group in model.groups.items()}
     return even | {path: torch.tensor([torch.inf]) for path in model.operators}
 
 
-def score_at_random(model: CostModel, seed: int, spread: float = 1.0) -> Scores:
+def _ranks(name: str, size: int, by: Scores | None) -> Tensor:
+    """Each channel's place in its group, the best first, as a share of the group: (size,), from 0 to 1."""
+    order = torch.arange(size) if by is None else by[name].argsort(descending=True, stable=True)
+    return torch.empty(size).scatter_(0, order.cpu(), (torch.arange(size) + 0.5) / size)
+
+
+def score_at_random(model: CostModel, seed: int, spread: float = 1.0, by: Scores | None = None) -> Scores:
     """Scores of random widths and operators: random pruning of the same network.
 
     Our choice: every group keeps a random share around the same one (logit-normal with this spread), every operator
     stays with probability 1/2, and of a sum with no path around it at least one.
+
+    by: see `score_evenly`.
     """
     draw, scores = torch.Generator().manual_seed(seed), {}
     for name, group in model.groups.items():
-        ranks = (torch.arange(group.size) + 0.5) / group.size
-        scores[name] = torch.randn((), generator=draw) * spread - ranks.logit()
+        scores[name] = torch.randn((), generator=draw) * spread - _ranks(name, group.size, by).logit()
     for path, part in model.sums.items():
         names = part.paths(path)
         stays = torch.rand(len(names), generator=draw) < 0.5

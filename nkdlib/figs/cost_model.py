@@ -7,7 +7,7 @@ is the count of the network that is cut out.
 
 import itertools
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -49,9 +49,11 @@ class CostModel:
     Args:
         network: traceable by `torch.fx`, with channels in dimension 1.
         example: (B, C, H, W), an input of the size that MACs are counted for.
+        whole: groups that stay whole, by name, such as those that residual connections tie.
 
     Raises:
-        ValueError: an operator with a part whose cost is not known, or that shares weights with other layers.
+        ValueError: a name in `whole` of no group; an operator with a part whose cost is not known, or that shares
+            weights with other layers.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(2), nn.Flatten(1), nn.Linear(8, 2)).eval()
     >>> model = CostModel(net, torch.zeros(1, 3, 3, 3))
@@ -59,9 +61,12 @@ class CostModel:
     (Cost(params=234, macs=232), Cost(params=118, macs=116))
     """
 
-    def __init__(self, network: nn.Module, example: Tensor):
+    def __init__(self, network: nn.Module, example: Tensor, whole: Collection[str] = ()):
         self.network, self.example = network, example
-        self.groups = {group.name: group for group in channel_groups(network, example)}
+        groups = {group.name: group for group in channel_groups(network, example)}
+        if unknown := sorted({*whole} - groups.keys()):
+            raise ValueError(f"whole holds {unknown[0]!r}, which is no group; choose from {list(groups)}")
+        self.groups = {name: group for name, group in groups.items() if name not in whole}
         self.sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
         self.operators = [name for path, part in self.sums.items() for name in part.paths(path)]
         if both := self.groups.keys() & set(self.operators):

@@ -8,7 +8,7 @@ an operator of a `Sum` has a gate of its own, so that it can vanish although its
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 import torch
@@ -199,7 +199,7 @@ class Gates(nn.Module):
         return self.network
 
 
-def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> nn.Module:
+def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int], whole: Collection[str] = ()) -> nn.Module:
     """A copy of a network with only so many channels in each group and so many (0 or 1) of each operator.
 
     It has the shape of the slim network that `counts` describes, and can load its `state_dict`.
@@ -208,11 +208,12 @@ def rebuild(network: nn.Module, example: Tensor, counts: Mapping[str, int]) -> n
         network: as before the search; of its weights the first channels stay.
         example: (B, C, H, W).
         counts: of a search's result.
+        whole: groups without a count, which stay whole, as for the `CostModel` of the search.
 
     Raises:
         ValueError: counts of another network, or out of range.
     """
-    groups = channel_groups(network, example)
+    groups = [group for group in channel_groups(network, example) if group.name not in whole]
     sums = {path: part for path, part in network.named_modules() if isinstance(part, Sum)}
     check_counts(counts, {group.name: group.size for group in groups}, sums)
     return cut_out(network, groups, {name: torch.arange(int(count)) for name, count in counts.items()})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nkdlib.figs.budget import Scores, keep_best
@@ -42,7 +43,7 @@ def prune(
     scores: Scores,
     metric: str,
     target: float,
-    moments: Mapping[str, Normal] | None = None,
+    moments: Mapping[str, Tensor] | None = None,
     ridge: float = 0.1,
 ) -> Pruned:
     """Cut the best-scored network within a budget out of a trained one.
@@ -79,8 +80,8 @@ def prune(
 @torch.no_grad()
 def input_moments(
     model: CostModel, inputs: Iterable, images: int = 512, positions: int = 64, seed: int = 0
-) -> dict[str, Normal]:
-    """Measure second moments of the input of every layer that reads a group of channels.
+) -> dict[str, Tensor]:
+    """Measure the second moments of what every layer reads that reads a group of channels.
 
     Args:
         model: of the network, in whose evaluation mode they are measured.
@@ -90,24 +91,22 @@ def input_moments(
         seed: of the positions.
 
     Returns:
-        For each reading layer the normal equations whose solution is the layer itself.
+        The mean of zz' for each of these layers, float64, (F + 1, F + 1): z has the F inputs that one output is made
+        from, and a 1.
 
     Raises:
         ValueError: `inputs` holds no image.
     """
-    network, found = model.network, {}
-    device, constant = device_of(network), _constants(network, model.example)
-    random = torch.Generator().manual_seed(seed)
+    network, device = model.network, device_of(model.network)
+    random, found = torch.Generator().manual_seed(seed), {}
 
     def note(path: str, layer: nn.Module, given: tuple[Tensor]) -> None:
         z = columns(given[0].detach().float(), layer)  # (C k k, positions of all images)
         most = positions * len(given[0])
         if z.shape[1] > most:
             z = z[:, torch.randperm(z.shape[1], generator=random)[:most].to(device)]
-        if path in constant:
-            z = torch.cat([z, z.new_ones(1, z.shape[1])])
-        gram, count = found.get(path, (0.0, 0))
-        found[path] = gram + (z @ z.T).double(), count + z.shape[1]
+        z = torch.cat([z, z.new_ones(1, z.shape[1])])
+        found[path] = found.get(path, 0.0) + (z @ z.T).double()
 
     with evaluating(network), ExitStack() as hooks:
         for path in _readers(model):
@@ -116,15 +115,7 @@ def input_moments(
             network(x.to(device, copy=True))
     if not found:
         raise ValueError("inputs holds no image; give a batch of images at least")
-    moments = {}
-    for path, (gram, count) in found.items():
-        layer = network.get_submodule(path)
-        own = layer.weight.detach().double().flatten(1).T  # (features, outputs)
-        if path in constant:  # of which the layer's own is zero: what is added beside its bias
-            own = torch.cat([own, own.new_zeros(1, own.shape[1])])
-        features = layer.weight[0, 0].numel()
-        moments[path] = Normal(gram, gram @ own, count, features, path in constant, own)
-    return moments
+    return {path: total / total[-1, -1] for path, total in found.items()}
 
 
 def mimic(
@@ -151,14 +142,15 @@ def mimic(
         The loss of every step.
 
     Raises:
-        ValueError: a layer that reads no group, a network whose output is no tensor; see also `minimize`.
+        ValueError: a layer that the network lacks, an output that is no tensor; see also `minimize`.
     """
     teacher, device, readers = model.network, device_of(pruned.network), _readers(model)
     present = {path for path, _ in pruned.network.named_modules()}
     layers = [path for path in readers if path in present] if layers is None else list(layers)
-    if unknown := [path for path in layers if path not in readers or path not in present]:
-        raise ValueError(f"layers holds {unknown[0]!r}, which reads no group of channels; choose from {[*readers][:9]}")
-    stays = {path: _kept_inputs(teacher, readers[path], pruned.kept, path).to(device) for path in layers}
+    if unknown := [path for path in layers if path not in present]:
+        raise ValueError(f"layers holds {unknown[0]!r}, which the pruned network lacks; name layers that it has")
+    cut = [path for path in layers if path in readers]
+    stays = {path: _kept_inputs(teacher, readers[path], pruned.kept, path).to(device) for path in cut}
 
     def values(network: nn.Module, x: Tensor) -> list[Tensor]:
         seen: dict[str, Tensor] = {}
@@ -176,7 +168,7 @@ def mimic(
         x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
         with torch.no_grad(), evaluating(teacher):
             wanted = values(teacher, x.clone())
-        wanted[:-1] = [y[:, stays[path]] for path, y in zip(layers, wanted[:-1], strict=True)]
+        wanted = [y[:, stays[path]] if path in stays else y for path, y in zip([*layers, ""], wanted, strict=True)]
         found = values(pruned.network, x.clone())
         return sum(_relative(y.float(), t.float()) for y, t in zip(found, wanted, strict=True))
 
@@ -225,7 +217,7 @@ def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
 
 @torch.no_grad()
 def _solve(
-    slim: nn.Module, model: CostModel, kept: Mapping[str, Tensor], moments: Mapping[str, Normal], ridge: float
+    slim: nn.Module, model: CostModel, kept: Mapping[str, Tensor], moments: Mapping[str, Tensor], ridge: float
 ) -> None:
     """Give the layers that read cut channels the weights, and constants, that make up for them best."""
     readers, constants = _readers(model), _constants(model.network, model.example)
@@ -234,11 +226,14 @@ def _solve(
     made = {path: name for name, group in model.groups.items() for path in group.producers}
     present = {path for path, _ in slim.named_modules()}
     for path, parts in readers.items():
-        whole, normal = model.network.get_submodule(path), moments[path]
-        inputs = _kept_inputs(model.network, parts, kept, path)
+        whole, inputs = model.network.get_submodule(path), _kept_inputs(model.network, parts, kept, path)
         if path not in present or len(inputs) == whole.weight.shape[1]:
             continue
-        layer, weights = slim.get_submodule(path), normal.solve(ridge, inputs)  # (features [+ 1], outputs)
+        own = F.pad(whole.weight.double().flatten(1), (0, 1)).T  # (F + 1, outputs), no constant beside the bias
+        size = len(own) - (path not in constants)
+        gram = moments[path].to(own.device)[:size, :size]
+        normal = Normal(gram, gram @ own[:size], 1, whole.weight[0, 0].numel(), path in constants, own[:size])
+        layer, weights = slim.get_submodule(path), normal.solve(ridge, inputs)
         if path in made:  # outputs of it may have gone as well
             weights = weights[:, kept[made[path]].to(weights.device)]
         linear = weights[: len(weights) - normal.intercept]

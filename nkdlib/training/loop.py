@@ -110,7 +110,8 @@ class Trainer:
         self.model.zero_grad()
         device, rank = device_of(self.model), rank_and_size()[0] if self.shared else 0
         draws = seeded(device, self.seed + step + (rank << 32))
-        with draws, torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp):
+        amp = torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp)
+        with draws, amp, torch.enable_grad():  # a generator of batches may have left gradients off
             value = loss()
         if value.numel() != 1:
             raise ValueError(f"loss of {self.name} has shape {tuple(value.shape)}; give one number, such as its mean")
