@@ -15,7 +15,7 @@ LINES, COLUMNS = 25, 88  # of a cell, at most
 WIDE = ("03", "04", "07", "09")  # not rewritten yet; notebooks/.ruff.toml has them as well
 ONE_SEED = ("02_distillation_speed", "03_student_search", "04_synthetic_data")  # half the seconds
 WITH_GPU_SWITCHES = ("05_figs_spaces", "07_figs_detection")  # one seed, with what only the gpu tier turns on
-SMALLER = {"05_figs_spaces": {"search_steps": 20, "steps": 5, "repeats": 2}}  # it has the most tasks
+SMALLER = {"05_figs_spaces": {"repeats": 2}}  # it has the most tasks
 
 ELSEWHERE = ("05", "06", "08")  # run in test_notebooks_figs, so that two workers share the runs
 
