@@ -228,7 +228,7 @@ def test_smoke_and_own_parameters_judge_nothing():
 
 
 def test_a_small_data_set_cannot_decide_a_claim_about_imagenet():
-    scaled = judge("FG-1", observe("FG-1", "figs_minus_uniform_points", [3.0, 3.1, 2.9, 3.0, 3.2]), "cpu")
+    scaled = judge("FG-1", observe("FG-1", "figs_minus_best_at_2_0m", [3.0, 3.1, 2.9, 3.0, 3.2]), "cpu")
     assert scaled.verdict == "not attempted" and scaled.reason == "only the tier paper can decide it"
     assert [a.outcome for a in scaled.found.values()] == ["holds"]  # shown beside
     real = judge("FG-1", observe("FG-1", "imagenet_top1", [75.4, 75.3, 75.5, 75.4, 75.3]), "paper")

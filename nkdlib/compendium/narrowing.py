@@ -114,5 +114,5 @@ def narrowed(network, learn, scores, metric, target, moments, ridge, heal, held,
 
 
 def healing(steps: int, lr: float, amp: bool) -> Schedule:
-    """The steps after the cut: BatchNorm keeps its statistics."""
-    return Schedule(steps, STEP, lr, amp=amp, freeze_batchnorm=True)
+    """The steps after the cut: rates rise slowly, and BatchNorm keeps its statistics, so that they do no harm."""
+    return Schedule(steps, STEP, lr, warmup=0.3, amp=amp, freeze_batchnorm=True)
