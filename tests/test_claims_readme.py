@@ -68,6 +68,12 @@ def test_a_row_comes_from_the_strongest_tier_that_judged_its_claim():
     assert row(records, "FG-1")[1] == "**not attempted**" and "only the tier paper" in row(records, "FG-1")[4]
 
 
+def test_a_claim_that_no_tier_here_can_decide_shows_our_aims():
+    found = row([record("night", only="ND-1"), record("cpu")], "FG-1")[3]
+    assert found.startswith("*aim:* Top-1 lost at 2.6M parameters: 2.1 points [1.85, 2.35] (below 4)<br>*aim:* ")
+    assert "*aim:*" not in row([record("cpu")], "ND-1")[3]
+
+
 def test_a_row_links_the_executed_notebook_where_one_is_kept(tmp_path):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "02_distillation_speed.ipynb").touch()

@@ -24,12 +24,13 @@ Rows = Mapping[str, tuple[str, Judgement]]  # claim id -> the tier that judged i
 
 
 def strongest(records: Sequence[Record]) -> Rows:
-    """Return each claim's judgement from the first record that judged it, else from the first."""
+    """Return each claim's judgement from the first record that judged it, or that observed it, or from the first."""
     rows = {}
     for claim in CLAIMS:
         found = [(record.profile, record.claims.get(claim.id, NOTHING)) for record in records]
         judged = [pair for pair in found if pair[1].verdict != NOTHING.verdict]
-        rows[claim.id] = [*judged, *found, ("", NOTHING)][0]
+        observed = [pair for pair in found if pair[1].found]
+        rows[claim.id] = [*judged, *observed, *found, ("", NOTHING)][0]
     return rows
 
 
@@ -107,7 +108,8 @@ def claims_table(rows: Rows, root: Path) -> str:
         link = next((path for path in places if (root / path).exists()), "")
         title = f"**{claim.id}** " + (f"[{claim.title}]({link})" if link else claim.title)
         verdict = f"**{judgement.verdict}**" + (f" ({tier})" if judgement.verdict != NOTHING.verdict else "")
-        found = "<br>".join(by_column(claim, judgement, "paper"))
+        ours = [f"*aim:* {said}" for said in by_column(claim, judgement, "aim")]  # if no tier so far decides the claim
+        found = "<br>".join(by_column(claim, judgement, "paper") or ours)
         lines.append((title, verdict, claim.published, found, why(claim, judgement)))
     return markdown(COLUMNS, lines)
 
