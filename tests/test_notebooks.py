@@ -12,7 +12,7 @@ from nkdlib.compendium.tiers import TIERS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LINES, COLUMNS = 25, 88  # of a cell, at most
-WIDE = ("03", "04", "07", "09")  # not rewritten yet; notebooks/.ruff.toml has them as well
+WIDE = ("03", "04", "09")  # not rewritten yet; notebooks/.ruff.toml has them as well
 ONE_SEED = ("02_distillation_speed", "03_student_search", "04_synthetic_data")  # half the seconds
 WITH_GPU_SWITCHES = ("05_figs_spaces", "07_figs_detection")  # one seed, with what only the gpu tier turns on
 SMALLER = {"05_figs_spaces": {"repeats": 2}}  # it has the most tasks

@@ -49,6 +49,7 @@ method_colors: dict[str, str] = {
     "authors": _PURPLE,
     "random search": _SKY,
     "hand-made": _BROWN,
+    "last layer": _BROWN,
     "MobileNetV3": _ORANGE,
     "MnasNet": _GREEN,
 }

@@ -1,4 +1,4 @@
-"""Generated scenes: small gray articles, tinted and scaled, on textured backgrounds; a data set in COCO's layout.
+"""Generated scenes: small images, scaled, on textured backgrounds; a data set in COCO's layout.
 
 For detection without photographs at hand, or if everything in a picture has to be known exactly.
 """
@@ -44,8 +44,9 @@ def write_scenes(
     and those from 96^2 large, whatever the picture's size. The annotated area is the box's.
 
     Args:
-        images: uint8 (N, 1, h, w), gray on black, of which articles are drawn with replacement; other splits need
-            other images, such as the parts of `images.hold_out(...)`.
+        images: uint8 (N, C, h, w), of which articles are drawn with replacement. Gray ones (C=1) are on black, which is
+            transparent, and get a tint; colored ones (C=3) are whole rectangles. Other splits need other images, such
+            as the parts of `images.hold_out(...)`.
         folder: made if need be; it may hold other splits, and earlier scenes of this one are replaced.
         count: pictures.
         size: pixels of their sides.
@@ -66,8 +67,10 @@ def write_scenes(
     ((3, 64, 64), ['area', 'boxes', 'image_id', 'iscrowd', 'labels'])
     """
     split = split or images.split
-    if images.shape[0] != 1 or not split.isidentifier():
-        raise ValueError(f"images (={images!r}) must be gray, and split (={split!r}) a plain word")
+    if images.shape[0] not in (1, 3) or not split.isidentifier():
+        raise ValueError(
+            f"images (={images!r}) must have one or three channels, and split (={split!r}) be a plain word"
+        )
     if count < 1 or size < 16 or not 1 <= articles[0] <= articles[1] or not 4 / size <= sides[0] <= sides[1] <= 1:
         raise ValueError(
             f"count (={count}) must be 1 or more, size (={size}) 16 or more, articles (={articles}) two numbers from "
@@ -153,8 +156,8 @@ def draw(
     low, high = np.log(sides)
     for side in -np.sort(-np.exp(generator.uniform(low, high, wanted))) * size:
         row = int(generator.integers(len(images)))
-        alpha = _scaled(images.pixels[row, 0], float(side), size, generator)
-        height, width = alpha.shape
+        article = _scaled(images.pixels[row], float(side), size, generator)
+        height, width = article.shape[-2:]
         for x, y in zip(
             generator.integers(0, size - width + 1, TRIES).tolist(),
             generator.integers(0, size - height + 1, TRIES).tolist(),
@@ -162,30 +165,33 @@ def draw(
         ):
             box = (x, y, x + width, y + height)
             if all(_crowding(box, other) <= CROWDING for _, other in drawn):
-                _blend(picture[:, y : y + height, x : x + width], alpha, generator)
+                _paint(picture[:, y : y + height, x : x + width], article, generator)
                 drawn.append((row, box))
                 break
     return drawn
 
 
 def _scaled(article: Tensor, side: float, size: int, generator: np.random.Generator) -> Tensor:
-    """The visible part of an article, (h, w) in 0 to 1, with h * w about side^2 and something in each border."""
+    """An article, uint8 (C, h, w), as (C, H, W) in 0 to 1 with H * W about side^2; of a gray one the visible part."""
     seen = article.float() / 255
-    seen = _tight(seen / seen.max().clamp_min(FAINT))
-    height, width = seen.shape
+    if gray := len(seen) == 1:
+        seen = _tight(seen / seen.max().clamp_min(FAINT))
+    height, width = seen.shape[-2:]
     scale = min(side / (height * width) ** 0.5, size / max(height, width))
     shape = max(round(height * scale), 2), max(round(width * scale), 2)
-    seen = F.interpolate(seen[None, None], size=shape, mode="bilinear", align_corners=False, antialias=True)[0, 0]
+    seen = F.interpolate(seen[None], size=shape, mode="bilinear", align_corners=False, antialias=True)[0]
+    if not gray:
+        return seen
     seen = _tight(seen)
     return torch.where(seen > FAINT, seen ** float(generator.uniform(0.3, 0.6)), 0)
 
 
 def _tight(seen: Tensor) -> Tensor:
     """Cut off borders without anything visible."""
-    rows, columns = (seen > FAINT).any(1).nonzero(), (seen > FAINT).any(0).nonzero()
+    rows, columns = ((seen[0] > FAINT).any(axis).nonzero() for axis in (1, 0))
     if not len(rows):
         raise ValueError("an article is black all over; leave it out of images")
-    return seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return seen[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def _crowding(box: Box, other: Box) -> float:
@@ -196,12 +202,15 @@ def _crowding(box: Box, other: Box) -> float:
     return max(width, 0) * max(height, 0) / smaller
 
 
-def _blend(under: Tensor, alpha: Tensor, generator: np.random.Generator) -> None:
-    """Paint an article (h, w) over a part of the picture, uint8 (3, h, w), in a tint that stands out from it."""
+def _paint(under: Tensor, article: Tensor, generator: np.random.Generator) -> None:
+    """Paint an article (C, h, w) over a part of the picture, uint8 (3, h, w); a gray one in a tint that stands out."""
+    if len(article) == 3:
+        under.copy_(255 * article)
+        return
     ground = under.float()
     tint = torch.from_numpy(generator.uniform(0.1, 1, 3)).float() * 255
     if (tint - ground.mean((1, 2))).abs().mean() < 60:
         tint = 255 - tint
-    shade = 0.4 + 0.6 * alpha  # so that seams and folds show
-    opacity = alpha * float(generator.uniform(0.8, 1))
+    shade = 0.4 + 0.6 * article  # so that seams and folds show
+    opacity = article * float(generator.uniform(0.8, 1))
     under.copy_(torch.lerp(ground, tint.view(3, 1, 1) * shade, opacity))
