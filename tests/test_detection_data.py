@@ -400,6 +400,15 @@ def test_articles_of_a_scene_leave_each_other_room(articles, tmp_path):
         assert share.fill_diagonal_(0).max() <= scenes.CROWDING + 1e-6
 
 
+def test_colored_articles_of_scenes_are_whole_rectangles(tmp_path):
+    color = torch.tensor([200, 100, 50], dtype=torch.uint8).view(3, 1, 1)
+    labels, about = torch.zeros(1).long(), ((0.5,) * 3, (0.5,) * 3)
+    images = Images("plain", "train", color.expand(1, 3, 8, 8).contiguous(), labels, ("plain",), *about)
+    for picture, target in write_scenes(images, tmp_path, 5, size=64, sides=(0.5, 0.5), articles=(1, 1)):
+        x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+        assert (x2 - x1, y2 - y1) == (32, 32) and (picture[:, y1:y2, x1:x2] == color).all()
+
+
 def test_splits_of_scenes_differ(articles):
     ground = [next(scenes.backgrounds(1, 32, scenes._seed(0, split))) for split in ("train", "test")]
     assert not torch.equal(*ground)

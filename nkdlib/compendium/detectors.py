@@ -101,7 +101,7 @@ def draw_boxes(ax: Axes, image: Tensor, target: Mapping, classes: Sequence[str],
     With true boxes (N, 4), these are dashed, only the first N of the target are drawn, and the title has the mean
     over the true boxes of the largest IoU with one of those, which is returned.
     """
-    ax.imshow(image.permute(1, 2, 0))
+    ax.imshow(image.permute(1, 2, 0).numpy())
     ax.set_axis_off()
     count, overlap = len(target["boxes"]) if true is None else len(true), float("nan")
     boxes, labels = target["boxes"][:count], target["labels"][:count]
