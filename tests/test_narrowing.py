@@ -11,6 +11,7 @@ from torchvision.models import mobilenet_v2
 
 from nkdlib import figs
 from nkdlib.compendium import narrowing
+from nkdlib.data import Images
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,10 @@ def test_answers_are_the_networks_own_and_their_error_is_relative(model):
     [(images, answers)] = narrowing.with_answers(network, [(x, torch.zeros(4))], amp=False)
     assert torch.equal(images, x) and torch.equal(answers, network(x))
     assert narrowing.relative_error(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 2.0])).item() == pytest.approx(0.5)
+
+
+def test_seeds_see_other_photographs_first():
+    pixels = torch.arange(64).view(64, 1, 1, 1).expand(-1, 3, 8, 8).byte()
+    images = Images("gray", "all", pixels, torch.arange(64), tuple(map(str, range(64))), (0.5,) * 3, (0.5,) * 3)
+    firsts = [next(iter(narrowing.crops_of(images, 8, 32, seed, "cpu")))[1].tolist() for seed in (0, 0, 1)]
+    assert firsts[0] == firsts[1] != firsts[2] and len({*firsts[0]}) == 32

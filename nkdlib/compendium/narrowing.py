@@ -21,9 +21,10 @@ ENDS = [*(f"features.{n}.conv.0.0" for n in (4, 7, 11, 14, 17)), "features.18.0"
 
 
 def crops_of(images: Images, size: int, count: int, seed: int, device: str) -> Crops:
-    """At least so many crops of photographs: centers, mirrored ones, random parts, mixtures."""
+    """At least so many crops of photographs, in a seed's order: centers, then mirrored, then random parts, mixtures."""
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     views = -(-count // len(images)) + 1
-    return Crops(images, size, views, scale=0.35, mix=True, seed=seed, batch_size=STEP, device=device)
+    return Crops(images.subset(order), size, views, scale=0.35, mix=True, seed=seed, batch_size=STEP, device=device)
 
 
 def cost_model(network: nn.Module, size: int, device: str = "cpu") -> figs.CostModel:
