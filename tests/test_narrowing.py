@@ -4,14 +4,19 @@ Behind claim FG-1.
 """
 
 import copy
+from pathlib import Path
 
+import papermill
 import pytest
 import torch
 from torchvision.models import mobilenet_v2
 
 from nkdlib import figs
 from nkdlib.compendium import narrowing
+from nkdlib.compendium.tiers import TIERS
 from nkdlib.data import Images
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +59,14 @@ def test_seeds_see_other_photographs_first():
     images = Images("gray", "all", pixels, torch.arange(64), tuple(map(str, range(64))), (0.5,) * 3, (0.5,) * 3)
     firsts = [next(iter(narrowing.crops_of(images, 8, 32, seed, "cpu")))[1].tolist() for seed in (0, 0, 1)]
     assert firsts[0] == firsts[1] != firsts[2] and len({*firsts[0]}) == 32
+
+
+def test_notebooks_06_and_07_narrow_alike_so_that_one_reads_what_the_other_computed():
+    paths = (NOTEBOOKS / "06_figs_imagenet.ipynb", NOTEBOOKS / "07_figs_detection.ipynb")
+    first, second = ({key: one["default"] for key, one in papermill.inspect_notebook(path).items()} for path in paths)
+    shared = {"search_lr", "gate_lr", "log_odds", "penalty", "moment_crops", "ridge", "heal_steps", "heal_lr", "stages"}
+    shared |= {"search_steps", "photographs", "size", "judge", "weights", "amp"}
+    assert {name: first[name] for name in shared} == {name: second[name] for name in shared}
+    for name in ("cpu", "night"):
+        tiers = [TIERS[name].for_notebook(path.stem) for path in paths]
+        assert {key: tiers[0].get(key) for key in shared} == {key: tiers[1].get(key) for key in shared}
