@@ -70,8 +70,8 @@ def test_a_row_comes_from_the_strongest_tier_that_judged_its_claim():
 
 def test_a_claim_that_no_tier_here_can_decide_shows_our_aims():
     found = row([record("night", only="ND-1"), record("cpu")], "FG-1")[3]
-    assert found.startswith("*aim:* Top-1 lost at 2.6M parameters: 2.1 points [1.85, 2.35] (below 4)<br>*aim:* ")
-    assert "*aim:*" not in row([record("cpu")], "ND-1")[3]
+    assert found.startswith("*our aims:*<br>Top-1 lost at 2.6M: 2.1 points [1.85, 2.35] (below 4)<br>FiGS ")
+    assert "*our aims:*" not in row([record("cpu")], "ND-1")[3]
 
 
 def test_a_row_links_the_executed_notebook_where_one_is_kept(tmp_path):
@@ -86,11 +86,12 @@ def test_a_row_links_the_executed_notebook_where_one_is_kept(tmp_path):
 
 def test_findings_are_filled_with_means_and_intervals_and_say_the_side():
     values = {"local_minus_random_points": [-4.0, -5.0, -6.0], "exact_minus_local_points": [-1.0, 0.5, 2.0]}
-    speed, choice, noise, closed = findings(strongest([record(**values)]))
+    speed, choice, noise, closed, search = findings(strongest([record(**values)]))
     assert "With one worker for both it is 2.1 [1.86, 2.36] times as fast, and against ideal" in speed
     assert "5 [2.52, 7.48] points worse than choosing at random" in choice
     assert "0.5 [-3.23, 4.23] points better (not settled) than the local one" in choice
     assert "2.1 [1.85, 2.35] points above the same student" in noise and closed.startswith("- **Closed form.** ")
+    assert "with 2.1 [1.85, 2.35] points more top-1" in search
 
 
 def test_a_finding_is_left_out_where_something_was_not_judged():

@@ -108,8 +108,9 @@ def claims_table(rows: Rows, root: Path) -> str:
         link = next((path for path in places if (root / path).exists()), "")
         title = f"**{claim.id}** " + (f"[{claim.title}]({link})" if link else claim.title)
         verdict = f"**{judgement.verdict}**" + (f" ({tier})" if judgement.verdict != NOTHING.verdict else "")
-        ours = [f"*aim:* {said}" for said in by_column(claim, judgement, "aim")]  # if no tier so far decides the claim
-        found = "<br>".join(by_column(claim, judgement, "paper") or ours)
+        found = "<br>".join(by_column(claim, judgement, "paper"))
+        if not found and (aims := by_column(claim, judgement, "aim")):  # no tier so far decides the claim
+            found = "<br>".join(["*our aims:*", *aims])
         lines.append((title, verdict, claim.published, found, why(claim, judgement)))
     return markdown(COLUMNS, lines)
 
