@@ -91,7 +91,7 @@ def test_findings_are_filled_with_means_and_intervals_and_say_the_side():
     assert "5 [2.52, 7.48] points worse than choosing at random" in choice
     assert "0.5 [-3.23, 4.23] points better (not settled) than the local one" in choice
     assert "2.1 [1.85, 2.35] points above the same student" in noise and closed.startswith("- **Closed form.** ")
-    assert "with 2.1 [1.85, 2.35] points more top-1" in search
+    assert "with 2.1 [1.85, 2.35] points more accuracy" in search
 
 
 def test_a_finding_is_left_out_where_something_was_not_judged():
