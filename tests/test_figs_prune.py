@@ -125,6 +125,10 @@ def test_errors_name_the_layer():
         prune(model, scores, "params", 40, {"4": moments["4"]})
     with pytest.raises(ValueError, match=r"ridge \(=-1\) must be a finite number of at least 0"):
         prune(model, scores, "params", 40, moments, ridge=-1)
+    with pytest.raises(ValueError, match=r"moments of '2' have shape \(3, 3\), not \(5, 5\); measure this network's"):
+        prune(model, scores, "params", 40, moments | {"2": torch.eye(3)})
     pruned = prune(model, scores, "params", 40, moments)
+    with pytest.raises(ValueError, match="pruned and model differ in the group '2'; give the model behind it"):
+        mimic(pruned, CostModel(net, x[:1], ["2"]), [x], Schedule(1))
     with pytest.raises(ValueError, match="layers holds '9', which the pruned network lacks; name layers"):
         mimic(pruned, model, [x], Schedule(1), ["9"])

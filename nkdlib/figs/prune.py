@@ -134,7 +134,7 @@ def mimic(
         pruned: from `prune`.
         model: that it was pruned from.
         batches: of images, with or without labels, at least `schedule.steps`.
-        schedule: with `batchnorm="frozen"` the network keeps the statistics that it has.
+        schedule: with `freeze_batchnorm` the network keeps the statistics that it has.
         layers: whose inputs are compared, in the channels that stay; by default all that read a group of channels.
         seed: of dropout.
 
@@ -142,9 +142,11 @@ def mimic(
         The loss of every step.
 
     Raises:
-        ValueError: a layer that the network lacks, an output that is no tensor; see also `minimize`.
+        ValueError: a network pruned from another model, a layer that it lacks, an output that is no tensor.
     """
     teacher, device, readers = model.network, device_of(pruned.network), _readers(model)
+    if other := sorted(pruned.counts.keys() ^ model.sizes.keys()):
+        raise ValueError(f"pruned and model differ in the group {other[0]!r}; give the model behind it")
     present = {path for path, _ in pruned.network.named_modules()}
     layers = [path for path in readers if path in present] if layers is None else list(layers)
     if unknown := [path for path in layers if path not in present]:
@@ -230,6 +232,8 @@ def _solve(
         if path not in present or len(inputs) == whole.weight.shape[1]:
             continue
         own = F.pad(whole.weight.double().flatten(1), (0, 1)).T  # (F + 1, outputs), no constant beside the bias
+        if (shape := tuple(moments[path].shape)) != (len(own), len(own)):
+            raise ValueError(f"moments of {path!r} have shape {shape}, not {2 * (len(own),)}; measure this network's")
         size = len(own) - (path not in constants)
         gram = moments[path].to(own.device)[:size, :size]
         normal = Normal(gram, gram @ own[:size], 1, whole.weight[0, 0].numel(), path in constants, own[:size])
