@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 
-import psutil
 import torch
 from joblib import cpu_count
 
@@ -47,7 +46,7 @@ def provenance(
         "hardware": {
             "cpu": cpu_name(),
             "cores": cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
             "gpu": gpu,
         },
         "seconds": {name: round(value, 3) for name, value in (seconds or {}).items()},
