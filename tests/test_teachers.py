@@ -16,6 +16,7 @@ from nkdlib.compendium.teachers import (
     RECIPES,
     TeacherRecipe,
     build,
+    deeper_teacher,
     divided,
     keep_teacher,
     linear_accuracy,
@@ -109,6 +110,16 @@ def test_published_teachers_reach_what_was_published(depth, published):
     _, _, test = divided("cifar10")
     batches = test.renormalized(*PUBLISHED_NORMALIZATION).in_order(count=2000)
     assert abs(accuracy(published_teacher(depth), batches) - published) < 1.5
+
+
+def test_a_deeper_teacher_is_our_own_if_it_is_kept(short, tmp_path, monkeypatch):
+    monkeypatch.setenv("NKD_DATA", str(tmp_path))
+    with pytest.raises(DataNotFound, match=r"or run: python -m nkdlib\.compendium\.teachers digits-resnet20"):
+        deeper_teacher("digits", 20)
+    teachers.main(["digits-resnet14", "--out", str(short), "--runs", str(tmp_path / "runs")])
+    origin, teacher, normalization = deeper_teacher("digits", 14)
+    train, _, _ = divided("digits")
+    assert origin == "ours" and len(teacher.block_names) == 6 and normalization == (train.mean, train.std)
 
 
 def test_a_linear_classifier_is_the_floor():

@@ -165,6 +165,24 @@ def published_teacher(depth: int, root: str | Path | None = None) -> ResNet:
     return network.eval()
 
 
+def deeper_teacher(data: str, depth: int) -> tuple[str, ResNet, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """A teacher of another depth: the first of `teachers/`, else the published one.
+
+    Returns:
+        "ours" or "published"; the network, in evaluation mode; mean and deviation that its images are normalized by.
+
+    Raises:
+        DataNotFound: neither is at hand.
+    """
+    train, _, _ = divided(data)
+    if _kept(name := f"{train.name}-resnet{depth}", 0).is_file():
+        return "ours", open_teachers(data, depth, [0])[0], (train.mean, train.std)
+    try:
+        return "published", published_teacher(depth), PUBLISHED_NORMALIZATION
+    except DataNotFound as error:
+        raise DataNotFound(f"{error}, or run: python -m nkdlib.compendium.teachers {name}") from None
+
+
 def linear_accuracy(data: str, executor: InProcess | Processes | None = None) -> float:
     """Test accuracy in percent of a linear classifier on the pixels, which any network must be far above."""
     train, _, test = divided(data)
