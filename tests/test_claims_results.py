@@ -168,6 +168,12 @@ def test_a_figure_is_written_described_and_shown(figures, monkeypatch):
     assert not plt.get_fignums()
 
 
+def test_a_figure_is_not_shown_when_a_cell_ends_before_it_is_done(figures):
+    plt.ion()
+    Results.of_notebook("01_local_replacement", {"__annotations__": ["profile"], "profile": "smoke"})
+    assert not plt.isinteractive()  # as the kernel's plots look at, before they show what is open
+
+
 def test_by_hand_nothing_touches_the_committed_figures(runs, monkeypatch, capsys):
     monkeypatch.delenv("NKD_FIGURES", raising=False)
     assert (results := speed()).write() == runs / "by-hand" / "cpu" / "02_distillation_speed"

@@ -12,7 +12,6 @@ from nkdlib.compendium.tiers import TIERS
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 LINES, COLUMNS = 25, 88  # of a cell, at most
-WIDE = ("03", "04", "09")  # not rewritten yet; notebooks/.ruff.toml has them as well
 ONE_SEED = ("02_distillation_speed", "03_student_search", "04_synthetic_data")  # half the seconds
 WITH_GPU_SWITCHES = ("05_figs_spaces", "07_figs_detection")  # one seed, with what only the gpu tier turns on
 SMALLER = {"05_figs_spaces": {"repeats": 2}}  # it has the most tasks
@@ -52,7 +51,7 @@ def test_a_cell_fits_a_screen(path):
     assert longest <= LINES, f"a cell of {path.name} has {longest} lines"
 
 
-@each(path for path in NOTEBOOKS if not path.stem.startswith(WIDE))
+@notebooks
 def test_a_notebook_is_read_in_a_narrow_column(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if "parameters" not in cell.metadata.get("tags", []):

@@ -95,6 +95,19 @@ def test_a_table_is_drawn_by_method():
     assert [text.get_text() for text in left.figure.legends[0].get_texts()] == ["ND", "teacher"]
 
 
+def test_losses_are_averaged_over_a_tenth_of_the_steps():
+    _, ax = plt.subplots()
+    assert plots.losses(ax, {0: range(20), 1: [0.0] * 20}, "ND") == 18.5 / 2
+    assert ax.lines[1].get_ydata().tolist()[:3] == [0, 0.5, 1.5] and ax.lines[1].get_xdata()[0] == 1
+
+
+def test_cells_without_a_number_stay_empty_in_a_heat_map():
+    _, ax = plt.subplots()
+    plots.heat_map(ax, pd.DataFrame({"thin": [0.25, 1.0], "wide": [0.5, None]}, ["block 1", "block 2"]), ".1f")
+    assert [text.get_text() for text in ax.texts] == ["0.2", "0.5", "1.0"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["block 1", "block 2"]
+
+
 def test_intervals_stand_in_rows_from_top_to_bottom():
     _, ax = plt.subplots()
     plots.intervals(ax, {"ND": t_interval({0: 1.0, 1: 3.0}), "end to end": t_interval({0: None, 1: 2.0})})

@@ -25,8 +25,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 ESCAPED = """() => [document.documentElement, ...document.querySelectorAll("article, article > *, section > *")]
     .filter(element => element.getBoundingClientRect().right > innerWidth + 1).map(element => element.outerHTML)
     .concat(document.documentElement.scrollWidth > innerWidth ? "the page scrolls sideways" : [])"""
-
-
+FRAMED = """[...document.querySelectorAll("#choice td")]
+    .filter(cell => getComputedStyle(cell).outlineStyle == "solid").map(cell => cell.textContent)"""
 VERDICTS = """() => [...document.querySelectorAll(".verdict, .criteria td")].map(e => e.getBoundingClientRect())
     .every(box => box.width > 0 && box.left >= 0 && box.right <= innerWidth)
     && document.querySelectorAll(".verdict").length"""
@@ -83,6 +83,9 @@ def site(clone, tmp_path_factory):
         results, drawn = Results(stem, "smoke", TIERS["smoke"].protocol(stem)), []
         patch.setattr("nkdlib.compendium.results.display", lambda item: drawn.append(item.data))
         results.figure(plt.figure(), "noise", "A line that rises")
+        errors = pd.DataFrame({"thin": [0.5, 0.2], "wide": [0.1, None]}, ["block 1", "block 2"])
+        choices = [{"block 1": column, "block 2": "thin"} for column in errors]
+        results.slider(errors, "choice", {"#ff0000": choices}, ["a small budget", "a large budget"])
         table = results.table(pd.DataFrame({"network": ["teacher"], "accuracy": [0.5]}), "drops", "Accuracy").to_html()
         for seed in range(2):
             results.observe("ND-0", "worst_drop_points", seed, 0.3)
@@ -207,6 +210,9 @@ def test_a_browser_shows_every_page_in_light_and_dark_on_a_desk_and_a_phone(site
         assert not code.is_visible()
         page.get_by_role("button", name="Show all code").click()
         assert code.is_visible()
+        assert page.evaluate(FRAMED) == ["0.50", "0.20"] and page.get_by_text("a small budget").is_visible()
+        page.locator("#choice input").fill("1")  # the slider
+        assert page.evaluate(FRAMED) == ["0.10", "0.20"] and not page.get_by_text("a small budget").is_visible()
         page.goto((site / "search.html").as_uri() + "?q=neighbourhood")
         page.wait_for_selector("#search-results li")
         browser.close()

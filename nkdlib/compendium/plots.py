@@ -12,6 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -187,19 +188,31 @@ def level(ax: Axes, name: str, value: float, linestyle: str = "-") -> None:
     ax.axhline(value, color=method_colors.get(name, "0.4"), linewidth=1, linestyle=linestyle, label=name, zorder=1)
 
 
-def heat_map(ax: Axes, table: pd.DataFrame, numbers: str = "{:.2g}") -> None:
-    """Draw a table of numbers as colored cells with the numbers in them, its index downwards; the larger the darker."""
-    values = table.to_numpy(float)
-    ax.imshow(values, cmap="Blues", aspect="auto", vmin=0, vmax=np.nanmax(values))
-    for (row, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            dark = value > 0.6 * np.nanmax(values)
-            ax.text(
-                column, row, numbers.format(value), ha="center", va="center", color="w" if dark else "k", fontsize=8
-            )
-    ax.set_xticks(range(len(table.columns)), table.columns)
-    ax.set_yticks(range(len(table.index)), table.index)
+def heat_map(ax: Axes, table: pd.DataFrame, numbers: str = ".2g", **look: object) -> None:
+    """Draw a table of numbers as colored cells with the numbers in them, its index downwards; the larger the darker.
+
+    look: as seaborn's `heatmap`.
+    """
+    look = {"cmap": "Blues", "vmin": 0, "cbar": False, "annot_kws": {"fontsize": 8}} | look
+    sns.heatmap(table, ax=ax, annot=True, fmt=numbers, **look)
+    ax.tick_params(axis="y", rotation=0)
     ax.grid(visible=False)
+
+
+def losses(ax: Axes, values_by_seed: Mapping[int, Sequence[float]], label: str, color: str | None = None) -> float:
+    """Draw the loss of every step, averaged over the tenth of the steps that ends there, as `line_with_interval`.
+
+    Returns:
+        The loss at the end, the mean over seeds.
+    """
+    smooth = {
+        seed: list(pd.Series(values).rolling(max(len(values) // 10, 1), min_periods=1).mean())
+        for seed, values in values_by_seed.items()
+    }
+    ends = [values[-1] for values in smooth.values()]
+    line_with_interval(ax, range(1, 1 + len(next(iter(smooth.values())))), smooth, label, color)
+    ax.set(xlabel="step", ylabel="loss")
+    return sum(ends) / len(ends)
 
 
 def legend_below(fig: Figure, columns: int = 3) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
@@ -64,6 +65,7 @@ class Results:
             data_fingerprint: of the images it used.
         """
         plt.style.use("nkdlib.compendium.figures")
+        plt.ioff()  # a figure is shown once, by `figure`, though a cell ended between
         parameters = {name: variables[name] for name in variables["__annotations__"]}
         results = cls(notebook, profile := parameters["profile"], parameters, data_fingerprint)
         if results.own and TIERS[profile].judged:
@@ -134,6 +136,36 @@ class Results:
             width = round(96 * picture.width / plots.PNG_DPI)  # a browser has 96 pixels an inch
         style = f'id="{name}" class="{plots.kind(svg)}" width="{width}" style="max-width: 100%"'
         display(HTML(f'<img alt="{described}" {style} src="data:image/png;base64,{encoded}">'))
+
+    def slider(
+        self, table: pd.DataFrame, name: str, choices: Mapping[str, Sequence[Mapping]], words: Sequence[str]
+    ) -> None:
+        """Display a table of numbers from 0.01 to 1 with a slider that frames one cell of each row; it needs no kernel.
+
+        Args:
+            table: the numbers.
+            name: the element's.
+            choices: for one or two colors, and each position of the slider, row -> column.
+            words: a line for each position.
+        """
+        marks = pd.DataFrame("", table.index, table.columns)
+        rules = [f"#{name}[data-at='{at}'] .at-{at} {{display: block}}" for at in range(len(words))]
+        frames = ("outline: 2px solid {}; outline-offset: -2px", "box-shadow: inset 0 0 0 4px {}")
+        for (color, chosen), frame in zip(choices.items(), frames, strict=False):
+            for at, columns in enumerate(chosen):
+                rules.append(f"#{name}[data-at='{at}'] .at-{at}-{color[1:]} {{{frame.format(color)}}}")
+                for row, column in columns.items():
+                    marks.loc[row, column] += f" at-{at}-{color[1:]}"
+        shades = np.log10(table.clip(0.01, 1))
+        styled = table.style.format("{:.2f}", na_rep="").set_td_classes(marks).set_uuid(name)
+        styled = styled.background_gradient("Greys", axis=None, gmap=shades, vmin=-2, vmax=0)
+        styled = styled.highlight_null(props="background: none").set_caption(self.mark)
+        said = "".join(f'<p class="at-{at}" hidden>{html.escape(line)}</p>' for at, line in enumerate(words))
+        last = len(words) - 1
+        move = 'oninput="this.parentNode.dataset.at = this.value" style="width: 100%; max-width: 30rem"'
+        control = f'<input type="range" max="{last}" value="{last // 2}" aria-label="{name}" {move}>'
+        style = f"<style>{' '.join(rules)}</style>"
+        display(HTML(f'<div id="{name}" data-at="{last // 2}">{style}{control}{said}{styled.to_html()}</div>'))
 
     def verdict(self, *claim_ids: str) -> Verdicts:
         """Judge claims by the observations so far."""
