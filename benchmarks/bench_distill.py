@@ -109,8 +109,8 @@ def main() -> None:
             for name, run in methods.items():
                 short, long = (train_s(timed(partial(run, steps))[1]) for steps in (SHORT, LONG))
                 now[f"a step, {name}"] = (long - short) / (LONG - SHORT)
+            torch.set_num_threads(CORES)  # for the teacher's pass too
             now["ND on processes, wall"] = timed(on_processes, time.perf_counter)[0]
-            torch.set_num_threads(CORES)
             now["end to end on threads, wall"] = timed(partial(methods["end to end"], WALL), time.perf_counter)[0]
             torch.set_num_threads(1)
             if not turn:  # it warms up

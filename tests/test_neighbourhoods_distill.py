@@ -14,9 +14,11 @@ from torchvision.ops import StochasticDepth
 
 from nkdlib.neighbourhoods import Recipe, distill, recompose, solve
 from nkdlib.neighbourhoods.distill import Distillation, Distilled
+from nkdlib.neighbourhoods.local import squared_error, train_local
 from nkdlib.networks import BasicBlock, cost, resnet
 from nkdlib.tasks import Cache, make_executor
 from nkdlib.training import Schedule, reestimate_batchnorm
+from nkdlib.training.store import Store
 
 RECIPE = Recipe(Schedule(6, batch_size=16, lr=2e-3), holdout=16, solve_images=64)
 DROPPING = nn.Sequential(nn.Dropout(0.3), BasicBlock(8, 8, stride=2))
@@ -195,6 +197,27 @@ def test_steps_in_bfloat16_end_near_those_in_float32(given):
     assert other.losses != one.losses and other.losses == pytest.approx(one.losses, rel=0.05)
     assert other.local_error == pytest.approx(one.local_error, rel=0.05)
     assert {value.dtype for value in other.module.parameters()} == {torch.float32}
+
+
+def test_boundaries_in_bfloat16_stay_so_in_steps_that_use_it():
+    y, seen = torch.tensor([[1.0], [3.0], [0.0], [2.0]]).bfloat16(), []
+    student = nn.Linear(1, 1)
+    student.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].dtype)))
+    for amp, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        recipe = Recipe(Schedule(1, 2, lr=1e-9, amp=amp), start="given", holdout=2)
+        seen.clear()
+        with torch.no_grad():
+            student.weight.zero_(), student.bias.fill_(1.0)
+        found = train_local("part", student, Store({"x": y, "y": y}), recipe, seed=0)
+        assert [kind for training, kind in seen if training] == [dtype]
+        assert found["losses"] == [1.0]  # (0 - 1)^2 and (2 - 1)^2, over a variance of 1
+        assert found["local_error"] == pytest.approx(2.0)  # (1 - 1)^2 and (3 - 1)^2
+        assert squared_error(y, y + 2).dtype == torch.float32
+
+
+def test_boundaries_are_kept_in_the_type_of_the_steps():
+    assert [Recipe(Schedule(1, amp=amp)).dtype for amp in (True, False)] == [torch.bfloat16, torch.float16]
+    assert Recipe(Schedule(1, amp=True), dtype=torch.float32).dtype == torch.float32
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from nkdlib.tasks.executors import InProcess, Processes, computing, make_executor
+from nkdlib.tasks.executors import InProcess, Processes, computing, make_executor, shared_empty
 
 ORPHANS = """
 import os, time
@@ -63,6 +63,24 @@ def test_a_failure_is_in_the_future():
 def test_what_cannot_be_is_named(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         make_executor(**wrong)
+
+
+def doubled(tensor):
+    """Change a tensor in place; return its sum, and whether it lies in memory that has no name."""
+    total = tensor.mul_(2).sum().item()
+    return total, "nkdlib" in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux shares memory without a name")
+def test_workers_map_a_shared_tensor_and_cannot_change_it():
+    before = len(os.listdir("/proc/self/fd"))
+    shared, usual = shared_empty((2, 3), dtype=torch.bfloat16).fill_(1.5), torch.full((2, 3), 1.5)
+    with Processes(jobs=1) as executor:
+        found = [executor.submit(doubled, tensor).result() for tensor in (usual, shared)]
+    assert found == [(18.0, False), (18.0, True)]
+    assert shared.eq(1.5).all() and shared.shape == (2, 3)
+    del shared
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_no_worker_outlives_its_parent(tmp_path):

@@ -483,16 +483,18 @@ def test_a_store_gives_back_what_was_put_in(build):
     assert list(store.select(["y"]).tensors) == ["y"]
 
 
-@pytest.mark.parametrize("count", [None, 10, 17])
-def test_a_store_in_half_precision_keeps_labels_and_the_order_of_batches(count):
+@pytest.mark.parametrize("count, shared", [(None, False), (10, False), (17, False), (10, True), (17, True)])
+def test_a_store_in_half_precision_keeps_labels_and_the_order_of_batches(count, shared):
     x, labels = torch.randn(10, 2, 3, 3), torch.arange(10)
     rows = ({"x": x[i : i + 3].half(), "labels": labels[i : i + 3]} for i in range(0, 10, 3))
-    store = Store.collect(rows, count)
+    store = Store.collect(rows, count, shared=shared)
     assert len(store) == 10 and store.tensors["x"].untyped_storage().nbytes() == 2 * x.numel()
     assert store.tensors["x"].dtype == torch.float16 and store.tensors["labels"].dtype == torch.int64
     taken = store.take(slice(None))
     assert taken["x"].dtype == torch.float32 and torch.equal(taken["x"], x.half().float())
     assert torch.equal(taken["labels"], labels)
+    (halves,) = store.batches(10, steps=1, seed=0, dtype=torch.float16)
+    assert halves["x"].dtype == torch.float16 and torch.equal(halves["x"], x.half()[halves["labels"]])
     with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
         Store.collect([])
 

@@ -47,6 +47,7 @@ def capture(
     images: int | None = None,
     dtype: torch.dtype = torch.float16,
     adapt: bool = False,
+    shared: bool = False,
 ) -> Boundaries:
     """Run the teacher once over `inputs` and keep the inputs and outputs of its neighbourhoods.
 
@@ -59,6 +60,7 @@ def capture(
         adapt: for inputs unlike those that the teacher was trained on: a copy of the teacher has its BatchNorms
             measured on `inputs` (AdaBN, Li et al. 2016, arXiv 1603.04779) and gives the neighbourhoods' inputs, with
             the mean and variance that real images cause; outputs are the teacher's own answers. Two passes more.
+        shared: with `images`, keep boundaries where worker processes of this machine read them without a copy.
 
     Raises:
         ValueError: no batch in `inputs`, images that are not finite, a batch for which the last neighbourhood is not
@@ -122,7 +124,7 @@ def capture(
             if x.endswith(":x"):  # first of all, since others may change it
                 hook = first.register_forward_pre_hook(lambda _, args, x=x: record(x, args[0]), prepend=True)
                 hooks.enter_context(hook)
-        store = Store.collect(rows(), images)
+        store = Store.collect(rows(), images, shared=shared)
     for name, values in store.tensors.items():
         if values.is_floating_point() and not torch.isfinite(sum(torch.aminmax(values))):
             if values.isnan().any() or values.dtype == torch.float32:

@@ -149,6 +149,7 @@ def distill(
     check_float32(teacher, "teacher")
     example = first_batch(inputs)[:2].to(device_of(teacher))
     how = {"images": recipe.images, "dtype": recipe.dtype, "adapt": recipe.adapt}
+    several = executor is not None and executor.jobs > 1
     teacher_s, start_s, done, said = 0.0, {}, {}, ""
     previous: list[Tensor] | None = None  # outputs of the student before, batch by batch
     with evaluating(teacher):
@@ -160,7 +161,7 @@ def distill(
         sets, how["images"] = passes(neighbourhoods, inputs, memory_limit_gb=recipe.memory_limit_gb, **how)
         for number, parts in enumerate(sets, 1):
             with Stopwatch(example.device) as watch:
-                boundaries = capture(teacher, parts, inputs, **how)
+                boundaries = capture(teacher, parts, inputs, **how, shared=several)
             teacher_s += watch.device_s
             if (images := len(boundaries.store)) < recipe.holdout + 2:
                 raise ValueError(

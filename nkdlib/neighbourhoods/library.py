@@ -149,7 +149,8 @@ class Library(Tabled):
         how = {"dtype": self.recipe.dtype, "adapt": self.recipe.adapt}
         sets, how["images"] = passes(pieces, self.inputs, memory_limit_gb=self.recipe.memory_limit_gb, **how)
         for number, members in enumerate(sets, start=1):
-            boundaries = capture(self.teacher, members, self.inputs, **how)
+            several = executor is not None and executor.jobs > 1
+            boundaries = capture(self.teacher, members, self.inputs, **how, shared=several)
             candidates = [c for c in missing if c.piece.name in boundaries.names]
             tasks = [c.ranking_task(self._source, boundaries) for c in candidates if c.ranked]  # equal ones run once
             rankings = iter(self.cache.run(tasks, executor, "ranking the channels of neighbourhoods") if tasks else ())

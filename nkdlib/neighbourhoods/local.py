@@ -37,7 +37,7 @@ class Recipe:
     ridge_to: str = "zero"  # the weights that the ridge pulls to: zero or, if images are few, the layer's own
     front_to_back: bool = True  # solve on the outputs of the student before, if that one follows directly
     adapt: bool = False  # for noise: correct the students' inputs, see `capture`
-    dtype: torch.dtype = torch.float16  # of boundaries in memory
+    dtype: torch.dtype | None = None  # of boundaries in memory: bfloat16 if steps use it (amp), float16 otherwise
     memory_limit_gb: float = 4.0  # of boundaries in memory; more of them take several passes of the teacher
 
     def __post_init__(self) -> None:
@@ -50,6 +50,8 @@ class Recipe:
             check_number(name, getattr(self, name), least, whole=True)
         check_number("ridge", self.ridge, 0)
         check_number("memory_limit_gb", self.memory_limit_gb, 0, above=True)
+        if self.dtype is None:
+            object.__setattr__(self, "dtype", torch.bfloat16 if self.schedule.amp else torch.float16)
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"dtype (={self.dtype}) must be a floating-point type, such as torch.bfloat16")
 
@@ -84,7 +86,7 @@ class _SquaredError(torch.autograd.Function):
         difference = output - y
         ctx.save_for_backward(difference)
         maps = difference.dim() == 4 and not difference.is_contiguous()
-        flat = (difference.permute(0, 2, 3, 1) if maps else difference).reshape(-1)
+        flat = (difference.permute(0, 2, 3, 1) if maps else difference).reshape(-1).float()
         return flat.dot(flat) / len(flat)
 
     @staticmethod
@@ -156,7 +158,10 @@ def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, see
         # DEVIATION D3: the error is normalized by the target's variance; the paper's abstract names no loss.
         scale = 1 / spread
         trainer = Trainer(student, schedule, name, seed)
-        for rows in rest.batches(schedule.batch_size, steps=schedule.steps, seed=seed):
+        # Kept in bfloat16, rows are what autocast hands on between layers: the whole step then runs in that type.
+        kept = {tensor.dtype for tensor in store.tensors.values()}
+        dtype = torch.bfloat16 if schedule.amp and kept == {torch.bfloat16} else torch.float32
+        for rows in rest.batches(schedule.batch_size, steps=schedule.steps, seed=seed, dtype=dtype):
             trainer.step(lambda rows=rows: squared_error(student(rows["x"]), rows["y"]) * scale)
         losses = trainer.finish()
         if recipe.bn_images and not schedule.freeze_batchnorm:

@@ -3,11 +3,13 @@
 Each runs under the same number of BLAS threads, so results do not depend on the number of workers, bit for bit.
 """
 
+import math
 import os
 import pickle
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from contextlib import suppress
@@ -16,6 +18,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from joblib.externals.loky import ProcessPoolExecutor, process_executor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from nkdlib.tasks.progress import Progress
 
@@ -63,6 +66,36 @@ def unpacked(data: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...], devic
     return torch.from_numpy(data).view(dtype).reshape(shape).to(device)
 
 
+_FILES = WeakIdKeyDictionary()  # tensor of `shared_empty` -> the file that workers of this machine open
+
+
+def shared_empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor on the CPU that tasks in worker processes of this machine get without a copy; they cannot change it.
+
+    Its memory has no place in a folder: it is free as soon as no process uses it, even if one was killed. Linux alone
+    has such memory; on other systems it is a usual tensor, and tasks get copies.
+    """
+    if not hasattr(os, "memfd_create"):
+        return torch.empty(shape, dtype=dtype)
+    descriptor = os.memfd_create("nkdlib")
+    os.ftruncate(descriptor, math.prod(shape) * dtype.itemsize)
+    path = f"/proc/{os.getpid()}/fd/{descriptor}"
+    tensor = _mapped(path, dtype, shape, shared=True)
+    weakref.finalize(tensor, os.close, descriptor)
+    _FILES[tensor] = path
+    return tensor
+
+
+def _mapped(path: str, dtype: torch.dtype, shape: Sequence[int], shared: bool = False) -> torch.Tensor:
+    """Return the tensor in a file; what is written to it stays in this process unless it is shared."""
+    return torch.from_file(path, shared=shared, size=math.prod(shape), dtype=dtype).reshape(shape)
+
+
+def _to_worker(tensor: torch.Tensor) -> tuple:
+    path = _FILES.get(tensor)
+    return packed(tensor) if path is None else (_mapped, (path, tensor.dtype, tuple(tensor.shape)))
+
+
 REDUCERS: dict[type, Callable[[object], tuple]] = {}  # how types travel to machines without this one's disk
 
 
@@ -95,7 +128,7 @@ class Processes(Executor):
                 return self._pool.submit(fn, *args, **kwargs)
         self._pool = ProcessPoolExecutor(
             self.jobs,
-            job_reducers={torch.Tensor: packed},
+            job_reducers={torch.Tensor: _to_worker},
             timeout=600,  # idle workers go home; a later submission starts new ones
             initializer=_start_worker,
             initargs=(self.threads, os.getpid()),

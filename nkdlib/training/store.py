@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nkdlib.data.images import random_rows
+from nkdlib.tasks.executors import shared_empty
 from nkdlib.tasks.keys import digest
 
 Batch = Tensor | tuple | list
@@ -63,10 +64,13 @@ class Store:
         return cls.collect([tensors])
 
     @classmethod
-    def collect(cls, rows: Iterable[Mapping[str, Tensor]], count: int | None = None) -> "Store":
+    def collect(
+        cls, rows: Iterable[Mapping[str, Tensor]], count: int | None = None, *, shared: bool = False
+    ) -> "Store":
         """Concatenate batches of named tensors, feature maps as (B, C, H, W); nobody may change them meanwhile.
 
         count: of all examples, or more; their memory is then taken once, where it is taken twice otherwise.
+        shared: whether worker processes shall read it without a copy, see `shared_empty`; needs `count`.
         """
         parts: dict[str, list[Tensor]] = {}
         whole: dict[str, Tensor] = {}
@@ -79,7 +83,10 @@ class Store:
                 if count is None:
                     parts.setdefault(name, []).append(value.contiguous())
                 else:
-                    whole.setdefault(name, value.new_empty(count, *value.shape[1:]))[start:end] = value
+                    if start == 0:
+                        empty = shared_empty if shared and value.device.type == "cpu" else value.new_empty
+                        whole[name] = empty((count, *value.shape[1:]), dtype=value.dtype)
+                    whole[name][start:end] = value
         if not end:
             raise ValueError("inputs holds no batch; give at least one")
         whole |= {name: torch.cat(parts.pop(name)) for name in list(parts)}
@@ -110,20 +117,22 @@ class Store:
     def __getitem__(self, rows: slice) -> "Store":
         return Store({name: tensor[rows] for name, tensor in self.tensors.items()})
 
-    def take(self, index: Tensor | slice) -> dict[str, Tensor]:
-        """The rows `index` as float32, feature maps as (B, C, H, W) in channels-last layout."""
+    def take(self, index: Tensor | slice, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """The rows `index` as float32 or `dtype`, feature maps as (B, C, H, W) in channels-last layout."""
         rows = {}
         for name, tensor in self.tensors.items():
             value = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
             if value.is_floating_point():
-                value = value.to(torch.float32, copy=isinstance(index, slice))  # no view: layers may work in place
+                value = value.to(dtype, copy=isinstance(index, slice))  # no view: layers may work in place
             rows[name] = value.permute(0, 3, 1, 2) if value.dim() == 4 else value
         return rows
 
-    def batches(self, batch_size: int, *, steps: int, seed: int) -> Iterator[dict[str, Tensor]]:
+    def batches(
+        self, batch_size: int, *, steps: int, seed: int, dtype: torch.dtype = torch.float32
+    ) -> Iterator[dict[str, Tensor]]:
         """`steps` random batches; an epoch draws each example at most once, in an order that `seed` decides."""
         for rows in random_rows(len(self), min(batch_size, len(self)), steps, seed):
-            yield self.take(rows.to(self.device))
+            yield self.take(rows.to(self.device), dtype)
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
         """All examples in order, at most `size` or 32 MB at a time, since a network needs several times as much."""
