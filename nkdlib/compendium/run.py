@@ -249,6 +249,7 @@ def environment(out: Path | None, private: str, own: Path = Path()) -> dict[str,
         **computing(threads=1),
         "PYTHONHASHSEED": "0",  # the order of a set must not decide a result
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS sums in an order of its own
+        "NVIDIA_TF32_OVERRIDE": "0",  # float32 on a GPU means float32; what may be coarser is in bfloat16
     }
 
 

@@ -229,11 +229,12 @@ def keep_teacher(name: str, seed: int, out: Path, runs: Path, device: str = "cpu
     state = train_teacher(train, int(depth), recipe, seed, device, checkpoints)
     network = build(int(depth), train.num_classes, train.shape[0], recipe, seed=0)
     network.load_state_dict(state)
+    network.to(device)
     about = provenance(settings, train.fingerprint, made="teachers") | {
         "command": f"python -m nkdlib.compendium.teachers {name} --seed {seed}",
         "accuracy": {
-            "validation": accuracy(network, validation.in_order()),
-            "test": accuracy(network, test.in_order()),
+            "validation": accuracy(network, validation.in_order(device)),
+            "test": accuracy(network, test.in_order(device)),
         },
     }
     path = write_atomically(_kept(name, seed, out), safetensors.torch.save(state))

@@ -164,9 +164,9 @@ class Images:
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 (B, C, H, W) to float32, by `mean` and `std`: 0 and 1 per channel over the training split."""
-        scale = torch.tensor([1 / (255 * std) for std in self.std], device=pixels.device).view(-1, 1, 1)
-        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], device=pixels.device)
-        return (pixels * scale).add_(shift.view(-1, 1, 1))
+        scale = torch.tensor([1 / (255 * std) for std in self.std]).view(-1, 1, 1)
+        shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(-1, 1, 1)
+        return (pixels * _sent(scale, pixels.device)).add_(_sent(shift, pixels.device))
 
     def batches(
         self,
@@ -198,13 +198,13 @@ class Images:
     def gather(self, positions: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixels (B, C, H, W) and labels (B,) at these positions, on the device."""
         rows = positions if self._rows is None else self._rows[positions]
-        labels = self._stored_labels[rows].to(device)
+        labels = _sent(self._stored_labels[rows], device)
         if device.type == "cuda" and device not in self._copies:
             free_bytes, _ = torch.cuda.mem_get_info(device)
             if self._stored.numel() < free_bytes // 2:
                 self._copies[device] = self._stored.to(device)
         stored = self._copies.get(device, self._stored)
-        return stored.index_select(0, rows.to(stored.device)).to(device), labels
+        return _sent(stored.index_select(0, _sent(rows, stored.device)), device), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,6 +253,11 @@ def check_batches(
     return len(images) // batch_size if shuffle else -(-len(images) // batch_size)
 
 
+def _sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values from the CPU on a device; a copy to a GPU does not wait for what it is at."""
+    return values.to(device, non_blocking=True)
+
+
 def random_rows(count: int, batch_size: int, steps: int, seed: int) -> Iterator[Tensor]:
     """`steps` random batches of positions; every epoch has each of them at most once, in an order drawn from `seed`."""
     generator, order = torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64)
@@ -291,10 +296,11 @@ class ShiftFlip:
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Return a changed copy of `pixels` (B, C, H, W), black being 0; the generator, on the CPU, decides alone."""
         (count, channels, height, width), device = pixels.shape, pixels.device
-        down, right = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator).to(device)  # (B, 1) each
+        shifts = torch.randint(2 * self.pad + 1, (2, count, 1), generator=generator)
+        down, right = _sent(shifts, device)  # (B, 1) each
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
         if self.flip:
-            mirrored = torch.randint(2, (count, 1), generator=generator, dtype=torch.bool).to(device)
+            mirrored = _sent(torch.randint(2, (count, 1), generator=generator, dtype=torch.bool), device)
             columns = torch.where(mirrored, columns.flip(0), columns)  # (B, W)
         padded = F.pad(pixels, [self.pad] * 4)
         source = (down + rows)[:, :, None] * padded.shape[-1] + (right + columns)[:, None]  # (B, H, W)

@@ -172,18 +172,18 @@ class CostModel:
 
     def expected(self, counts: Tensor, metric: str) -> Tensor:
         """The cost for expected numbers, (groups and operators in the order of `sizes`,); differentiable in them."""
-        counts, device = counts.double(), counts.device
+        counts, where = counts.double(), {"device": counts.device, "non_blocking": True}  # a search asks in every step
         inputs, outputs = self.channels(counts)
-        pair, out, into, once = self._rates[metric].to(device)
+        pair, out, into, once = self._rates[metric].to(**where)
         layers = pair * inputs * outputs + out * outputs + into * inputs + once
-        stays = torch.cat([counts, counts.new_ones(1)])[self._within.to(device)].prod(1)
+        stays = torch.cat([counts, counts.new_ones(1)])[self._within.to(**where)].prod(1)
         return (stays * layers).sum() + self.rest[metric]
 
     def channels(self, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and outputs of each term's layer, (terms,) both, for numbers in the order of `sizes`."""
-        counts, device = counts.double(), counts.device
-        inputs, outputs = self._fixed.to(device)
-        return inputs + self._reads.to(device) @ counts, outputs + self._makes.to(device) @ counts
+        counts, where = counts.double(), {"device": counts.device, "non_blocking": True}
+        inputs, outputs = self._fixed.to(**where)
+        return inputs + self._reads.to(**where) @ counts, outputs + self._makes.to(**where) @ counts
 
 
 def check_counts(counts: Mapping[str, int], groups: Mapping[str, int], sums: Mapping[str, Sum]) -> None:

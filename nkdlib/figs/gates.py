@@ -108,7 +108,7 @@ class Gates(nn.Module):
     def draw(self, generator: torch.Generator | None = None) -> None:
         """Draw new noise for the next step; one sample a channel, whatever the batch."""
         uniform = torch.rand(self.log_odds.shape, generator=generator).clamp_(1e-6, 1 - 1e-6)
-        self.use(uniform.logit())
+        self.use(uniform.logit().to(self.log_odds.device, non_blocking=True))
 
     def use(self, noise: Tensor) -> None:
         """Compute the masks of the next step from noise, (gates,)."""
