@@ -1,12 +1,15 @@
 """Figures: the same bytes for the same figure, intervals as scipy's, words for those who do not see them."""
 
+import re
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from scipy import stats
 
-from nkdlib.compendium import plots
+from nkdlib.compendium import plots, saving
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.criteria import t_interval
 from nkdlib.compendium.judge import Observation, Verdicts, judge
@@ -27,7 +30,7 @@ def drawn():
 
 
 def test_a_figure_is_saved_with_its_words(tmp_path):
-    svg, png, alt = plots.save(drawn(), tmp_path / "v1.5 line", "A line\n  that rises <fast>.")
+    svg, png, alt = saving.save(drawn(), tmp_path / "v1.5 line", "A line\n  that rises <fast>.")
     assert [path.name for path in (svg, png, alt)] == ["v1.5 line.svg", "v1.5 line.png", "v1.5 line.alt.txt"]
     assert alt.read_text() == "A line that rises <fast>.\n"
     assert "A line that rises &lt;fast&gt;." in svg.read_text()
@@ -35,26 +38,38 @@ def test_a_figure_is_saved_with_its_words(tmp_path):
         assert image.info["Description"] == "A line that rises <fast>."
         assert 900 < image.width < 1300
     with pytest.raises(ValueError, match="alt is empty"):
-        plots.save(drawn(), tmp_path / "line", " ")
+        saving.save(drawn(), tmp_path / "line", " ")
 
 
 def test_a_figure_with_pixels_is_a_picture(tmp_path):
     fig, (ax, other) = plt.subplots(1, 2)
     ax.plot([0, 1], [0, 1])
-    assert plots.kind(plots.save(fig, tmp_path / "line", "A line")[0]) == "drawing"
+    assert saving.kind(saving.save(fig, tmp_path / "line", "A line")[0]) == "drawing"
     other.imshow([[0, 1]])
-    assert plots.kind(plots.save(fig, tmp_path / "both", "A line and pixels")[0]) == "picture"
+    assert saving.kind(saving.save(fig, tmp_path / "both", "A line and pixels")[0]) == "picture"
+
+
+def test_photographs_become_jpeg_and_other_pixels_stay(tmp_path):
+    noise = np.random.default_rng(0).random((24, 24, 3))  # smooth once it is enlarged
+    for name, pixels in {"photograph": noise, "cells": np.eye(2)}.items():
+        fig, ax = plt.subplots()
+        ax.imshow(pixels, interpolation="bicubic" if name == "photograph" else "nearest")
+        svg, packed, _ = saving.save(fig, tmp_path / name, "Some pixels")
+        with Image.open(packed) as image:
+            found = image.format, image.info.get("comment", image.info.get("Description"))
+        assert found == (("JPEG", b"Some pixels") if name == "photograph" else ("PNG", "Some pixels"))
+        assert re.findall("data:image/([a-z]+)", svg.read_text()) == ["jpeg" if name == "photograph" else "png"]
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
-    first, second = (plots.save(drawn(), tmp_path / name / "line", "A line.") for name in "ab")
+    first, second = (saving.save(drawn(), tmp_path / name / "line", "A line.") for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
 def test_smoke_is_marked(tmp_path):
     plain, marked = drawn(), drawn()
-    plots.save(plain, tmp_path / "plain", "A line.")
-    plots.save(marked, tmp_path / "marked", "A line.", watermark=plots.WATERMARK)
+    saving.save(plain, tmp_path / "plain", "A line.")
+    saving.save(marked, tmp_path / "marked", "A line.", watermark=plots.WATERMARK)
     assert not plain.texts and [text.get_text() for text in marked.texts] == ["smoke: not a result"]
 
 

@@ -1,12 +1,10 @@
-"""Drawing: colors of the methods, intervals over seeds, figures that several notebooks share, saving.
+"""Drawing: colors of the methods, intervals over seeds, figures that several notebooks share.
 
 The look is the style sheet beside this file: `plt.style.use("nkdlib.compendium.figures")`.
 """
 
-import io
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -21,10 +19,8 @@ from matplotlib.lines import Line2D
 from nkdlib.compendium.claims import claim_by_id
 from nkdlib.compendium.criteria import Criterion, Interval, t_interval
 from nkdlib.compendium.judge import Judgement
-from nkdlib.tasks.places import write_atomically
 
 PAGE_WIDTH, COLUMN_WIDTH = 7.0, 4.6  # inches; a phone shows a column without making it small
-PNG_DPI = 160
 WATERMARK, OWN = "smoke: not a result", "own parameters: not judged"
 
 PALETTE = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494", "#ece133", "#56b4e9")
@@ -62,42 +58,6 @@ _OUTCOMES = {  # outcome of a criterion -> color and marker, so that color is ne
     "not judged": (_GREY, "s"),
 }
 _VERDICTS = {"reproduced": "#017a58", "contradicted": "#a8123e", "undecided": "#9a5b00", "in part": "#9a5b00"}
-
-
-def save(fig: Figure, path_stem: str | Path, alt: str, watermark: str = "") -> list[Path]:
-    """Write a figure as SVG and PNG with its alternative text; the same figure gives the same bytes.
-
-    Args:
-        fig: the figure.
-        path_stem: the files' path without a suffix.
-        alt: the figure in words, kept in the files' metadata and in `<stem>.alt.txt`.
-        watermark: words over the figure that say that its numbers are no result.
-
-    Returns:
-        The three paths: SVG, PNG, text.
-
-    Raises:
-        ValueError: an empty `alt`.
-    """
-    alt, title = " ".join(alt.split()), Path(path_stem).name
-    if not alt:
-        raise ValueError(f"alt is empty; say in words what {title} shows")
-    if watermark:
-        style = {"color": "0.5", "alpha": 0.3, "fontsize": 26, "rotation": 20, "ha": "center", "va": "center"}
-        fig.text(0.5, 0.5, watermark, zorder=9, **style)
-    described, paths = {"Title": title, "Description": alt}, []
-    for kind, metadata in {"svg": {**described, "Date": None}, "png": described}.items():
-        buffer = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": "nkdlib"}):
-            style = {"bbox_inches": "tight", "transparent": kind == "svg"}  # a page's own color shows through
-            fig.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata, **style)
-        paths.append(write_atomically(f"{path_stem}.{kind}", buffer.getvalue()))
-    return [*paths, write_atomically(f"{path_stem}.alt.txt", f"{alt}\n".encode())]
-
-
-def kind(svg: Path) -> str:
-    """Return "picture" for a figure with pixels of its own, else "drawing": a dark page may turn its colors."""
-    return "picture" if "<image" in svg.read_text(encoding="utf-8") else "drawing"
 
 
 def line_with_interval(
@@ -314,15 +274,17 @@ def _interval(
 
 
 def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figure:
-    """Draw the channels of every layer and the operators that stay, one panel for each search space.
+    """Draw the channels of every layer and the operators that stay, a panel for each search space, one below the other.
 
     Args:
         spaces: title -> label -> counts, as a FiGS search gives them: channels by layer, 0 or 1 by operator. The first
             label is the supernet, drawn in gray behind the others. An operator without channels of its own gets a
             mark for each network that keeps it.
     """
-    fig, axes = plt.subplots(1, len(spaces), figsize=(PAGE_WIDTH, 4.6), squeeze=False)
-    for ax, (title, networks) in zip(axes[0], spaces.items(), strict=True):
+    heights = [1 + len(next(iter(networks.values()))) for networks in spaces.values()]
+    size = (COLUMN_WIDTH, 1 + 0.15 * sum(heights))
+    fig, axes = plt.subplots(len(spaces), 1, figsize=size, height_ratios=heights, squeeze=False)
+    for ax, (title, networks) in zip(axes[:, 0], spaces.items(), strict=True):
         (_, whole), *others = networks.items()
         operators = [name for name in whole if re.search(r"\.operators\.[^.]+$", name)]
         layers = [name for name in whole if name not in operators]
@@ -334,9 +296,10 @@ def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figu
             ax.barh(y[: len(layers)], [counts[name] for name in layers], height=height, color=color, label=label)
             stays = [at for at, name in zip(y[len(layers) :], bare, strict=True) if counts[name]]
             ax.plot([0.02] * len(stays), stays, "s", color=color, markersize=2.5, transform=ax.get_yaxis_transform())
-        ax.set_yticks(rows, list(map(_layer_name, layers + bare)), fontsize=4.5)
-        ax.set(title=title, xlabel="channels", ylim=(len(rows) - 0.5, -0.5))
+        ax.set_yticks(rows, list(map(_layer_name, layers + bare)), fontsize=6)
+        ax.set(title=title, ylim=(len(rows) - 0.5, -0.5))
         ax.grid(axis="y", visible=False)
+    ax.set_xlabel("channels")
     legend_below(fig, len(spaces))
     return fig
 

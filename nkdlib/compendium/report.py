@@ -20,11 +20,12 @@ from sphinx.cmd.build import main as sphinx
 
 from nkdlib.compendium.claims import CLAIMS, Claim
 from nkdlib.compendium.criteria import AIM, short
-from nkdlib.compendium.plots import WATERMARK, kind
+from nkdlib.compendium.plots import WATERMARK
 from nkdlib.compendium.provenance import provenance
 from nkdlib.compendium.readme import findings, measured, strongest, why
 from nkdlib.compendium.records import PROVENANCE, markdown
 from nkdlib.compendium.run import Job, up_to_date
+from nkdlib.compendium.saving import kind
 from nkdlib.compendium.tiers import TIERS
 from nkdlib.compendium.verify import Record, compare, judge_all, read_reference
 from nkdlib.tasks.places import checkout, figures_root, runs_root
@@ -194,7 +195,8 @@ def _claim(claim: Claim, here: Record, reference: Record | None) -> Iterator[str
         name = f"{criterion.label}{' <small>(our aim)</small>' if ours else ''}"
         obtained = measured(criterion, found).partition(": ")[2] if found else "-"
         ends = f'<td class="outcome {outcome.replace(" ", "-")}">{outcome}</tr>'
-        rows.append(f"<tr><td>{name}<td>{criterion} {criterion.unit}<td>{escape(obtained)}{ends}")
+        asked = f"{criterion} {criterion.unit}".replace(" x", "x")
+        rows.append(f"<tr><td>{name}<td>{asked}<td>{escape(obtained)}{ends}")
         chance = criterion.chance(found.n if found else criterion.seeds)
         parts = [f"**{criterion.label}**: {criterion.words}"]
         parts += [f"known before: {criterion.known}"] if criterion.known else []
@@ -240,7 +242,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings += ["-c", str(root / "docs"), "-d", doctrees, "-q", "-W", "--keep-going", "-j", "auto"]
         failed = sphinx([*settings, pages, str(out)])
         if (figures := figures_root() / options.profile).exists():  # the records, which pages link
-            drawn = shutil.ignore_patterns("*.svg", "*.png", "*.md", "*.txt", "*.ipynb")
+            drawn = shutil.ignore_patterns("*.svg", "*.png", "*.jpg", "*.md", "*.txt", "*.ipynb")
             shutil.copytree(figures, out / "figures", ignore=drawn, dirs_exist_ok=True)
     if not failed:
         print(f"open {out / 'index.html'}")

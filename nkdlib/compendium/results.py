@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 
-from nkdlib.compendium import plots
+from nkdlib.compendium import plots, saving
 from nkdlib.compendium.criteria import short
 from nkdlib.compendium.judge import Observation, Verdicts, by_metric, judge
 from nkdlib.compendium.provenance import provenance
@@ -123,19 +123,20 @@ class Results:
         ]
         text = f"{caption}\n\n{markdown(heads, flat.to_numpy())}"
         self._write(f"{name}.md", text)
-        styled = words_left(frame.style).format(_cell).format_index(_cell).set_caption(caption).set_uuid(name)
+        styled = words_left(frame.style).format(_cell).set_caption(caption).set_uuid(name)
+        styled = styled.format_index(_cell).format_index(_cell, axis=1)
         return styled if named else styled.hide(axis="index")
 
     def figure(self, fig: Figure, name: str, alt: str) -> None:
-        """Write a figure as SVG and PNG with its alternative text, marked if it is no result, and display it."""
-        svg, png, text = plots.save(fig, self.root / name, alt, watermark=self.mark)
-        self._names |= {svg.name, png.name, text.name}
+        """Write a figure as SVG and pixels with its alternative text, marked if it is no result, and display it."""
+        svg, pixels, text = saving.save(fig, self.root / name, alt, watermark=self.mark)
+        self._names |= {svg.name, pixels.name, text.name}
         plt.close(fig)
-        encoded, described = base64.b64encode(png.read_bytes()).decode(), html.escape(text.read_text().strip())
-        with Image.open(png) as picture:
-            width = round(96 * picture.width / plots.PNG_DPI)  # a browser has 96 pixels an inch
-        style = f'id="{name}" class="{plots.kind(svg)}" width="{width}" style="max-width: 100%"'
-        display(HTML(f'<img alt="{described}" {style} src="data:image/png;base64,{encoded}">'))
+        encoded, described = base64.b64encode(pixels.read_bytes()).decode(), html.escape(text.read_text().strip())
+        with Image.open(pixels) as picture:  # a browser has 96 pixels an inch
+            width, mime = round(96 * picture.width / saving.DPI), picture.get_format_mimetype()
+        style = f'id="{name}" class="{saving.kind(svg)}" width="{width}" style="max-width: 100%"'
+        display(HTML(f'<img alt="{described}" {style} src="data:{mime};base64,{encoded}">'))
 
     def slider(
         self, table: pd.DataFrame, name: str, choices: Mapping[str, Sequence[Mapping]], words: Sequence[str]
@@ -150,6 +151,7 @@ class Results:
         """
         marks = pd.DataFrame("", table.index, table.columns)
         rules = [f"#{name}[data-at='{at}'] .at-{at} {{display: block}}" for at in range(len(words))]
+        rules.append(f"#{name} :is(th, td) {{padding: 0.2rem 0.35rem}}")  # so that a phone shows all columns
         frames = ("outline: 2px solid {}; outline-offset: -2px", "box-shadow: inset 0 0 0 4px {}")
         for (color, chosen), frame in zip(choices.items(), frames, strict=False):
             for at, columns in enumerate(chosen):
