@@ -151,7 +151,8 @@ class Results:
         """
         marks = pd.DataFrame("", table.index, table.columns)
         rules = [f"#{name}[data-at='{at}'] .at-{at} {{display: block}}" for at in range(len(words))]
-        rules.append(f"#{name} :is(th, td) {{padding: 0.2rem 0.35rem}}")  # so that a phone shows all columns
+        narrow = {":is(th, td)": "padding: 0.2rem 0.35rem", "thead th": "writing-mode: vertical-rl"}  # for a phone
+        rules += [f"#{name} {part} {{{look}}}" for part, look in narrow.items()]
         frames = ("outline: 2px solid {}; outline-offset: -2px", "box-shadow: inset 0 0 0 4px {}")
         for (color, chosen), frame in zip(choices.items(), frames, strict=False):
             for at, columns in enumerate(chosen):
@@ -164,7 +165,7 @@ class Results:
         styled = styled.highlight_null(props="background: none").set_caption(self.mark)
         said = "".join(f'<p class="at-{at}" hidden>{html.escape(line)}</p>' for at, line in enumerate(words))
         last = len(words) - 1
-        move = 'oninput="this.parentNode.dataset.at = this.value" style="width: 100%; max-width: 30rem"'
+        move = 'oninput="this.parentNode.dataset.at = this.value" style="width: 100%; max-width: 30rem; margin: 0"'
         control = f'<input type="range" max="{last}" value="{last // 2}" aria-label="{name}" {move}>'
         style = f"<style>{' '.join(rules)}</style>"
         display(HTML(f'<div id="{name}" data-at="{last // 2}">{style}{control}{said}{styled.to_html()}</div>'))
