@@ -42,11 +42,10 @@ RATES, TEMPERATURE = {"ND": 0.04, "end to end": 0.005}, 2.0  # as 02 tunes them 
 HOLDOUT, DOUBLINGS = 256, 3
 
 
-def blocks(teacher: nn.Module, student: nn.Module, inputs: Iterable, images: int) -> list[Part]:
+def blocks(teacher: nn.Module, student: nn.Module, inputs: Iterable, images: int, amp: bool = True) -> list[Part]:
     """Return the blocks of a student, each with its teacher's inputs and outputs."""
-    example = next(iter(inputs))[0][:2]
-    boundaries = capture(teacher, named := split(teacher, teacher.block_names, example), inputs, images=images)
-    parts = []
+    named, parts = split(teacher, teacher.block_names, next(iter(inputs))[0][:2]), []
+    boundaries = capture(teacher, named, inputs, images=images, dtype=Recipe(Schedule(amp=amp)).dtype)
     for name in [part.name for part in named]:
         rows, block = boundaries.of(name), student.get_submodule(name)
         loss = partial(local_loss, block, 1 / variance(rows[:HOLDOUT]))

@@ -1,6 +1,7 @@
 """All blocks trained in the same steps learn what each learns by itself."""
 
 import copy
+import dataclasses
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,11 +44,13 @@ def start(teacher, inputs):
     return distill(teacher, dict.fromkeys(teacher.block_names, 0.5), inputs, Recipe(Schedule(0), start="random"))
 
 
-def test_blocks_trained_together_learn_what_distill_teaches_them(bench, teacher, inputs):
-    recipe = Recipe(SCHEDULE, start="random", bn_images=0)
+@pytest.mark.parametrize("amp", [False, True])
+def test_blocks_trained_together_learn_what_distill_teaches_them(bench, teacher, inputs, amp):
+    schedule = dataclasses.replace(SCHEDULE, amp=amp)
+    recipe = Recipe(schedule, start="random", bn_images=0)
     alone = distill(teacher, dict.fromkeys(teacher.block_names, 0.5), inputs, recipe)
     student = start(teacher, inputs).recompose(teacher)
-    together = bench.Together(bench.blocks(teacher, student, inputs, 320), SCHEDULE)
+    together = bench.Together(bench.blocks(teacher, student, inputs, 320, amp), schedule)
     assert together.run() > 0
     torch.testing.assert_close(together.losses, torch.tensor([part.losses for part in alone.values()]))
     for name, part in alone.items():
