@@ -66,8 +66,8 @@ def wall_clock(teacher, train, judge, share, images, steps, tuned, cores, repeat
     recipe, begin = Recipe(schedules["ND"], start="random"), Recipe(Schedule(0), start="random")
     with make_executor("local", cores) as pool:
         distill(teacher, students, inputs["ND"], Recipe(Schedule(1, amp=amp), start="random"), pool)  # starts it
+        torch.set_num_threads(cores)  # of this process: end to end, and the teacher's pass and BatchNorm of both
         for name in [*names] * repeats:
-            torch.set_num_threads(cores if name == "end to end" else threads)
             with Stopwatch(device) as watch:
                 if name == "ND":
                     student = distill(teacher, students, inputs[name], recipe, pool).recompose(teacher)
@@ -76,7 +76,7 @@ def wall_clock(teacher, train, judge, share, images, steps, tuned, cores, repeat
                     student = distill(teacher, students, inputs["ND"], begin).recompose(teacher)
                     temperature = tuned[name]["temperature"]
                     distill_end_to_end(teacher, student, inputs[name], schedules[name], temperature=temperature)
-            torch.set_num_threads(threads)
             seconds[name].append(watch.wall_s)
             reached[name] = accuracy(student, judge.in_order(device))
+    torch.set_num_threads(threads)
     return {"seconds": seconds, "reached": reached}
