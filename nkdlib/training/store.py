@@ -132,7 +132,7 @@ class Store:
     ) -> Iterator[dict[str, Tensor]]:
         """`steps` random batches; an epoch draws each example at most once, in an order that `seed` decides."""
         for rows in random_rows(len(self), min(batch_size, len(self)), steps, seed):
-            yield self.take(rows.to(self.device), dtype)
+            yield self.take(rows.to(self.device, non_blocking=True), dtype)
 
     def chunks(self, size: int = 512) -> Iterator[dict[str, Tensor]]:
         """All examples in order, at most `size` or 32 MB at a time, since a network needs several times as much."""
