@@ -19,6 +19,19 @@ def test_a_rival_is_as_wide_as_its_parameters_allow(name):
     assert {part.momentum for part in network.modules() if isinstance(part, nn.BatchNorm2d)} == {0.1}
 
 
+@pytest.mark.parametrize("least, taps", [(20.0, (8, 16, 32)), (40.0, (16, 32))])
+def test_anchors_are_as_large_as_the_boxes_and_a_finer_map_finds_small_ones(least, taps):
+    class Pictures(list):
+        size = 200
+
+        def target(self, place):
+            return {"boxes": self[place]}
+
+    flat = torch.tensor([[0, 0, 2 * least, least / 2]])  # as large as a square with sides of `least`
+    head = detectors.fitting_head(Pictures([flat.repeat(60, 1), torch.tensor([[10.0, 10, 110, 110]]).repeat(60, 1)]))
+    assert head["taps"] == taps and head["scales"] == pytest.approx((least / 200, 100 / 200))
+
+
 def test_detections_are_drawn_beside_the_true_boxes_with_their_overlap():
     picture, true = torch.zeros(3, 20, 20, dtype=torch.uint8), torch.tensor([[0.0, 0, 10, 10], [10, 10, 20, 20]])
     boxes = torch.tensor([[0.0, 0, 10, 5], [10, 10, 20, 20], [0, 0, 10, 10]])  # the third is one too many

@@ -14,7 +14,7 @@ from nkdlib.compendium.photographs import PIXEL_MEAN, PIXEL_STD
 from nkdlib.compendium.scenes import write_scenes
 from nkdlib.compendium.sweep import experiment
 from nkdlib.data import load
-from nkdlib.detection import CocoImages, coco_root, detect, ssd_augmentation, ssdlite, train_detector
+from nkdlib.detection import CocoImages, SquareImages, coco_root, detect, ssd_augmentation, ssdlite, train_detector
 from nkdlib.figs import CostModel, rebuild
 from nkdlib.networks import count_params
 from nkdlib.networks.channels import channel_groups
@@ -65,11 +65,20 @@ def rival(name: str, params: float) -> nn.Module:
     return network
 
 
+def fitting_head(pictures: SquareImages) -> dict[str, object]:
+    """Feature maps and anchors of SSDLite for pictures: anchors as large as their boxes, a finer map for small ones."""
+    boxes = torch.cat([pictures.target(place)["boxes"] for place in range(len(pictures))])  # (N, 4)
+    sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
+    least, most = sides.quantile(torch.tensor([0.01, 0.99], dtype=sides.dtype)).tolist()
+    return {"taps": (8, 16, 32) if least < 32 else (16, 32), "scales": (least / pictures.size, most / pictures.size)}
+
+
 @experiment
-def detected(network, learn, judged, extra, frozen, schedule, seed, device):
+def detected(network, learn, judged, taps, scales, extra, frozen, schedule, seed, device):
     """Train SSDLite on a network, whose first `frozen` layers stay as they are, and detect in other pictures."""
     pixels = {"mean": PIXEL_MEAN, "std": PIXEL_STD}
-    detector = ssdlite(network, len(learn.images.classes), learn.size, extra=extra, seed=seed, **pixels)
+    head = {"taps": taps, "scales": scales, "extra": extra, "seed": seed}
+    detector = ssdlite(network, len(learn.images.classes), learn.size, **head, **pixels)
     for layer in range(frozen):
         detector.backbone["body"].get_submodule(f"features.{layer}").requires_grad_(False)
     cost, detector = detector.cost(), detector.to(device, memory_format=torch.channels_last)
