@@ -1,5 +1,7 @@
 """One whole run of either way to distill a narrower network, which claims ND-0 and ND-1 both look at."""
 
+from statistics import fmean
+
 from nkdlib.compendium.sweep import experiment
 from nkdlib.data.images import Images
 from nkdlib.neighbourhoods import Recipe, distill, narrow, recompose, split
@@ -32,8 +34,9 @@ def distilled(
     network together and measures BatchNorm again on 1,024 images; no end-to-end step. End to end trains all of it.
 
     Returns:
-        accuracy; device-seconds of the teacher's passes, the start, putting together, end-to-end steps, and of each
-        block's steps; local errors; and the blocks as training alone left them, which `alone` reads.
+        accuracy; the loss of every step, of ND the mean over the blocks; device-seconds of the teacher's passes, the
+        start, putting together, end-to-end steps, and of each block's steps; local errors; and the blocks as training
+        alone left them, which `alone` reads.
     """
     schedule, apart, names = Schedule(steps, lr=lr, amp=amp), method == "ND", teacher.block_names
     recipe = Recipe(schedule if apart else Schedule(0), start=start, seed=seed, solve_images=solve_images)
@@ -46,6 +49,7 @@ def distilled(
     found = {"start_s": 0.0 if free else sum(part.start_s for part in parts.values())}
     found |= {"teacher_s": 0.0 if free else parts.teacher_s, "join_s": 0.0, "whole_s": 0.0}
     found["parts"] = {name: part.device_s for name, part in parts.items()} if apart else {}
+    found["losses"] = [fmean(step) for step in zip(*(part.losses for part in parts.values()), strict=True)]
     if apart or not steps:
         with Stopwatch(device) as joining:
             reestimate_batchnorm(student, inputs)
@@ -53,7 +57,7 @@ def distilled(
     else:
         own = train.subset(min(images, steps * 128), seed=seed).in_order(device, batch_size=256)
         run = distill_end_to_end(teacher, student, own, schedule, temperature=temperature, seed=seed)
-        found |= {"teacher_s": found["teacher_s"] + run.teacher_s, "whole_s": run.train_s}
+        found |= {"teacher_s": found["teacher_s"] + run.teacher_s, "whole_s": run.train_s, "losses": run.losses}
     found["errors"] = {name: part.local_error for name, part in parts.items()}
     return {**found, "accuracy": accuracy(student, judge.in_order(device)), **(blocks if apart else {})}
 

@@ -160,19 +160,20 @@ def heat_map(ax: Axes, table: pd.DataFrame, numbers: str = ".2g", **look: object
 
 
 def losses(ax: Axes, values_by_seed: Mapping[int, Sequence[float]], label: str, color: str | None = None) -> float:
-    """Draw the loss of every step, averaged over the tenth of the steps that ends there, as `line_with_interval`.
+    """Draw the loss of every step, averaged over the tenth of the steps that ends there: the mean and every seed.
+
+    label, color: as for `line_with_interval`; with few seeds its band would hide the curves.
 
     Returns:
         The loss at the end, the mean over seeds.
     """
-    smooth = {
-        seed: list(pd.Series(values).rolling(max(len(values) // 10, 1), min_periods=1).mean())
-        for seed, values in values_by_seed.items()
-    }
-    ends = [values[-1] for values in smooth.values()]
-    line_with_interval(ax, range(1, 1 + len(next(iter(smooth.values())))), smooth, label, color)
+    every = pd.DataFrame(values_by_seed)
+    smooth = every.rolling(max(len(every) // 10, 1), min_periods=1).mean()
+    steps, mean = range(1, 1 + len(every)), smooth.mean(axis=1)
+    (line,) = ax.plot(steps, mean, label=label, color=method_colors.get(color or label, color), zorder=3)
+    ax.plot(steps, smooth, color=line.get_color(), alpha=0.35, linewidth=0.6, zorder=2)
     ax.set(xlabel="step", ylabel="loss")
-    return sum(ends) / len(ends)
+    return mean.iloc[-1]
 
 
 def legend_below(fig: Figure, columns: int = 3) -> None:
