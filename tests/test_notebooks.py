@@ -72,9 +72,8 @@ def run_at_smoke(path, reproduced, monkeypatch, capfd):
     command = [str(path), "--profile", "smoke", "--jobs", "1", "--out", str(reproduced)]
     values = {"seeds": 1} if path.stem in ONE_SEED + WITH_GPU_SWITCHES else {}
     if path.stem in WITH_GPU_SWITCHES:
-        taken, gpu = papermill.inspect_notebook(str(path)), TIERS["gpu"].for_notebook(path.stem)
-        values |= {name: gpu[name] for name in ("amp", "augment") if name in taken}
-        assert values["amp"] and values.get("augment", True)
+        assert TIERS["gpu"].for_notebook(path.stem)["amp"]
+        values |= dict.fromkeys({"amp", "augment"} & papermill.inspect_notebook(str(path)).keys(), True)
         values |= SMALLER.get(path.stem, {})
     monkeypatch.setitem(TIERS, "smoke", dataclasses.replace(TIERS["smoke"], notebooks={path.stem: values}))
     assert run.main(command) == 0, capfd.readouterr().err
