@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.data.images import random_rows
+from nkdlib.neighbourhoods.local import step_dtype
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule
 from nkdlib.training.store import Store
@@ -68,8 +69,7 @@ class Together:
     def learn(self, part: Part, order: Tensor, losses: Tensor) -> None:
         """Take the part's batch and make its gradients, clipped."""
         part.module.zero_grad()  # to None: a captured backward pass then writes gradients instead of adding to them
-        kept = {tensor.dtype for tensor in part.store.tensors.values()}
-        dtype = torch.bfloat16 if self.schedule.amp and kept == {torch.bfloat16} else torch.float32  # as `distill`
+        dtype = step_dtype(part.store, self.schedule.amp)
         rows = part.store.take(order.index_select(0, self.at).squeeze(0), dtype)
         amp = {"enabled": self.schedule.amp, "cache_enabled": False}  # a cached cast would stay that of the capture
         with torch.autocast(self.device.type, torch.bfloat16, **amp):

@@ -129,6 +129,12 @@ def local_error(student: nn.Module, store: Store) -> float:
     return error / scale
 
 
+def step_dtype(store: Store, amp: bool) -> torch.dtype:
+    """The type of rows in steps: bfloat16 if they are kept so and autocast hands it on between layers, else float32."""
+    kept = {tensor.dtype for tensor in store.tensors.values()}
+    return torch.bfloat16 if amp and kept == {torch.bfloat16} else torch.float32
+
+
 def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int) -> dict[str, object]:
     """Train one student on boundaries in memory; a task for any executor.
 
@@ -158,10 +164,8 @@ def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, see
         # DEVIATION D3: the error is normalized by the target's variance; the paper's abstract names no loss.
         scale = 1 / spread
         trainer = Trainer(student, schedule, name, seed)
-        # Kept in bfloat16, rows are what autocast hands on between layers: the whole step then runs in that type.
-        kept = {tensor.dtype for tensor in store.tensors.values()}
-        dtype = torch.bfloat16 if schedule.amp and kept == {torch.bfloat16} else torch.float32
-        for rows in rest.batches(schedule.batch_size, steps=schedule.steps, seed=seed, dtype=dtype):
+        how = {"steps": schedule.steps, "seed": seed, "dtype": step_dtype(store, schedule.amp)}
+        for rows in rest.batches(schedule.batch_size, **how):
             trainer.step(lambda rows=rows: squared_error(student(rows["x"]), rows["y"]) * scale)
         losses = trainer.finish()
         if recipe.bn_images and not schedule.freeze_batchnorm:
