@@ -30,6 +30,8 @@ def test_anchors_are_as_large_as_the_boxes_and_a_finer_map_finds_small_ones(leas
     flat = torch.tensor([[0, 0, 2 * least, least / 2]])  # as large as a square with sides of `least`
     head = detectors.fitting_head(Pictures([flat.repeat(60, 1), torch.tensor([[10.0, 10, 110, 110]]).repeat(60, 1)]))
     assert head["taps"] == taps and head["scales"] == pytest.approx((least / 200, 100 / 200))
+    with pytest.raises(ValueError, match="the 1 pictures to learn from hold no box; name a folder with annotations"):
+        detectors.fitting_head(Pictures([torch.zeros(0, 4)]))
 
 
 def test_detections_are_drawn_beside_the_true_boxes_with_their_overlap():

@@ -66,8 +66,14 @@ def rival(name: str, params: float) -> nn.Module:
 
 
 def fitting_head(pictures: SquareImages) -> dict[str, object]:
-    """Feature maps and anchors of SSDLite for pictures: anchors as large as their boxes, a finer map for small ones."""
+    """Feature maps and anchors of SSDLite for pictures: anchors as large as their boxes, a finer map for small ones.
+
+    Raises:
+        ValueError: pictures without a box.
+    """
     boxes = torch.cat([pictures.target(place)["boxes"] for place in range(len(pictures))])  # (N, 4)
+    if not len(boxes):
+        raise ValueError(f"the {len(pictures)} pictures to learn from hold no box; name a folder with annotations")
     sides = (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt()
     least, most = sides.quantile(torch.tensor([0.01, 0.99], dtype=sides.dtype)).tolist()
     return {"taps": (8, 16, 32) if least < 32 else (16, 32), "scales": (least / pictures.size, most / pictures.size)}
