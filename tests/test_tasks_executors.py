@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from nkdlib.tasks.executors import InProcess, Processes, computing, make_executor, shared_empty
+from nkdlib.tasks.executors import InProcess, Processes, computing, gather, make_executor, shared_empty
 
 ORPHANS = """
 import os, time
@@ -63,6 +64,25 @@ def test_a_failure_is_in_the_future():
 def test_what_cannot_be_is_named(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         make_executor(**wrong)
+
+
+class Unreadable:
+    """What can be sent and not read, as a file that a worker may not open."""
+
+    def __reduce__(self):
+        return open, ("/nowhere/at all",)
+
+
+def test_a_worker_that_was_killed_is_told_from_one_that_cannot_read_its_task():
+    ends = {"was killed, most often because memory": die, "could not read.*/nowhere": partial(print, Unreadable())}
+    for words, task in ends.items():
+        with Processes(jobs=1) as executor, pytest.raises(RuntimeError, match=f"a worker process {words}"):
+            gather([("a task", task)], executor, "tasks")
+
+
+def die():
+    """End this worker as the system does when memory runs out."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def doubled(tensor):

@@ -214,11 +214,17 @@ def gather(
             for future in waiting:
                 future.cancel()
             if isinstance(error, BrokenExecutor):
-                raise RuntimeError(
-                    "a worker process was killed, most often because memory ran out; use fewer jobs. What a cache "
-                    "has kept is not lost: the next run goes on from there"
-                ) from error
+                raise RuntimeError(_why_broken(error)) from error
             if not isinstance(error, Exception):  # Ctrl-C
                 executor.shutdown(cancel_futures=True)
             raise
     return [results[place] for place in range(len(seconds))]
+
+
+def _why_broken(error: BrokenExecutor) -> str:
+    """Tell a worker that was killed from one that could not read what another process sent."""
+    kept = "What a cache has kept is not lost: the next run goes on from there"
+    if error.__cause__ is None:
+        return f"a worker process was killed, most often because memory ran out; use fewer jobs. {kept}"
+    *_, reason = str(error.__cause__).strip('"\n ').splitlines()
+    return f"a worker process could not read its task or the result ({reason}); jobs=1 sends nothing. {kept}"
