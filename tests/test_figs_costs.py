@@ -11,7 +11,7 @@ from conftest import speaking
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from nkdlib.figs import CostModel, Gates, keep_best
+from nkdlib.figs import CostModel, Gates, keep_best, prune, score_by_scale
 from nkdlib.networks import Cost, Sum, cost
 from nkdlib.networks.channels import channel_groups
 
@@ -347,6 +347,18 @@ def test_an_operator_within_an_operator_costs_nothing_without_it():
     for n, outer, first, second in itertools.product((1, 3, 4), (0, 1), (0, 1), (0, 1)):
         found = model(dict(zip(model.sizes, (n, outer, first, second), strict=True)))
         assert found == Cost(outer * (4 * n + first * n * n + 3 * n + 3), outer * AREA * (6 * n + first * n * n))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_batchnorms_of_any_kind_carry_channels_and_score_them(norm):
+    net = nn.Sequential(nn.Linear(3, 8), norm(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([1.0, -8, 2, 3, 7, 0, 6, -5]))
+    model = CostModel(net, torch.randn(2, 3))
+    assert model(model.sizes) == Cost(3 * 8 + 8 + 2 * 8 + 8 * 2 + 2, 3 * 8 + 8 * 2)
+    slim = prune(model, score_by_scale(model), "params", 3 * 4 + 4 + 2 * 4 + 4 * 2 + 2)
+    assert slim.kept["0"].tolist() == [1, 4, 6, 7] and slim.cost == Cost(34, 3 * 4 + 4 * 2)
+    assert slim.network[1].weight.tolist() == [-8, 7, 6, -5] and slim.network(torch.ones(2, 3)).shape == (2, 2)
 
 
 def test_layers_of_unknown_cost_are_named_and_stay_whole():

@@ -82,6 +82,30 @@ def test_a_constant_goes_into_the_batchnorm_behind():
     assert torch.allclose(pruned.network(x), net(x), atol=1e-6)
 
 
+class TwoReaders(nn.Module):
+    """Two layers behind which one BatchNorm stands."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.norm(self.b(self.a(x))) + self.norm(self.c(x))
+
+
+def test_a_batchnorm_that_serves_two_layers_takes_no_constant():
+    net, x = TwoReaders().eval(), torch.randn(4, 1, 2, 2)
+    with torch.no_grad():
+        net.a.weight.zero_()
+        net.a.bias.copy_(torch.tensor([1.0, 3.0]))  # constants: b gives 4, whatever it sees
+        net.b.weight.fill_(1.0)
+    model = CostModel(net, x[:1])
+    pruned = prune(model, {"a": torch.tensor([2.0, 1.0])}, "params", 6, input_moments(model, [x]), ridge=0.0)
+    assert pruned.network.b.weight.item() == pytest.approx(4) and pruned.network.norm.running_mean.item() == 0
+    assert torch.allclose(pruned.network(x), net(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("make", [zoo.mobilenet_v2, zoo.resnet18, zoo.mobilenet_v3_small, zoo.squeezenet1_1])
 def test_nothing_changes_if_everything_stays_and_solving_helps_if_not(make):
     torch.manual_seed(0)

@@ -7,9 +7,10 @@ infinity never.
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nkdlib.figs.cost_model import CostModel
+from nkdlib.networks.module import NORMS
 
 Scores = dict[str, Tensor]  # (size,) of each group, (1,) of each operator
 
@@ -193,7 +194,7 @@ def scales(model: CostModel, name: str) -> Tensor:
     group, found = model.groups[name], []
     for path in group.carriers:
         norm = model.network.get_submodule(path)
-        if isinstance(norm, nn.BatchNorm2d) and norm.affine:
+        if isinstance(norm, NORMS) and norm.affine:
             found += [norm.weight[part].abs() for part in group.slices(path)]
     if not found:
         raise ValueError(f"the channels that {name!r} makes pass no BatchNorm with a scale; score them otherwise")

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from nkdlib.networks.channels import channel_groups
 from nkdlib.networks.cost import Cost, macs_by_module
-from nkdlib.networks.cutting import BATCH_NORMS, check_own
+from nkdlib.networks.cutting import check_own
+from nkdlib.networks.module import NORMS
 from nkdlib.networks.spaces import Sum
 
-COUNTED = (nn.Conv2d, nn.Linear, *BATCH_NORMS)
+COUNTED = (nn.Conv2d, nn.Linear, *NORMS)
 FREE = {"params": (0, 0, 0, 0), "macs": (0, 0, 0, 0)}
 Rates = tuple[float, float, float, float]  # for each pair of input and output, each output, each input, and once
 
@@ -134,7 +135,7 @@ class CostModel:
             if _within(path, operator):
                 raise ValueError(
                     f"operator {operator!r} has a part {path!r} ({type(self.network.get_submodule(path)).__name__}) "
-                    "whose cost is not known; build it of Conv2d, Linear and BatchNorm2d, or take it out of the Sum"
+                    "whose cost is not known; build it of Conv2d, Linear and BatchNorm, or take it out of the Sum"
                 )
         return found
 
@@ -227,7 +228,7 @@ def _areas_and_macs(
 
 def _rates(layer: nn.Module, area: int) -> tuple[int, int, dict[str, Rates]]:
     """Inputs and outputs of a layer, and its rates in each metric."""
-    if isinstance(layer, BATCH_NORMS):
+    if isinstance(layer, NORMS):
         return 0, layer.num_features, {"params": (0, 2 * layer.affine, 0, 0), "macs": (0, 0, 0, 0)}
     bias, kernel = int(layer.bias is not None), layer.weight[0, 0].numel()
     outputs = layer.weight.shape[0]

@@ -19,9 +19,9 @@ from nkdlib.figs.budget import Scores, keep_best
 from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import cut_out
 from nkdlib.networks.cost import Cost
-from nkdlib.networks.cutting import BATCH_NORMS
 from nkdlib.networks.least_squares import Normal, columns
-from nkdlib.networks.module import device_of, evaluating
+from nkdlib.networks.module import NORMS, device_of, evaluating
+from nkdlib.networks.tail import layer_of
 from nkdlib.networks.trace import trace
 from nkdlib.tasks.checks import check_number
 from nkdlib.training.loop import Schedule, minimize
@@ -212,7 +212,8 @@ def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
             found[node.target] = None
         elif len(users) == 1 and users[0].op == "call_module":
             norm = graph.get_submodule(users[0].target)
-            if isinstance(norm, BATCH_NORMS) and norm.running_mean is not None:
+            calls = [other for other in graph.graph.nodes if layer_of(graph, other) is norm]  # it serves no other layer
+            if isinstance(norm, NORMS) and norm.running_mean is not None and calls == users:
                 found[node.target] = users[0].target
     return found
 

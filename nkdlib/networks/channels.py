@@ -13,7 +13,8 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from nkdlib.networks.cutting import BATCH_NORMS, ChannelGroup, Trial
+from nkdlib.networks.cutting import ChannelGroup, Trial
+from nkdlib.networks.module import NORMS
 from nkdlib.networks.trace import shape_of, trace
 
 CARRIERS = (
@@ -129,7 +130,7 @@ def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], gr
         if grouped == layer.weight.shape[0] == size:  # depthwise
             _record("carriers", node.target, before)
             return before
-    elif isinstance(layer, BATCH_NORMS) and once:
+    elif isinstance(layer, NORMS) and once:
         _record("carriers", node.target, before)
         return before
     elif isinstance(layer, CARRIERS):

@@ -11,9 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import copied, device_of, evaluating, seeded, tensors_of
+from nkdlib.networks.module import NORMS, copied, device_of, evaluating, seeded, tensors_of
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 TENSORS = ("weight", "bias", "running_mean", "running_var")  # of a layer, an entry a channel each
 
 
@@ -99,7 +98,7 @@ def check_own(module: nn.Module, paths: Iterable[str]) -> None:
 
 def _channels(layer: nn.Module, dim: int) -> int:
     """How many outputs (dim 0) or inputs (dim 1) a layer has."""
-    return layer.num_features if isinstance(layer, BATCH_NORMS) else layer.weight.shape[dim]
+    return layer.num_features if isinstance(layer, NORMS) else layer.weight.shape[dim]
 
 
 def _slice(layer: nn.Module, index: Tensor, dim: int) -> None:
@@ -109,7 +108,7 @@ def _slice(layer: nn.Module, index: Tensor, dim: int) -> None:
             last = value.dim() == 4 and not value.is_contiguous()
             kept = value.detach().index_select(dim, index.to(value.device))
             value.data = kept.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-    if isinstance(layer, BATCH_NORMS):
+    if isinstance(layer, NORMS):
         layer.num_features = len(index)
     else:
         unit = "features" if isinstance(layer, nn.Linear) else "channels"
