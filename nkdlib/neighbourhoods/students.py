@@ -8,7 +8,7 @@ from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.split import Neighbourhood, Student
 from nkdlib.networks.channels import inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, cut
-from nkdlib.networks.module import check_float32, check_plain, copied, reset
+from nkdlib.networks.module import NORMS, check_float32, check_plain, copied, reset
 
 
 def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
@@ -21,7 +21,7 @@ def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
     ]
     score = sum(weight.transpose(0, 1)[place].flatten(1).norm(dim=1) for weight, place in readers)
     for path in reversed(group.carriers):
-        if isinstance(norm := module.get_submodule(path), nn.BatchNorm2d) and norm.affine:
+        if isinstance(norm := module.get_submodule(path), NORMS) and norm.affine:
             return score * norm.weight.detach()[group.slices(path)[0]].abs()
     return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)
 
