@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import termios
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,6 +344,19 @@ def test_a_log_gets_a_line_now_and_then(capsys):
         while shown.count("\n") < 3:
             shown += capsys.readouterr().out
     assert set(shown.splitlines()) == {"00_nap: cell 2 after 01:00"}
+
+
+def test_the_lines_of_a_log_say_what_the_kernel_is_at(command, monkeypatch):
+    lines = []
+
+    @contextmanager
+    def told_at_the_end(line):
+        yield
+        lines.append(line())
+
+    monkeypatch.setattr(run, "reporting", told_at_the_end)
+    assert run.main(command()) == 0
+    assert re.fullmatch(r"00_nap: cell \d after 00:\d\d; napping: 2/2 task, done after 00:\d\d", lines[0])
 
 
 def _wait(condition):

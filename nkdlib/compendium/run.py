@@ -176,11 +176,15 @@ def execute(job: Job) -> str | None:
     failed.unlink(missing_ok=True)
     print(f"{stem}: started", flush=True)
     started, begun, error = time.monotonic(), [], None
+    steps = Path(os.environ.get("NKD_PROGRESS", ""))  # what the kernel says of them, if no terminal shows its bars
+    if steps.is_file():
+        steps.write_text("")
 
     def how_far() -> str:
         took = time.monotonic() - started
         left = f", about {tqdm.format_interval(max(expected - took, 0))} left" if expected else ""
-        return f"{stem}: cell {len(begun)} after {tqdm.format_interval(took)}{left}"
+        said = steps.read_text().splitlines()[-1:] if steps.is_file() else []
+        return "; ".join([f"{stem}: cell {len(begun)} after {tqdm.format_interval(took)}{left}", *said])
 
     with reporting(how_far):
         try:
@@ -233,17 +237,17 @@ def environment(out: Path | None, private: str, own: Path = Path()) -> dict[str,
 
     Args:
         out: a folder for runs/ and figures/.
-        private: one to be removed.
+        private: one to be removed; without a terminal kernels note their progress in it.
         own: as a job's.
     """
     try:
         terminal = os.ttyname(sys.__stderr__.fileno())
     except OSError:  # none, or one without a name
-        terminal = os.devnull
+        terminal = str(Path(private) / "progress")
     return {
         "NKD_RUNS": str((out / "runs" if out else runs_root()).resolve()),
         "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve() / own),
-        "NKD_PROGRESS": terminal,  # where a kernel draws its bars
+        "NKD_PROGRESS": terminal,  # where a kernel draws its bars, or a line a minute
         "IPYTHONDIR": private,  # the user's start-up files stay out
         "JUPYTER_PREFER_ENV_PATH": "1",  # and so do kernels that the user installed under the same name
         **computing(threads=1),
