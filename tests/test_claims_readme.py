@@ -9,12 +9,11 @@ import pytest
 from nkdlib.compendium import readme
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.judge import Observation, Verdicts, judge
-from nkdlib.compendium.readme import claims_table, findings, parts, strongest, updated
-from nkdlib.compendium.records import write_json
-from nkdlib.compendium.tiers import TIERS
+from nkdlib.compendium.readme import claims_table, committed, findings, in_words, parts, strongest, updated
 from nkdlib.compendium.verify import Record
 
 ROOT = Path(__file__).parents[1]
+OLD = "README's generated parts are out of date; run python -m nkdlib.compendium.readme"
 
 
 def record(profile="cpu", values=(2.0, 2.1, 2.2), only="", **others):
@@ -36,7 +35,7 @@ def row(records, claim, root=ROOT / "none"):
 def test_without_a_reference_nothing_is_attempted_and_no_finding_is_told(tmp_path):
     assert claims_table(strongest([]), tmp_path).count("**not attempted**") == len(CLAIMS)
     assert not findings(strongest([]))
-    assert "none is committed yet" in parts(tmp_path, tmp_path)["findings"]
+    assert "none is committed yet" in parts(strongest([]), tmp_path)["findings"]
 
 
 def test_a_row_says_in_words_what_the_paper_says_and_what_was_measured():
@@ -100,17 +99,14 @@ def test_a_finding_is_left_out_where_something_was_not_judged():
     assert not findings(strongest([record("smoke")]))
 
 
-def test_the_picture_is_that_of_the_strongest_reference(tmp_path):
-    for tier in ("cpu", "night"):
-        record(tier).write(tmp_path / "figures" / tier / "reference.json")
-        assert "comes with the first reference" in parts(tmp_path, tmp_path / "figures")["picture"] or tier == "night"
-        folder = tmp_path / "figures" / tier / "09_claims"
-        folder.mkdir()
-        (folder / "forest.png").touch()
-        write_json(folder / "provenance.json", {"parameters": {"data": "an earlier one"}})
-        assert f"figures/{tier}" not in parts(tmp_path, tmp_path / "figures")["picture"]
-        write_json(folder / "provenance.json", {"parameters": TIERS[tier].protocol("09_claims")})
-        assert f'src="figures/{tier}/09_claims/forest.png"' in parts(tmp_path, tmp_path / "figures")["picture"]
+def test_the_picture_shows_each_claim_at_its_strongest_tier(tmp_path):
+    assert "comes with the first reference" in parts(committed(tmp_path), tmp_path)["picture"]
+    record("cpu").write(tmp_path / "cpu" / "reference.json")
+    record("night", only="FG-3").write(tmp_path / "night" / "reference.json")
+    rows = committed(tmp_path)
+    assert 'src="figures/claims.png"' in parts(rows, tmp_path)["picture"]
+    assert "ND-0 kept lead over a linear classifier 2.1 [1.85, 2.35], n=3, holds at cpu; " in in_words(rows)
+    assert in_words(rows).endswith("FG-3 FiGS over DARTS for cells 2.1 [1.85, 2.35], n=3, holds at night")
 
 
 def test_a_part_is_put_between_its_marks():
@@ -132,8 +128,10 @@ def test_readme_is_written_and_a_page_without_marks_is_refused(tmp_path, monkeyp
 
 def test_the_readme_agrees_with_the_committed_references():
     text = (ROOT / "README.md").read_text()
-    expected = updated(text, parts(ROOT, ROOT / "figures"))
-    assert text == expected, "README's generated parts are out of date; run python -m nkdlib.compendium.readme"
+    rows = committed(ROOT / "figures")
+    assert (ROOT / "figures" / "claims.alt.txt").read_text().strip() == in_words(rows), OLD
+    expected = updated(text, parts(rows, ROOT))
+    assert text == expected, OLD
 
 
 def test_the_readmes_code_runs(capsys):

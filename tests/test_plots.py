@@ -160,6 +160,8 @@ def test_forest_draws_what_was_observed_and_says_when_nothing_was():
     (ahead,), (behind,) = (line.get_xdata() for line in means)
     assert ahead > 1 and behind < -1  # more than a half-width beyond the bound, and short of it
     assert plots.forest(Verdicts()).axes[0].texts
+    fig = plots.forest({"ND-1": judge(CLAIMS[1], observed, "cpu")}, {"ND-1": "cpu"})
+    assert fig.axes[0].get_yticklabels()[0].get_text() == "ND-1: reproduced (cpu)"
 
 
 def test_architectures_show_channels_and_operators():

@@ -206,7 +206,7 @@ def points_axis(ax: Axes, label: str) -> None:
     ax.set_ylabel(label)
 
 
-def forest(judgements: Mapping[str, Judgement]) -> Figure:
+def forest(judgements: Mapping[str, Judgement], tiers: Mapping[str, str] | None = None) -> Figure:
     """Draw every criterion's interval against its bound, one row each, below its claim's verdict.
 
     Metrics differ in unit, so the axis is the distance from the bound in half-widths of the interval: a criterion holds
@@ -214,12 +214,14 @@ def forest(judgements: Mapping[str, Judgement]) -> Figure:
 
     Args:
         judgements: claim id -> judgement, as `nkdlib.compendium.judge.Verdicts`.
+        tiers: claim id -> the tier that judged it, if they are not all of one.
     """
     rows = []
     for name, judgement in judgements.items():
-        rows.append((f"{name}: {judgement.verdict}", _VERDICTS.get(judgement.verdict, "0.4")))
-        seen = [(claim_by_id(name).criterion(key), found) for key, found in judgement.found.items()]
-        seen = [pair for pair in seen if pair[1].low is not None]
+        tier = f" ({tiers[name]})" if tiers and name in tiers else ""
+        rows.append((f"{name}: {judgement.verdict}{tier}", _VERDICTS.get(judgement.verdict, "0.4")))
+        found = [(criterion, judgement.found.get(criterion.name)) for criterion in claim_by_id(name).criteria]
+        seen = [pair for pair in found if pair[1] and pair[1].low is not None]
         rows += sorted(seen, key=lambda pair: pair[0].column == "aim")
     drawn = [(y, *row) for y, row in enumerate(rows) if isinstance(row[1], Interval)]
     fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 0.2 * len(rows) + 1.3))

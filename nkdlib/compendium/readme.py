@@ -1,24 +1,26 @@
 """README's generated parts, from the committed references: the findings, the picture of all claims, their table.
 
-`python -m nkdlib.compendium.readme` writes them into README.md.
+`python -m nkdlib.compendium.readme` writes them into README.md, and the picture to figures/claims.png.
 """
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
+
+from nkdlib.compendium import plots, saving
 from nkdlib.compendium.claims import CLAIMS, FINDINGS, Claim
 from nkdlib.compendium.criteria import Assessment, Criterion, short
 from nkdlib.compendium.judge import NOTHING, Judgement, Record, read_reference
-from nkdlib.compendium.records import PROVENANCE, markdown
-from nkdlib.compendium.tiers import TIERS
+from nkdlib.compendium.records import markdown
 from nkdlib.tasks.places import checkout, figures_root, write_atomically
 
 COLUMNS = ("claim", "verdict", "the paper says", "we measured", "why")
 HEADLINES = ("night", "cpu")  # the tiers that README's verdicts come from, the strongest first
+PICTURE = "claims"  # its name in figures/
 
 Rows = Mapping[str, tuple[str, Judgement]]  # claim id -> the tier that judged it, and how
 
@@ -115,24 +117,30 @@ def claims_table(rows: Rows, root: Path) -> str:
     return markdown(COLUMNS, lines)
 
 
-def parts(root: Path, figures: Path) -> dict[str, str]:
-    """Return README's generated parts by name, from the references in `figures`."""
-    records = [record for tier in HEADLINES if (record := read_reference(tier, figures))]
-    rows = strongest(records)
+def in_words(rows: Rows) -> str:
+    """Write every interval of the picture, and the tier that it comes from."""
+    said = [
+        f"{claim.id} {criterion.label} {found}, {found.outcome} at {rows[claim.id][0]}"
+        for claim in CLAIMS
+        for criterion in claim.criteria
+        if (found := rows[claim.id][1].found.get(criterion.name)) and found.low is not None
+    ]
+    return f"Intervals against bounds: {'; '.join(said) or 'none yet'}"
+
+
+def parts(rows: Rows, root: Path) -> dict[str, str]:
+    """Return README's generated parts by name; arguments as for `claims_table`."""
     picture = "The picture of all claims comes with the first reference.\n"
-    if drawn := [record.profile for record in records if _is_drawn(record.profile, figures)]:
-        image = f'src="figures/{drawn[0]}/09_claims/forest.png" width="460"'
+    if any(judgement.found for _, judgement in rows.values()):
+        image = f'src="figures/{PICTURE}.png" width="460"'
         picture = f'<img {image} alt="Every criterion\'s distance from its bound, by claim">\n'
     said = "".join(findings(rows)) or "They are computed from the reference, and none is committed yet.\n"
     return {"findings": said, "picture": picture, "claims": claims_table(rows, root)}
 
 
-def _is_drawn(tier: str, figures: Path) -> bool:
-    """Tell whether a tier's picture of all claims is there, and of no earlier protocol."""
-    folder = figures / tier / "09_claims"
-    if not ((folder / "forest.png").exists() and (folder / PROVENANCE).exists()):
-        return False
-    return not TIERS[tier].departures(folder.name, json.loads((folder / PROVENANCE).read_text())["parameters"])
+def committed(figures: Path) -> Rows:
+    """Return each claim's judgement from the strongest reference in `figures` that has one."""
+    return strongest([record for tier in HEADLINES if (record := read_reference(tier, figures))])
 
 
 def updated(text: str, parts: Mapping[str, str]) -> str:
@@ -151,8 +159,12 @@ def main() -> int:
     """Write README's generated parts; 2 if it cannot be read or written."""
     try:
         root = checkout() or Path.cwd()
-        page = root / "README.md"
-        write_atomically(page, updated(page.read_text(), parts(root, figures_root())).encode())
+        page, rows = root / "README.md", committed(figures_root())
+        write_atomically(page, updated(page.read_text(), parts(rows, root)).encode())
+        judgements = {claim: judgement for claim, (_, judgement) in rows.items()}
+        tiers = {claim: tier for claim, (tier, judgement) in rows.items() if judgement.found}
+        with plt.style.context("nkdlib.compendium.figures"):
+            saving.save(plots.forest(judgements, tiers), figures_root() / PICTURE, in_words(rows))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
