@@ -105,8 +105,10 @@ def test_the_picture_shows_each_claim_at_its_strongest_tier(tmp_path):
     record("night", only="FG-3").write(tmp_path / "night" / "reference.json")
     rows = committed(tmp_path)
     assert 'src="figures/claims.png"' in parts(rows, tmp_path)["picture"]
-    assert "ND-0 kept lead over a linear classifier 2.1 [1.85, 2.35], n=3, holds at cpu; " in in_words(rows)
-    assert in_words(rows).endswith("FG-3 FiGS over DARTS for cells 2.1 [1.85, 2.35], n=3, holds at night")
+    words = in_words(rows)
+    assert "ND-0: reproduced (cpu); kept lead over a linear classifier 2.1 [1.85, 2.35], n=3, holds; " in words
+    assert ". FG-3: reproduced (night); " in words
+    assert words.endswith("; FiGS over DARTS for cells 2.1 [1.85, 2.35], n=3, holds.")
 
 
 def test_a_part_is_put_between_its_marks():

@@ -12,7 +12,8 @@ from scipy import stats
 from nkdlib.compendium import plots, saving
 from nkdlib.compendium.claims import CLAIMS
 from nkdlib.compendium.criteria import t_interval
-from nkdlib.compendium.judge import Observation, Verdicts, judge
+from nkdlib.compendium.judge import Observation, Record, Verdicts, judge
+from nkdlib.compendium.readme import pictured, strongest
 
 
 @pytest.fixture(autouse=True)
@@ -150,18 +151,17 @@ def test_forest_draws_what_was_observed_and_says_when_nothing_was():
         "speedup_one_worker": [None, 2, 3],
     }
     observed = [Observation("ND-1", name, s, v) for name, seeds in values.items() for s, v in enumerate(seeds)]
-    fig = plots.forest(Verdicts({claim.id: judge(claim, observed, "cpu") for claim in CLAIMS}))
+    record = Record("cpu", Verdicts({claim.id: judge(claim, observed, "cpu") for claim in CLAIMS}), {})
+    fig = plots.forest(pictured(strongest([record])))
     (ax,) = fig.axes
     rows = [label.get_text() for label in ax.get_yticklabels()]
-    assert rows[:2] == ["ND-0: not attempted", "ND-1: reproduced"] and rows[-1] == "FG-3: not attempted"
+    assert rows[:2] == ["ND-0: not attempted", "ND-1: reproduced (cpu)"] and rows[-1] == "FG-3: not attempted"
     assert rows[2:4] == ["speed-up with a worker for each block", "speed-up of the closed form"]  # one is not reached
     means = [line for line in ax.lines if line.get_marker() in "oX"]
     assert [line.get_markerfacecolor() == "white" for line in means] == [False, True]  # our aim is hollow
     (ahead,), (behind,) = (line.get_xdata() for line in means)
     assert ahead > 1 and behind < -1  # more than a half-width beyond the bound, and short of it
-    assert plots.forest(Verdicts()).axes[0].texts
-    fig = plots.forest({"ND-1": judge(CLAIMS[1], observed, "cpu")}, {"ND-1": "cpu"})
-    assert fig.axes[0].get_yticklabels()[0].get_text() == "ND-1: reproduced (cpu)"
+    assert plots.forest(pictured(strongest([]))).axes[0].texts
 
 
 def test_architectures_show_channels_and_operators():

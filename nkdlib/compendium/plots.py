@@ -16,9 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nkdlib.compendium.claims import claim_by_id
 from nkdlib.compendium.criteria import Criterion, Interval, t_interval
-from nkdlib.compendium.judge import Judgement
 
 PAGE_WIDTH, COLUMN_WIDTH = 7.0, 4.6  # inches; a phone shows a column without making it small
 WATERMARK, OWN = "smoke: not a result", "own parameters: not judged"
@@ -206,23 +204,19 @@ def points_axis(ax: Axes, label: str) -> None:
     ax.set_ylabel(label)
 
 
-def forest(judgements: Mapping[str, Judgement], tiers: Mapping[str, str] | None = None) -> Figure:
+def forest(claims: Sequence[tuple[str, str, Sequence[tuple[Criterion, Interval]]]]) -> Figure:
     """Draw every criterion's interval against its bound, one row each, below its claim's verdict.
 
     Metrics differ in unit, so the axis is the distance from the bound in half-widths of the interval: a criterion holds
     right of 1 and fails left of -1. The paper's criteria have filled markers, our aims hollow ones.
 
     Args:
-        judgements: claim id -> judgement, as `nkdlib.compendium.judge.Verdicts`.
-        tiers: claim id -> the tier that judged it, if they are not all of one.
+        claims: a heading, the verdict and the criteria with their intervals of each.
     """
     rows = []
-    for name, judgement in judgements.items():
-        tier = f" ({tiers[name]})" if tiers and name in tiers else ""
-        rows.append((f"{name}: {judgement.verdict}{tier}", _VERDICTS.get(judgement.verdict, "0.4")))
-        found = [(criterion, judgement.found.get(criterion.name)) for criterion in claim_by_id(name).criteria]
-        seen = [pair for pair in found if pair[1] and pair[1].low is not None]
-        rows += sorted(seen, key=lambda pair: pair[0].column == "aim")
+    for heading, verdict, found in claims:
+        rows.append((heading, _VERDICTS.get(verdict, "0.4")))
+        rows += sorted(found, key=lambda pair: pair[0].column == "aim")
     drawn = [(y, *row) for y, row in enumerate(rows) if isinstance(row[1], Interval)]
     fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 0.2 * len(rows) + 1.3))
     if not drawn:

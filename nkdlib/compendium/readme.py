@@ -117,15 +117,25 @@ def claims_table(rows: Rows, root: Path) -> str:
     return markdown(COLUMNS, lines)
 
 
+def pictured(rows: Rows) -> list[tuple[str, str, list[tuple[Criterion, Assessment]]]]:
+    """Return what the picture shows of each claim: its heading, its verdict, and the criteria that have an interval."""
+    shown = []
+    for claim in CLAIMS:
+        tier, judgement = rows[claim.id]
+        pairs = [(criterion, judgement.found.get(criterion.name)) for criterion in claim.criteria]
+        heading = f"{claim.id}: {judgement.verdict}" + (f" ({tier})" if judgement.found else "")
+        shown.append((heading, judgement.verdict, [pair for pair in pairs if pair[1] and pair[1].low is not None]))
+    return shown
+
+
 def in_words(rows: Rows) -> str:
-    """Write every interval of the picture, and the tier that it comes from."""
+    """Write every interval of the picture."""
     said = [
-        f"{claim.id} {criterion.label} {found}, {found.outcome} at {rows[claim.id][0]}"
-        for claim in CLAIMS
-        for criterion in claim.criteria
-        if (found := rows[claim.id][1].found.get(criterion.name)) and found.low is not None
+        "; ".join([heading, *(f"{criterion.label} {found}, {found.outcome}" for criterion, found in pairs)])
+        for heading, _, pairs in pictured(rows)
+        if pairs
     ]
-    return f"Intervals against bounds: {'; '.join(said) or 'none yet'}"
+    return f"Intervals against bounds. {'. '.join(said) or 'None yet'}."
 
 
 def parts(rows: Rows, root: Path) -> dict[str, str]:
@@ -161,10 +171,10 @@ def main() -> int:
         root = checkout() or Path.cwd()
         page, rows = root / "README.md", committed(figures_root())
         write_atomically(page, updated(page.read_text(), parts(rows, root)).encode())
-        judgements = {claim: judgement for claim, (_, judgement) in rows.items()}
-        tiers = {claim: tier for claim, (tier, judgement) in rows.items() if judgement.found}
         with plt.style.context("nkdlib.compendium.figures"):
-            saving.save(plots.forest(judgements, tiers), figures_root() / PICTURE, in_words(rows))
+            drawn = plots.forest(pictured(rows))
+            saving.save(drawn, figures_root() / PICTURE, in_words(rows))
+            plt.close(drawn)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
