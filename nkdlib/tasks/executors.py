@@ -226,5 +226,5 @@ def _why_broken(error: BrokenExecutor) -> str:
     kept = "What a cache has kept is not lost: the next run goes on from there"
     if error.__cause__ is None:
         return f"a worker process was killed, most often because memory ran out; use fewer jobs. {kept}"
-    *_, reason = str(error.__cause__).strip('"\n ').splitlines()
+    reason = str(error.__cause__).strip('"\n ').rpartition("\n")[2]
     return f"a worker process could not read its task or the result ({reason}); jobs=1 sends nothing. {kept}"
