@@ -1,18 +1,21 @@
-"""Supernets of search spaces, described so that a task can build them, batches to train them on, and a step's time."""
+"""Supernets of search spaces, described so that a task can build them; their search, training anew, a step's time."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nkdlib.compendium.sweep import experiment, sweep
 from nkdlib.data.images import Batches, Images, random_shift_flip
-from nkdlib.figs import CostModel, Gates, rebuild
-from nkdlib.networks import reset
+from nkdlib.figs import CostModel, Gates, Search, rebuild, search
+from nkdlib.networks import cost, reset
+from nkdlib.tasks.executors import InProcess, Processes
 from nkdlib.tasks.measure import Stopwatch
-from nkdlib.training import Schedule
+from nkdlib.training import Schedule, accuracy, fit
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,75 @@ def training_batches(images: Images, schedule: Schedule, seed: int, augment: boo
     change = random_shift_flip(pad=max(images.shape[-1] // 8, 1)) if augment else None
     options = {"augment": change, "device": device, "channels_last": True}
     return images.batches(schedule.batch_size, steps=schedule.steps, seed=seed, **options)
+
+
+@experiment
+def by_figs(
+    spaces: Mapping[str, Supernet],
+    space: str,
+    metric: str,
+    share: float,
+    train: Images,
+    schedules: Mapping[str, Schedule],
+    seed: int,
+    augment: bool,
+    device: str,
+) -> dict:
+    """Search one of `spaces` by FiGS for a share of its cost; no fine-tuning, since networks found are trained anew.
+
+    Returns:
+        counts: what stays; loss: of every step; course: the costs on the way; search_s; log_odds (moments, gates).
+    """
+    model = spaces[space].cost_model(train, seed, device)
+    target = share * model.total(model.sizes, metric)
+    recipe = Search(schedules[space], finetune_share=0.0)
+    batches = training_batches(train, recipe.schedule, seed, augment, device)
+    given = {"recipe": recipe, "seed": seed, "cost_model": model}
+    with Stopwatch(device) as watch:
+        found = search(model.network, model.example, batches, target, metric, **given)
+    course = found.history[["step", "path", "expected", "counted"]].to_dict("list")
+    about = {"counts": found.counts, "loss": list(found.history.loss), "course": course}
+    return {**about, "search_s": watch.device_s, "log_odds": found.log_odds}
+
+
+@experiment
+def from_scratch(
+    spaces: Mapping[str, Supernet],
+    space: str,
+    counts: Mapping[str, int],
+    train: Images,
+    judge: Images,
+    schedules: Mapping[str, Schedule],
+    seed: int,
+    augment: bool,
+    device: str,
+) -> dict:
+    """Train the network with `counts` from new weights; its accuracy on `judge` in percent, its cost, its seconds."""
+    slim, schedule = spaces[space].slim(train, counts, seed, device), schedules[space]
+    with Stopwatch(device) as watch:
+        fit(slim, training_batches(train, schedule, seed, augment, device), schedule)
+    spent = cost(slim, torch.zeros(1, *train.shape, device=device))
+    reached = {"accuracy": accuracy(slim, judge.in_order(device))}
+    return reached | {"train_s": watch.device_s, "parameters": spent.params, "MACs": spent.macs}
+
+
+def trained_anew(
+    plan: Sequence[Mapping[str, object]], fixed: Mapping[str, object], executor: InProcess | Processes, title: str
+) -> pd.DataFrame:
+    """Train every network of a plan from new weights.
+
+    Args:
+        plan: a row a network, with `space`, `counts` and `seed`; further columns are kept.
+        fixed: the arguments of `from_scratch` that all share.
+        executor, title: as in `sweep`.
+
+    Returns:
+        The plan without counts, with what each network reached.
+    """
+    cases = [{name: row[name] for name in ("space", "counts", "seed")} for row in plan]
+    runs = sweep(from_scratch, cases, fixed=fixed, executor=executor, title=title)
+    kept = runs.drop(columns=["space", "seed", "run"])
+    return pd.concat([pd.DataFrame(plan).drop(columns="counts"), kept], axis=1)
 
 
 def step_ms(model: CostModel, batches: Iterable, device: str) -> tuple[float, float]:
