@@ -224,7 +224,7 @@ def work() -> Iterator[tuple[str, str, int | str, float, float]]:
             yield stem, kind, space, places * number * p["search_steps"], places * number
         networks = places * (2 * seeds + sum(extra.values()) + sum(tuned.values()))
         yield stem, "narrow network", space, (networks + 2) * p["steps"][space], networks + 1  # one takes twice as many
-    p = of[stem := "09_figs_sizes"]
+    p = of[stem := "10_figs_sizes"]
     searches, networks = p["seeds"] * len(p["sizes"]), p["seeds"] * (3 * len(p["sizes"]) + 1)
     yield stem, "FiGS", "resnet_filters", searches * p["search_steps"], searches
     yield stem, "narrow network", "resnet_filters", networks * p["steps"], networks
@@ -232,7 +232,7 @@ def work() -> Iterator[tuple[str, str, int | str, float, float]]:
 
 def planned(step: dict[tuple[int | str, str], dict[str, float]], boundary_gb: float) -> pd.DataFrame:
     """The tier's notebooks: steps, seconds of launching and of the GPU, seconds in all, gigabytes."""
-    planned = [stem for stem in (*TIERS["gpu"].notebooks, "10_claims") if stem[:2] not in ("06", "07", "08")]
+    planned = [stem for stem in (*TIERS["gpu"].notebooks, "09_claims") if stem[:2] not in ("06", "07", "08")]
     rows = {stem: {"steps": 0, "launching": 0.0, "busy": 0.0} for stem in planned}  # others need photographs
     for stem, kind, network, steps, runs in work():
         if kind == "leaves":
@@ -244,7 +244,7 @@ def planned(step: dict[tuple[int | str, str], dict[str, float]], boundary_gb: fl
         rows[stem]["busy"] += max(steps * step[network, kind]["busy_ms"] / 1e3, launches * KERNEL_S)
     plan = pd.DataFrame(rows).T.rename_axis("notebook")
     given = [TIERS["gpu"].for_notebook(stem) for stem in plan.index]
-    alone = [stem[:2] in ("00", "10") for stem in plan.index]  # no tasks
+    alone = [stem[:2] in ("00", "09") for stem in plan.index]  # no tasks
     plan.insert(0, "processes", [1 if one else p["jobs"] for one, p in zip(alone, given, strict=True)])
     plan["launching"] /= plan.processes
     plan["start, figures"] = START_S + DRAW_S + WORKERS_S * (plan.processes > 1)

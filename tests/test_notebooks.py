@@ -92,6 +92,6 @@ def test_a_notebook_runs_at_smoke_and_is_then_up_to_date(path, reproduced, monke
 
 def test_the_claims_follow_every_observation():
     for path in NOTEBOOKS:
-        if path.stem == "10_claims":
+        if path.stem == "09_claims":
             notebook = nbformat.read(path, as_version=4)
             assert notebook.metadata.get("nkdlib", {}).get("reads") == ["*/observations.json", "reference.json"]

@@ -171,9 +171,9 @@ def _claims(profile: str) -> Iterator[str]:
     said = "".join(findings(strongest([here])))
     yield f"## Findings\n\n{said or 'None: nothing was judged at this tier.'}\n"
     yield f"Tier `{profile}`. Brackets hold 95 % intervals over seeds.\n\n## Claims\n"
-    if (figures_root() / profile / "10_claims" / "forest.svg").exists():
+    if (figures_root() / profile / "09_claims" / "forest.svg").exists():
         alt = "Every criterion's distance from its bound, by claim"
-        yield f"```{{image}} figures/10_claims/forest.svg\n:alt: {alt}\n:class: drawing\n```\n"
+        yield f"```{{image}} figures/09_claims/forest.svg\n:alt: {alt}\n:class: drawing\n```\n"
     if reference:
         found = [f"- {one}" for one in compare(reference, here) if not one.agrees] or ["- no difference"]
         yield _folded("Beyond tolerances, compared with the committed reference", "\n".join(found))
