@@ -232,7 +232,7 @@ def work() -> Iterator[tuple[str, str, int | str, float, float]]:
 
 def planned(step: dict[tuple[int | str, str], dict[str, float]], boundary_gb: float) -> pd.DataFrame:
     """The tier's notebooks: steps, seconds of launching and of the GPU, seconds in all, gigabytes."""
-    planned = [stem for stem in (*TIERS["gpu"].notebooks, "09_claims") if stem[:2] not in ("06", "07", "08")]
+    planned = [stem for stem in sorted([*TIERS["gpu"].notebooks, "09_claims"]) if stem[:2] not in ("06", "07", "08")]
     rows = {stem: {"steps": 0, "launching": 0.0, "busy": 0.0} for stem in planned}  # others need photographs
     for stem, kind, network, steps, runs in work():
         if kind == "leaves":
