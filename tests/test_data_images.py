@@ -3,6 +3,7 @@
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -87,7 +88,7 @@ def test_subset_of_a_subset():
     assert part.labels.tolist() == part.pixels[:, 0, 0, 0].tolist() == [5, 7]
     assert order(part.batches(2, shuffle=False)) == [5, 7]
     assert images.subset(images.labels > 7).labels.tolist() == [8, 9]
-    assert images.subset(3).labels.tolist() == [0, 1, 2]
+    assert images.subset(3).labels.tolist() == images.subset(np.int64(3)).labels.tolist() == [0, 1, 2]
     drawn = images.subset(5, seed=0).labels.tolist()
     assert drawn == sorted(set(drawn)) and drawn != images.subset(5, seed=1).labels.tolist()
 
@@ -122,18 +123,26 @@ def test_a_seed_that_cannot_be_is_refused(seed):
             use()
 
 
-@pytest.mark.parametrize("indices", [0, 11, [10], [-1], [[1]], []])
+@pytest.mark.parametrize("indices", [0, 11, [10], [-1], [[1]], [], [0.5, 1.7], [False] * 10])
 def test_subset_refuses_what_is_not_there(indices):
     with pytest.raises(ValueError, match="indices"):
         numbered().subset(indices)
+
+
+@pytest.mark.parametrize("shape", [(3,), (20,), (10, 2), ()])
+def test_a_mask_of_another_shape_is_refused(shape):
+    mask = torch.arange(math.prod(shape)).view(shape) < 2  # of the first images, in the right shape
+    with pytest.raises(ValueError, match=r"indices \(torch.bool, \(.*\)\) must be .* or a mask of 10"):
+        numbered().subset(mask)
 
 
 def test_split_divides():
     rest, held_out = numbered().hold_out(3, seed=0)
     assert (len(rest), len(held_out)) == (7, 3)
     assert sorted(rest.labels.tolist() + held_out.labels.tolist()) == list(range(10))
-    with pytest.raises(ValueError, match="count"):
-        numbered().hold_out(10, seed=0)
+    for count in (10, 0.2):
+        with pytest.raises(ValueError, match=rf"count \(={count}\) must be a whole number from 1 to 9"):
+            numbered().hold_out(count, seed=0)
 
 
 def test_fingerprint_follows_the_content():

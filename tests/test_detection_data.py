@@ -219,7 +219,9 @@ def test_subsets_and_fingerprints(folder):
         assert str(target) == str(images.target(old))
     assert images.subset(2).image_ids == (7, 5)
     assert images.subset(2, seed=1).fingerprint == images.subset(2, seed=1).fingerprint != images.fingerprint
-    for wrong in ([0, 0], [3], [], 4, 0):
+    assert images.subset([True, False, True]).image_ids == images.subset(torch.tensor([0, 2])).image_ids == (7, 9)
+    assert part.subset(part.sizes[:, 0] == 40).image_ids == part.image_ids
+    for wrong in ([0, 0], [3], [], 4, 0, [0.5, 1.7], [False, True], [[True], [False], [True]]):
         with pytest.raises(ValueError, match="indices"):
             images.subset(wrong)
     copy = pickle.loads(pickle.dumps(images))

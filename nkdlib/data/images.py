@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -118,17 +119,14 @@ class Images:
                 without replacement, in their old order.
 
         Raises:
-            ValueError: a position or number out of range.
+            ValueError: a position or number out of range, a mask of another length.
         """
-        if isinstance(indices, int):
+        if isinstance(indices, Integral):
             if not 0 < indices <= len(self):
                 raise ValueError(f"indices (={indices}) must be 1 to the number of {self!r}")
             chosen = torch.arange(len(self)) if seed is None else _permutation(len(self), seed)
             indices = chosen[:indices].sort().values
-        indices = torch.as_tensor(indices)
-        indices = indices.nonzero().flatten() if indices.dtype == torch.bool else indices.long()
-        if indices.dim() != 1 or not len(indices) or indices.min() < 0 or indices.max() >= len(self):
-            raise ValueError(f"indices must be one row of positions from 0 to {len(self) - 1:,} of {self!r}")
+        indices = check_positions(self, indices)
         digest = hashlib.sha256(self.fingerprint.encode() + indices.numpy().tobytes()).hexdigest()
         return self._select(indices if self._rows is None else self._rows[indices], digest)
 
@@ -140,8 +138,10 @@ class Images:
 
     def hold_out(self, count: int, seed: int) -> tuple["Images", "Images"]:
         """Divide at random into the rest and `count` held-out images."""
-        if not 0 < count < len(self):
-            raise ValueError(f"count (={count}) must be 1 to {len(self) - 1:,}, to leave images on both sides")
+        if not (isinstance(count, Integral) and 0 < count < len(self)):
+            raise ValueError(
+                f"count (={count}) must be a whole number from 1 to {len(self) - 1:,}, to leave images on both sides"
+            )
         order = _permutation(len(self), seed)
         return self.subset(order[count:].sort().values), self.subset(order[:count].sort().values)
 
@@ -251,6 +251,20 @@ def check_batches(
     if shuffle and batch_size > len(images):
         raise ValueError(f"batch_size (={batch_size}) must be at most the {len(images):,} images of {images!r}")
     return len(images) // batch_size if shuffle else -(-len(images) // batch_size)
+
+
+def check_positions(images: Sized, indices: object) -> Tensor:
+    """Positions among the images, int64 (n,), given as such or as a mask; raises ValueError for anything else."""
+    given = torch.as_tensor(indices)
+    mask = given.dtype == torch.bool and given.shape == (len(images),)
+    chosen = given.nonzero().flatten() if mask else given
+    whole = chosen.dtype != torch.bool and not (chosen.is_floating_point() or chosen.is_complex())
+    if not whole or chosen.dim() != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= len(images):
+        raise ValueError(
+            f"indices ({given.dtype}, {tuple(given.shape)}) must be one row of positions from 0 to "
+            f"{len(images) - 1:,}, or a mask of {len(images):,}, some of them true, of {images!r}"
+        )
+    return chosen.long()
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import hashlib
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from nkdlib.data import DataDamaged, DataNotFound
+from nkdlib.data.images import check_positions
 from nkdlib.data.readers import read_image
 from nkdlib.detection.annotations import read_annotations
 from nkdlib.tasks.checks import check_seed
@@ -171,21 +173,20 @@ class CocoImages:
     def subset(self, indices: int | list[int] | Tensor, seed: int | None = None) -> "CocoImages":
         """Some of the images with their boxes and all classes.
 
-        indices: positions in the order wanted, or a number: the first so many, or with a seed so many drawn at random
-        without replacement (in their old order). Raises ValueError for a position or number out of range, or given
-        twice.
+        indices: positions in the order wanted, or a mask, or a number: the first so many, or with a seed so many drawn
+        at random without replacement (in their old order). Raises ValueError for a position or number out of range, or
+        given twice, and for a mask of another length.
         """
-        if isinstance(indices, int):
+        if isinstance(indices, Integral):
             if not 0 < indices <= len(self):
                 raise ValueError(f"indices (={indices}) must be 1 to the number of {self!r}")
             if seed is not None:
                 check_seed(seed)
             order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
             indices = np.sort(order[:indices])
-        chosen = np.asarray(indices, np.int64)
-        out_of_range = chosen.ndim != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= len(self)
-        if out_of_range or len(np.unique(chosen)) < len(chosen):
-            raise ValueError(f"indices must be one row of different positions from 0 to {len(self) - 1:,} of {self!r}")
+        chosen = check_positions(self, indices).numpy()
+        if len(np.unique(chosen)) < len(chosen):
+            raise ValueError(f"indices (={chosen.tolist()}) must be different positions of {self!r}")
         bounds = np.searchsorted(self.owners, np.stack([chosen, chosen + 1]))  # (2, n)
         rows = np.concatenate([np.arange(*bound) for bound in bounds.T])
         of_boxes = {name: getattr(self, name)[rows] for name in ("boxes", "labels", "iscrowd", "area")}
