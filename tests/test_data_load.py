@@ -297,6 +297,24 @@ def test_a_class_that_only_training_has_keeps_its_label(tmp_path, empty):
     assert load(tree, "test").classes == ("ant", "bee", "cat") and load(tree, "test").labels.tolist() == [0, 0, 2, 2]
 
 
+def test_links_are_followed_and_what_they_lead_to_is_decoded_again_after_a_change(tmp_path):
+    store, tree = draw_tree(tmp_path / "store"), tmp_path / "pets"
+    tree.mkdir()
+    for split in ("train", "test"):
+        (tree / split).symlink_to(store / split)
+    (store / "train" / "cat" / "upwards.old").symlink_to(store / "train")  # no image is met twice
+    assert load(tree).pixels[:, 2, 0, 0].tolist() == [0, 100, 0, 100]
+    Image.new("RGB", (4, 3), (0, 0, 7)).save(store / "train" / "cat" / "0.png")
+    assert load(tree).pixels[:, 2, 0, 0].tolist() == [7, 100, 0, 100]
+    Image.new("RGB", (4, 3), (0, 0, 8)).save(store / "train" / "cat" / "2.png")
+    assert load(tree).pixels[:, 2, 0, 0].tolist() == [7, 100, 8, 0, 100]
+    (store / "train" / "cat" / ".#lock").symlink_to("nowhere")
+    assert len(load(tree)) == 5
+    (store / "train" / "cat" / "3.png").symlink_to("nowhere")
+    with pytest.raises(DataDamaged, match=r"cat/3\.png is damaged .*no readable image"):
+        load(tree)
+
+
 def test_files_of_every_suffix_that_is_an_images_are_read_and_others_left_out(tmp_path):
     tree = draw_tree(tmp_path / "pets")
     (tree / "train" / "cat" / "deeper").mkdir()

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from nkdlib.data.download import Route, debian_package, fetch, npm_package
 from nkdlib.data.images import Images
-from nkdlib.data.readers import FASHION_MD5, Decoded, read_cifar10, read_cifar10_webp, read_fashion_mnist, read_images
+from nkdlib.data.readers import (
+    FASHION_MD5,
+    Decoded,
+    read_cifar10,
+    read_cifar10_webp,
+    read_fashion_mnist,
+    read_images,
+    walk,
+)
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.keys import sha256
@@ -226,8 +234,9 @@ def _own_folder(name: str | Path, search: Path | None) -> Path:
 
 
 def _files_digest(path: Path) -> str:
-    """Digest of the names, sizes and times of all files below a folder."""
-    stats = [(file, file.stat()) for file in sorted(path.rglob("*"))]
+    """Digest of the names, sizes and times of all files below a folder, of what links lead to."""
+    files = sorted(Path(root, name) for root, folders, names in walk(path) for name in (*folders, *names))
+    stats = [(file, file.stat(follow_symlinks=file.exists())) for file in files]
     return sha256([(str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 

@@ -167,9 +167,19 @@ def _images_in(folder: Path) -> list[Path]:
     """Visible files at any depth with the suffix of an image, or without one; each must be an image."""
     formats = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in formats if Image.MIME.get(kind, "").startswith("image/")} | OTHER_SUFFIXES
-    files = (Path(root, name) for root, _, names in sorted(os.walk(folder, followlinks=True)) for name in sorted(names))
+    files = (Path(root, name) for root, _, names in walk(folder) for name in names)
     visible = (file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts))
     return [file for file in visible if file.suffix.lower() in suffixes]
+
+
+def walk(folder: Path) -> list[tuple[str, list[str], list[str]]]:
+    """What `os.walk` finds below a folder, in order, through links but for those that lead back to where they are."""
+    found = []
+    for root, folders, names in os.walk(folder, followlinks=True):
+        here = Path(root).resolve()
+        folders[:] = [name for name in folders if not here.is_relative_to((here / name).resolve())]
+        found.append((root, sorted(folders), sorted(names)))
+    return sorted(found)
 
 
 def _splits_of(path: Path) -> dict[str, Path]:
