@@ -117,6 +117,14 @@ def test_parameters_of_ones_own_are_marked_and_not_judged_under_a_tiers_name(fig
     assert f"{name}={value!r} in place of" in record.claims["ND-1"].reason
 
 
+def test_a_folder_that_is_named_as_the_tiers_data_set_is_data_of_ones_own(figures):
+    results = speed(data="/home/me/cifar10")
+    reason = "own parameters: not judged (data='.../cifar10' in place of 'cifar10')"
+    assert reason in repr(results.verdict("ND-1"))
+    results.write()
+    assert judge_all("cpu").claims["ND-1"].verdict == "not attempted"
+
+
 def test_a_tiers_name_alone_is_answered_with_the_lines_that_are_missing(figures, capsys):
     def opened(**changed):
         parameters = TIERS["cpu"].protocol("00_start_here") | {"profile": "cpu"} | changed
@@ -184,7 +192,7 @@ def test_by_hand_nothing_touches_the_committed_figures(runs, monkeypatch, capsys
 def test_provenance_names_code_data_packages_and_hardware_and_no_one():
     record = provenance({"seeds": 5, "data": f"{os.sep}home{os.sep}someone{os.sep}photos"}, "d1", {"wall": 1.23456})
     text = json.dumps(record)
-    assert record["parameters"] == {"seeds": 5, "data": "photos"}
+    assert record["parameters"] == {"seeds": 5, "data": ".../photos"}
     assert record["seeds"] == 5 and record["data"] == "d1" and record["seconds"] == {"wall": 1.235}
     assert record["packages"]["torch"] == torch.__version__.split("+")[0]
     assert record["hardware"]["cores"] == cpu_count() and record["python"] in sys.version

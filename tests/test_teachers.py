@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from nkdlib.compendium import teachers
 from nkdlib.compendium.teachers import (
@@ -120,6 +121,22 @@ def test_a_deeper_teacher_is_our_own_if_it_is_kept(short, tmp_path, monkeypatch)
     origin, teacher, normalization = deeper_teacher("digits", 14)
     train, _, _ = divided("digits")
     assert origin == "ours" and len(teacher.block_names) == 6 and normalization == (train.mean, train.std)
+
+
+def test_teachers_of_a_published_data_set_are_not_those_of_a_folder_of_that_name(short, tmp_path, monkeypatch):
+    folder = tmp_path / "own" / "digits"
+    for number in range(40):
+        of_class = folder / ("test" if number % 4 == 0 else "train") / "ab"[number % 2]
+        of_class.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 6 * number).save(of_class / f"{number}.png")
+    (tmp_path / "teachers").mkdir(exist_ok=True)
+    (tmp_path / "teachers" / "digits-resnet8-0.safetensors").write_bytes(b"of digits")
+    monkeypatch.setattr(teachers, "TeacherRecipe", lambda: dataclasses.replace(SHORT, batch_size=4))
+    [own] = open_teachers(str(folder), 8, [0], cache=Cache(tmp_path / "cache"))
+    assert own.head[-1].out_features == 2
+    monkeypatch.setattr(teachers, "published_teacher", lambda depth: "CIFAR-10's")
+    with pytest.raises(DataNotFound, match=r"no teacher of 20 layers for .*own/digits is published, or run"):
+        deeper_teacher(str(folder), 20)
 
 
 def test_a_linear_classifier_is_the_floor():

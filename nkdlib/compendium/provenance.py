@@ -26,7 +26,7 @@ def provenance(
     """Return the provenance of a notebook's results, ready for JSON.
 
     Args:
-        parameters: those of the notebook; of an absolute path only the last part is kept.
+        parameters: those of the notebook; see `portable`.
         data_digest: fingerprint of the data.
         seconds: wall and CPU seconds by name.
         made: the folder that results are written to, whose changes do not make the tree dirty.

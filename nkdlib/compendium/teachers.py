@@ -63,6 +63,7 @@ RECIPES = {  # by data set; others get the one of CIFAR-10
 KEPT = ("cifar10-resnet20", "cifar10-resnet32", "cifar10-resnet56")
 # Published for CIFAR-10 by akamaster/pytorch_resnet_cifar10 (BSD-2); names carry the files' SHA-256.
 PUBLISHED = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
+CIFAR10 = ("cifar10", "cifar10-webp95")
 PUBLISHED_NORMALIZATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
@@ -122,7 +123,7 @@ def open_teachers(
     """
     train, _, _ = divided(data)
     recipe, seeds = RECIPES.get(data, TeacherRecipe()), list(seeds)
-    kept = {seed: path for seed in seeds if (path := _kept(f"{train.name}-resnet{depth}", seed)).is_file()}
+    kept = {seed: path for seed in seeds if (path := _kept(f"{data}-resnet{depth}", seed)).is_file()}
     given = {"train": train, "depth": depth, "recipe": recipe, "device": device}
     tasks = {seed: Task(train_teacher, given | {"seed": seed}, f"teacher {seed}") for seed in seeds if seed not in kept}
     trained = dict(zip(tasks, (cache or Cache()).run(list(tasks.values()), executor, "training teachers"), strict=True))
@@ -166,7 +167,7 @@ def published_teacher(depth: int, root: str | Path | None = None) -> ResNet:
 
 
 def deeper_teacher(data: str, depth: int) -> tuple[str, ResNet, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """A teacher of another depth: the first of `teachers/`, else the published one.
+    """A teacher of another depth: the first of `teachers/`, else for CIFAR-10 the published one.
 
     Returns:
         "ours" or "published"; the network, in evaluation mode; mean and deviation that its images are normalized by.
@@ -175,9 +176,11 @@ def deeper_teacher(data: str, depth: int) -> tuple[str, ResNet, tuple[tuple[floa
         DataNotFound: neither is at hand.
     """
     train, _, _ = divided(data)
-    if _kept(name := f"{train.name}-resnet{depth}", 0).is_file():
+    if _kept(name := f"{data}-resnet{depth}", 0).is_file():
         return "ours", open_teachers(data, depth, [0])[0], (train.mean, train.std)
     try:
+        if data not in CIFAR10:
+            raise DataNotFound(f"no teacher of {depth} layers for {data} is published")
         return "published", published_teacher(depth), PUBLISHED_NORMALIZATION
     except DataNotFound as error:
         raise DataNotFound(f"{error}, or run: python -m nkdlib.compendium.teachers {name}") from None

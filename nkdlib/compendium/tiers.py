@@ -60,9 +60,15 @@ def read_tier(path: Path) -> Tier:
 
 
 def portable(parameters: Mapping[str, object]) -> dict[str, object]:
-    """Return parameters without folders: of an absolute path only the last part is kept."""
+    """Return parameters without folders: of an absolute path only the last part is kept, behind dots.
+
+    The dots tell a folder from the data set of that name.
+
+    >>> portable({"data": "/home/me/cifar10", "steps": 3})
+    {'data': '.../cifar10', 'steps': 3}
+    """
     return {
-        name: Path(value).name if isinstance(value, str) and os.path.isabs(value) else value
+        name: f".../{Path(value).name}" if isinstance(value, str) and os.path.isabs(value) else value
         for name, value in parameters.items()
     }
 
