@@ -17,6 +17,7 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
 
 from nkdlib.compendium import run
 from nkdlib.compendium.tiers import TIERS
@@ -173,6 +174,44 @@ def test_ones_own_data_or_seeds_never_touch_a_tiers_results(command, tmp_path, c
     assert run.main(command("--seeds", "2", "--data", "digits", "--device", "cpu")) == 0  # the tier's own
     assert "00_nap: up to date" in capfd.readouterr().out
     assert [path.read_bytes() for path in tiers] == before and log(tmp_path) == [0, 1, 2]
+
+
+@pytest.fixture
+def pictures(notebook, tmp_path):
+    """A notebook that counts pictures, in a folder of one's own and in one that NKD_DATA has."""
+    text = nbformat.read(notebook, as_version=4)
+    text.cells[2:] = [new_code_cell('from nkdlib.data import load\nprint(len(load(data)), len(load("pets")))')]
+    nbformat.write(text, notebook)
+    for number in range(4):
+        for name in ("photos", "sets/pets"):
+            of_class = tmp_path / name / ("train", "test")[number % 2] / "cat"
+            of_class.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (4, 4), number).save(of_class / f"{number}.png")
+    return lambda: nbformat.read(tmp_path / "out/runs/own/photos/smoke/00_nap.ipynb", as_version=4).cells[-1].outputs
+
+
+def test_folders_are_found_from_where_a_command_is_given_and_their_pictures_count(
+    command, pictures, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NKD_DATA", "sets")
+    monkeypatch.setenv("NKD_CACHE", "fetched")
+    assert run.environment(None, str(tmp_path))["NKD_CACHE"] == str(tmp_path / "fetched")
+    assert run.main(command("--data", "photos")) == 0 and pictures()[-1].text == "2 2\n"
+    assert run.main(command("--data", str(tmp_path / "photos"))) == 0
+    assert "00_nap: up to date" in capfd.readouterr().out
+    Image.new("L", (4, 4)).save(tmp_path / "photos" / "train" / "cat" / "new.png")
+    assert run.main(command("--data", "photos")) == 0 and pictures()[-1].text == "3 2\n"
+
+
+def test_data_that_are_not_there_are_an_error_before_anything_runs(command, tmp_path, monkeypatch, capsys):
+    for root, said in ((tmp_path, "data set 'photo' is neither one of digits"), ("nowhere", "NKD_DATA (=nowhere)")):
+        monkeypatch.setenv("NKD_DATA", str(root))
+        with pytest.raises(SystemExit, match="2"):
+            run.main(command("--data", "photo"))
+        assert said in capsys.readouterr().err
+    monkeypatch.delenv("NKD_DATA")
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_notebooks_begin_with_what_is_left_and_how_long_it_took(notebook, command, parameters, tmp_path, capfd):

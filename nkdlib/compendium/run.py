@@ -1,7 +1,8 @@
 """Run notebooks under a profile: `python -m nkdlib.compendium.run notebooks/01_*.ipynb --profile cpu`.
 
-A notebook runs when it, its parameters, nkdlib, the pinned packages or the outputs it left have changed since
-its last run. What it computes is kept in the artefact cache, so a run that was killed goes on from there.
+A notebook runs when it, its parameters, a folder of your own images, nkdlib, the pinned packages or the outputs it
+left have changed since its last run. What it computes is kept in the artefact cache, so a run that was killed goes on
+from there.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from tqdm import tqdm
 
 from nkdlib.compendium.records import PROVENANCE
 from nkdlib.compendium.tiers import TIERS, check_parameters
-from nkdlib.data.load import search_root
+from nkdlib.data.load import NAMES, own_digest, own_folder, search_root
 from nkdlib.tasks.cache import INFO
 from nkdlib.tasks.checks import usable_device
 from nkdlib.tasks.executors import EXECUTORS, computing
@@ -79,6 +80,14 @@ def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list
         usable_device(named["device"] or tier.common["device"])
     except ValueError as error:
         refuse(f"{error}; profile cpu needs no GPU")
+    try:
+        root = search_root(None)
+        if options.data is not None and options.data not in NAMES:
+            here = own_folder(options.data, root).resolve()
+            if Path(options.data).is_dir():
+                named["data"] = str(here)  # kernels start in the notebooks' folder
+    except (OSError, ValueError) as error:
+        refuse(str(error))
     folder, jobs = (checkout() or Path.cwd()) / "notebooks", []
     for notebook in options.notebooks or sorted(folder.glob("*.ipynb")):
         notebook = notebook if notebook.suffix else folder / f"{notebook}.ipynb"
@@ -101,6 +110,8 @@ def plan(options: argparse.Namespace, refuse: Callable[[str], NoReturn]) -> list
 def state(job: Job) -> dict[str, object]:
     """Return what a run depends on and what it left, files as digests; equal states need no new run.
 
+    Of a folder of images the names, sizes and times count.
+
     A notebook that reads other notebooks' results names them in its metadata, as patterns below the profile's
     figures: `{"nkdlib": {"reads": ["*/observations.json"]}}`.
     """
@@ -112,6 +123,7 @@ def state(job: Job) -> dict[str, object]:
     return {
         "cells": [[cell.cell_type, cell.source] for cell in notebook.cells],
         "parameters": json.loads(json.dumps(job.parameters)),
+        "images": own_digest(job.parameters.get("data", NAMES[0])),
         "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
 
@@ -247,6 +259,7 @@ def environment(out: Path | None, private: str, own: Path = Path()) -> dict[str,
     return {
         "NKD_RUNS": str((out / "runs" if out else runs_root()).resolve()),
         "NKD_FIGURES": str((out / "figures" if out else figures_root()).resolve() / own),
+        **{name: str(Path(os.environ[name]).resolve()) for name in ("NKD_DATA", "NKD_CACHE") if os.environ.get(name)},
         "NKD_PROGRESS": terminal,  # where a kernel draws its bars, or a line a minute
         "IPYTHONDIR": private,  # the user's start-up files stay out
         "JUPYTER_PREFER_ENV_PATH": "1",  # and so do kernels that the user installed under the same name

@@ -137,7 +137,7 @@ def load(
     if name == "digits":
         return _digits(split)
     search = search_root(root)
-    path = _find_or_fetch(name, search) if name in NAMES else _own_folder(name, search)
+    path = _find_or_fetch(name, search) if name in NAMES else own_folder(name, search)
     title, read = (name, DATA_SETS[name].read) if name in NAMES else (path.name, read_images)
     sizes = {key: value for key, value in (("image_size", image_size), ("resize", resize)) if value}
     given = {"read": read, "path": str(path.resolve()), "files": _files_digest(path), "name": title}
@@ -225,12 +225,21 @@ def _find_or_fetch(name: str, search: Path | None) -> Path:
     return find_or_fetch(name, find, data.routes, data.bring, search)
 
 
-def _own_folder(name: str | Path, search: Path | None) -> Path:
+def own_folder(name: str | Path, search: Path | None) -> Path:
+    """The folder of images that a path, or a name below `search`, means; DataNotFound if there is none."""
     for path in [Path(name), *([search / name] if search else [])]:
         if path.is_dir():
             return path
     where = f", here or in {search}" if search else "; NKD_DATA can name the folder that contains it"
     raise DataNotFound(f"data set {str(name)!r} is neither one of {', '.join(NAMES)} nor a folder of images{where}")
+
+
+def own_digest(name: str) -> str:
+    """Digest of a folder of images by the name that `load` takes; empty if published or not there."""
+    try:
+        return "" if name in NAMES else _files_digest(own_folder(name, search_root(None)))
+    except DataNotFound:
+        return ""
 
 
 def _files_digest(path: Path) -> str:
