@@ -349,6 +349,12 @@ def test_categories_and_errors_of_evaluate():
     for annotation in truth["annotations"]:
         annotation |= {"area": None, "iscrowd": None}
     assert result.ap == evaluate(predictions, truth).ap
+    twice = {**truth, "categories": [*truth["categories"], truth["categories"][0]]}
+    as_floats = [{**one, "labels": one["labels"].float()} for one in predictions]
+    assert result.ap == evaluate(predictions, twice).ap == evaluate(as_floats, truth).ap  # a label still means the same
+    for kind in (tuple, np.array, torch.tensor):
+        others = [{**annotation, "bbox": kind(annotation["bbox"])} for annotation in truth["annotations"]]
+        assert evaluate(predictions, {**truth, "annotations": others}).ap == pytest.approx(result.ap)
     first = truth["annotations"][0]
     for wrong in (
         {"bbox": [1, 2, 3]},
@@ -359,6 +365,8 @@ def test_categories_and_errors_of_evaluate():
         {"iscrowd": "0"},
         {"area": "60"},
         {"area": float("inf")},
+        {"area": -1},
+        {"bbox": [30, 30, -10, -10]},
     ):
         with pytest.raises(ValueError, match=r"annotation \(=.*\) of ground_truth must have an image_id of images"):
             evaluate(predictions, {**truth, "annotations": [{**first, **wrong}]})
@@ -375,6 +383,8 @@ def test_categories_and_errors_of_evaluate():
             evaluate([{**found, key: value}], truth)
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions comes twice"):
         evaluate([predictions[0]] * 2, truth)
+    with pytest.raises(ValueError, match=r"image_id \(=0.5\) of predictions is not in ground_truth"):
+        evaluate([{**predictions[0], "image_id": 0.5}], truth)
     with pytest.raises(ValueError, match=r"image_id \(=0\) of predictions is not in ground_truth"):
         evaluate(predictions, {**truth, "images": truth["images"][1:]})
 

@@ -65,7 +65,7 @@ def evaluate(predictions: Iterable[Mapping], ground_truth: Mapping) -> AveragePr
     images, categories = ([{"id": one["id"]} for one in ground_truth[part]] for part in ("images", "categories"))
     quiet = {"print_function": lambda *_: None}
     with _no_garbage_collection():
-        known = {one["id"] for one in images}, sorted(one["id"] for one in categories)
+        known = {one["id"] for one in images}, sorted({one["id"] for one in categories})
         found = _detections(predictions, *known)
         true = [_true(annotation, *known) for annotation in ground_truth["annotations"]]
         for number, annotation in enumerate([*true, *found], 1):
@@ -98,12 +98,14 @@ def _true(annotation: Mapping, image_ids: set[int], categories: Sequence[int]) -
     box, owner, category = (annotation[key] for key in ("bbox", "image_id", "category_id"))
     crowd, area, numbers = annotation.get("iscrowd") or 0, annotation.get("area"), np.asarray(box)
     right = numbers.shape == (4,) and numbers.dtype.kind in "iuf" and np.isfinite(numbers).all()
-    right = right and owner in image_ids and category in categories and crowd in (0, 1)
-    if not right or not (area is None or (isinstance(area, Real) and np.isfinite(area))):
+    right = right and (numbers[2:] >= 0).all() and owner in image_ids and category in categories and crowd in (0, 1)
+    if not right or not (area is None or (isinstance(area, Real) and np.isfinite(area) and area >= 0)):
         raise ValueError(
             f"annotation (={dict(annotation)}) of ground_truth must have an image_id of images, a category_id of "
-            "categories, a bbox of four numbers x y width height, and may have an area, a number, and iscrowd, 0 or 1"
+            "categories, a bbox of four numbers x y width height, and may have an area and iscrowd, 0 or 1; width, "
+            "height and area must be 0 or more"
         )
+    box = numbers.tolist()
     area = box[2] * box[3] if area is None else area
     return {"image_id": owner, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
 
@@ -112,10 +114,10 @@ def _detections(predictions: Iterable[Mapping], image_ids: set[int], categories:
     """COCO's dictionary of each detection."""
     found, seen = [], set()
     for prediction in predictions:
-        image = int(prediction["image_id"])
+        image = np.asarray(prediction["image_id"]).item()
         if image not in image_ids or image in seen:
             raise ValueError(
-                f"image_id (={image}) of predictions {'comes twice' if image in seen else 'is not in ground_truth'}"
+                f"image_id (={image!r}) of predictions {'comes twice' if image in seen else 'is not in ground_truth'}"
             )
         seen.add(image)
         boxes = np.asarray(prediction["boxes"]).astype(np.float64)  # a copy
@@ -133,7 +135,7 @@ def _detections(predictions: Iterable[Mapping], image_ids: set[int], categories:
         if not np.isin(labels, range(1, len(categories) + 1)).all():
             raise ValueError(f"labels of image {image} must lie in 1 to {len(categories)}, one for each category")
         boxes[:, 2:] -= boxes[:, :2]
-        columns = boxes, boxes[:, 2] * boxes[:, 3], labels, scores
+        columns = boxes, boxes[:, 2] * boxes[:, 3], labels.astype(int), scores
         found += [
             {"image_id": image, "category_id": categories[label - 1], "bbox": box, "area": area, "score": score}
             for box, area, label, score in zip(*(column.tolist() for column in columns), strict=True)
