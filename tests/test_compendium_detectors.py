@@ -6,6 +6,7 @@ Behind claim FG-2.
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from nkdlib.compendium import detectors
@@ -17,6 +18,14 @@ def test_a_rival_is_as_wide_as_its_parameters_allow(name):
     network = detectors.rival(name, 1.5e6)
     assert 0.75 * 1.5e6 < count_params(network) <= 1.5e6
     assert {part.momentum for part in network.modules() if isinstance(part, nn.BatchNorm2d)} == {0.1}
+
+
+def test_scenes_of_a_folder_of_images_are_drawn_below_runs(runs, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "own" / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "own" / split / "cat" / "0.png")
+    pictures = detectors.pictures_of(str(tmp_path / "own"), "val", 1, 32, (1, 1), (0.5, 0.5))
+    assert pictures.folder.is_relative_to(runs / "scenes") and len(pictures) == 1
 
 
 @pytest.mark.parametrize("least, taps", [(20.0, (8, 16, 32)), (40.0, (16, 32))])

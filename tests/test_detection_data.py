@@ -411,6 +411,15 @@ def test_colored_articles_of_scenes_are_whole_rectangles(tmp_path):
         assert (x2 - x1, y2 - y1) == (32, 32) and (picture[:, y1:y2, x1:x2] == color).all()
 
 
+def test_scenes_of_other_articles_replace_those_of_the_same_boxes(tmp_path):
+    for level in (50, 250):
+        pixels = torch.full((1, 3, 8, 8), level, dtype=torch.uint8)
+        images = Images("plain", "train", pixels, torch.zeros(1).long(), ("plain",), (0.5,) * 3, (0.5,) * 3)
+        picture, target = write_scenes(images, tmp_path, 1, size=64)[0]
+        x1, y1, x2, y2 = target["boxes"][0].int().tolist()
+        assert (picture[:, y1:y2, x1:x2] == level).any()
+
+
 def test_splits_of_scenes_differ(articles):
     ground = [next(scenes.backgrounds(1, 32, scenes._seed(0, split))) for split in ("train", "test")]
     assert not torch.equal(*ground)

@@ -37,7 +37,7 @@ def pictures_of(
     if coco_root(data):
         return CocoImages.load(data, split, drop=True)
     images = load(data, {"train": "train", "val": "test"}[split])
-    name = "-".join(map(str, (data, count, size, *articles, *sides)))
+    name = "-".join(map(str, (images.name, count, size, *articles, *sides)))
     folder = runs_root() / "scenes" / name
     return write_scenes(images, folder, count, size, split=split, articles=articles, sides=sides)
 

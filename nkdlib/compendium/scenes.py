@@ -112,7 +112,8 @@ def draw_scenes(
             progress.advance()
     categories = [{"id": number, "name": name} for number, name in enumerate(images.classes, 1)]
     coco = {"info": {"description": "generated scenes"}, "images": entries, "annotations": annotations}
-    return {"pixels": torch.stack(pictures), "coco": coco | {"categories": categories}}
+    coco |= {"categories": categories, "articles": images.fingerprint}  # others may have the same boxes
+    return {"pixels": torch.stack(pictures), "coco": coco}
 
 
 def backgrounds(count: int, size: int, seed: int) -> Iterator[Tensor]:
