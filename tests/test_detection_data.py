@@ -115,7 +115,8 @@ BAD = {
     "image id": (bad_image, {"id": "five"}, "image 'five': its id must be an integer"),
     "box empty": (bad_annotation, {"bbox": [1, 1, 0, 5]}, r"annotation 12: bbox .* is empty"),
     "box negative": (bad_annotation, {"bbox": [9, 9, -3, 5]}, r"annotation 12: bbox .* is empty"),
-    "box outside": (bad_annotation, {"bbox": [40, 1, 5, 5]}, r"annotation 12: .* outside of the image, 40x20"),
+    "box outside": (bad_annotation, {"bbox": [40, 1, 5, 5]}, r"annotation 12: .* leaves nothing within .*, 40x20"),
+    "box a sliver": (bad_annotation, {"bbox": [39.99999999, 1, 5, 5]}, r"annotation 12: .* leaves nothing within"),
     "box NaN": (bad_annotation, {"bbox": [1, 1, float("nan"), 5]}, r"annotation 12: .* four numbers"),
     "box short": (bad_annotation, {"bbox": [1, 1, 4]}, r"annotation 12: .* four numbers"),
     "no box": (bad_annotation, {"bbox": None}, "annotation 12: missing bbox"),
@@ -141,6 +142,14 @@ def test_a_bad_entry_is_named_or_left_out(folder, change, changes, message):
     images = folder.open(drop=True)
     assert len(images.dropped) == 1 and "1 problems left out" in repr(images)
     assert (len(images), len(images.boxes)) == ((2, 4) if change is bad_image else (3, 3))
+
+
+def test_lists_may_be_empty(folder):
+    folder.content["annotations"] = []
+    images = folder.open()
+    assert len(images) == 3 and images.target(0)["boxes"].shape == (0, 4) and images.to_coco()["annotations"] == []
+    folder.content["images"] = []
+    assert len(folder.open()) == 0
 
 
 def test_an_image_takes_its_boxes_with_it(folder):

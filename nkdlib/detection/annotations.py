@@ -28,15 +28,16 @@ def read_annotations(path: Path, folder: Path) -> tuple[pd.DataFrame, pd.DataFra
     categories, images, boxes = (_table(content[part], part, problems) for part in FIELDS)
     images["path"] = [folder / str(name) for name in images.file_name]
     images["bytes"] = [file.stat().st_size if file.is_file() else -1 for file in images.path]
-    pixels = [_is_whole(w) and _is_whole(h) and w > 0 and h > 0 for w, h in images[["width", "height"]].to_numpy()]
+    odd = [not (_is_whole(w) and _is_whole(h) and w > 0 and h > 0) for w, h in images[["width", "height"]].to_numpy()]
     checks = {
         "there is no file {path}": images.bytes < 0,
         "its file {path} is empty": images.bytes == 0,
-        "width (={width!r}) and height (={height!r}) must be whole numbers of pixels": np.invert(pixels),
+        "width (={width!r}) and height (={height!r}) must be whole numbers of pixels": odd,
     }
     images = _sift(images, "image", checks, problems)
     named = {entry["id"] for entry in content["images"] if _is_whole(entry.get("id"))} - set(images.id)
-    boxes = boxes[[not (_is_whole(id) and id in named) for id in boxes.image_id]]  # their images are problems
+    lost = np.array([_is_whole(id) and id in named for id in boxes.image_id], bool)  # their images are problems
+    boxes = boxes[~lost]
     categories = categories.sort_values("id")
     return categories, images, _boxes(boxes, images, categories, problems), problems
 
@@ -86,10 +87,11 @@ def _boxes(boxes: pd.DataFrame, images: pd.DataFrame, categories: pd.DataFrame, 
     sizes = images[["width", "height"]].to_numpy(np.int64)[boxes.image.to_numpy(int)]
     corners, extents = np.hsplit(np.array(boxes.bbox.tolist(), np.float64).reshape(-1, 4), 2)
     clipped = np.hstack([np.maximum(corners, 0), np.minimum(corners + extents, sizes)])
+    single = clipped.astype(np.float32)  # as detectors take them, to which a sliver is empty
     boxes[["width", "height"]], boxes[["x1", "y1", "x2", "y2"]] = sizes, clipped
     checks = {
         "bbox (={bbox}) is empty": (extents <= 0).any(1),
-        "bbox (={bbox}) lies outside of the image, {width}x{height}": (clipped[:, 2:] <= clipped[:, :2]).any(1),
+        "bbox (={bbox}) leaves nothing within the image, {width}x{height}": (single[:, 2:] <= single[:, :2]).any(1),
     }
     boxes = _sift(boxes, "annotation", checks, problems)
     boxes["area"] = boxes.area.astype(float).fillna((boxes.x2 - boxes.x1) * (boxes.y2 - boxes.y1))
