@@ -241,12 +241,13 @@ def test_a_detector_that_cannot_be_is_named(options, said):
         )
 
 
+@pytest.mark.parametrize("copied", [lambda module: pickle.loads(pickle.dumps(module)), copy.deepcopy])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_pickled_detector_detects_and_trains_as_before(training):
+def test_a_pickled_or_copied_detector_detects_and_trains_as_before(training, copied):
     network = zoo.efficientnet_b0(stochastic_depth_prob=0.5)
     detector = ssdlite(network, 2, 64, (16, 32), extra=(16,)).train(training)
     next(layer for layer in detector.modules() if isinstance(layer, nn.BatchNorm2d)).eval()  # a frozen one
-    again = pickle.loads(pickle.dumps(detector))
+    again = copied(detector)
     assert [part.training for part in again.modules()] == [part.training for part in detector.modules()]
     images, targets = batch(2, 3, 64)
     torch.testing.assert_close(again.state_dict(), detector.state_dict(), rtol=0, atol=0)

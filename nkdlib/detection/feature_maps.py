@@ -66,7 +66,12 @@ def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx
 
 
 class FeatureMaps(DualGraphModule):
-    """Torchvision's module with a graph for each mode, pickled with both; its own pickle keeps one."""
+    """Torchvision's module with a graph for each mode, pickled and copied with both and with the layers' modes.
+
+    Its own pickle keeps one graph, and its own copy is in training mode.
+    """
+
+    __deepcopy__ = None  # copied by what it is pickled as
 
     def __reduce__(self) -> tuple:
         parts = nn.Module()
