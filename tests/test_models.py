@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from nkdlib.networks import (
     resnet,
 )
 from nkdlib.networks.channels import channel_groups
+from nkdlib.networks.cost import macs_by_module
 from nkdlib.networks.cutting import cut
 from nkdlib.networks.latency import latencies
 from nkdlib.networks.trace import trace
@@ -43,6 +45,31 @@ def test_depthwise_macs_and_shared_parameters():
     assert cost(depthwise, torch.zeros(1, 6, 4, 4)) == Cost(params=54, macs=6 * 9 * 16)
     twice = nn.Sequential(depthwise, depthwise)
     assert cost(twice, torch.zeros(1, 6, 4, 4)) == Cost(params=54, macs=2 * 6 * 9 * 16)
+
+
+class Hiding(nn.Module):
+    """Runs layers that it does not have: in a plain list, and made in its forward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.own, self.hidden = nn.Conv2d(3, 8, 1), [nn.Sequential(nn.Conv2d(8, 4, 1))]
+
+    def forward(self, x):
+        return nn.Conv2d(4, 2, 1)(self.hidden[0](self.own(x)))
+
+
+def test_macs_of_layers_that_a_network_runs_but_does_not_have_are_in_the_sum():
+    x = torch.zeros(2, 3, 5, 5)
+    assert cost(Hiding(), x) == Cost(params=32, macs=25 * (3 * 8 + 8 * 4 + 4 * 2))
+    within = nn.Sequential(Hiding(), nn.Conv2d(2, 6, 1))
+    assert macs_by_module(within, x) == {"": 25 * (64 + 12), "0": 25 * 64, "0.own": 25 * 24, "1": 25 * 12}
+
+
+def test_a_scripted_network_costs_what_the_network_does():
+    net, x = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)), torch.zeros(2, 3, 5, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert cost(torch.jit.script(net), x) == cost(net, x) == Cost(params=32 + 18, macs=25 * (24 + 16))
 
 
 def test_cost_leaves_modes_and_weights_alone():

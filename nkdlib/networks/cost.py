@@ -61,11 +61,16 @@ def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     torch.backends.mha.set_fastpath_enabled(False)  # fused attention is one operator that the counter does not know
     try:
         with evaluating(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(example.clone())  # it may begin by working in place
+            (whole := _Whole(model))(example.clone())  # it may begin by working in place
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
     names = {part: path for path, part in model.named_modules()}  # one for a module that has several
-    found = {"": counter.get_total_flops()}
-    for path, operators in counter.get_flop_counts().items():
-        found[names[model.get_submodule(path.partition(".")[2])]] = sum(operators.values())
+    found, counts = {"": counter.get_total_flops()}, counter.get_flop_counts()
+    for path, part in whole.named_modules(remove_duplicate=False):
+        if operators := counts.get(f"_Whole.{path}"):  # other names are of layers that the model runs but does not have
+            found[names[part]] = sum(operators.values())
     return {path: flops // 2 // len(example) for path, flops in found.items()}
+
+
+class _Whole(nn.Sequential):
+    """Holds a model so that the counter's names of its parts begin like no other module's."""
