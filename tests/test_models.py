@@ -47,6 +47,46 @@ def test_depthwise_macs_and_shared_parameters():
     assert cost(twice, torch.zeros(1, 6, 4, 4)) == Cost(params=54, macs=2 * 6 * 9 * 16)
 
 
+class Runs(nn.Module):
+    """A function of an input and of parameters."""
+
+    def __init__(self, run, *shapes):
+        super().__init__()
+        self.run, self.weights = run, nn.ParameterList([torch.randn(shape) for shape in shapes])
+
+    def forward(self, x):
+        return self.run(x, *self.weights)
+
+
+@pytest.mark.parametrize(
+    ("run", "shapes", "macs"),
+    [
+        (lambda x, w: x @ w, [5], 3 * 5),
+        (lambda x, w: nn.functional.linear(x, w), [5], 3 * 5),
+        (lambda x, w: torch.addmv(x.new_zeros(3), x[0], w), [5], 3 * 5 / 2),  # of one of two inputs
+        (lambda x, w: torch.dot(x[0, 0], w) + torch.vdot(x[1, 0], w), [5], 5),
+        (lambda x, w: torch.addbmm(x.new_zeros(3, 7), x, w), [(2, 5, 7)], 3 * 5 * 7),
+        (lambda x, w: nn.functional.bilinear(x, x, w), [(7, 5, 5)], 3 * 7 * 5 * 5),
+        (lambda x, w: torch.einsum("bli,oi->blo", x, w), [(7, 5)], 3 * 7 * 5),
+    ],
+)
+def test_macs_of_a_product_by_hand(run, shapes, macs):
+    assert cost(Runs(run, *shapes), torch.randn(2, 3, 5)).macs == int(macs)
+
+
+def test_macs_of_a_recurrent_layer_on_a_gpu_are_those_on_the_cpu():
+    layer = nn.LSTM(5, 7, num_layers=2, bidirectional=True, batch_first=True)
+    weights, state = [weight.to("meta") for weight in layer.parameters()], torch.zeros(4, 2, 7, device="meta")
+    arguments = (None, state, state, 2, 7, 0, 2, True, 0.0, False, True, [], None)  # as torch.nn gives them to cuDNN
+
+    def on_gpu(x):
+        return torch.ops.aten._cudnn_rnn(x.to("meta"), weights, 4, *arguments)[0]
+
+    macs = 3 * 2 * 4 * 7 * ((5 + 7) + (2 * 7 + 7))  # three positions, two directions, four gates, two layers
+    assert cost(Runs(lambda x: layer(x)[0]), torch.zeros(2, 3, 5)).macs == macs
+    assert cost(Runs(on_gpu), torch.zeros(2, 3, 5)).macs == macs
+
+
 class Hiding(nn.Module):
     """Runs layers that it does not have: in a plain list, and made in its forward pass."""
 

@@ -17,6 +17,15 @@ from nkdlib.networks.module import evaluating
 
 UNKNOWN = {  # to torch's counter: operations by the shapes of an operator's arguments and of its output
     torch.ops.aten.mkldnn_rnn_layer: lambda x, w, u, *_, **__: 2 * math.prod(x[:2]) * (math.prod(w) + math.prod(u)),
+    torch.ops.aten._cudnn_rnn: lambda x, weights, *_, **__: (
+        2 * math.prod(x[:-1]) * sum(math.prod(w) for w in weights if len(w) > 1)
+    ),
+    torch.ops.aten.mv: lambda a, _, **__: 2 * math.prod(a),
+    torch.ops.aten.addmv: lambda _, a, *__, **___: 2 * math.prod(a),
+    torch.ops.aten.dot: lambda a, _, **__: 2 * math.prod(a),
+    torch.ops.aten.vdot: lambda a, _, **__: 2 * math.prod(a),
+    torch.ops.aten.addbmm: lambda _, a, b, **__: 2 * math.prod(a) * b[-1],
+    torch.ops.aten._trilinear: lambda x, w, *_, **__: 2 * x[0] * math.prod(w),  # nn.Bilinear
     torch.ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(w[1:]),
 }
 
