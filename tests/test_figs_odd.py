@@ -4,6 +4,7 @@ Behind claims FG-1 and FG-3.
 """
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -496,6 +497,20 @@ def test_batches_and_losses_that_cannot_be_are_named_and_the_network_is_plain_ag
     with pytest.raises(ValueError, match=message):
         search(network, IMAGES[:1], [batch] * 10, 40, recipe=SEARCH, loss=loss)
     assert traces(network) == before
+
+
+@dataclass
+class Outputs:
+    """What a network may give in place of a tuple."""
+
+    logits: torch.Tensor
+    size: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Outputs, lambda *values: values])
+def test_values_in_an_object_keep_the_channels_that_they_are_made_from(kind):
+    network = Net(lambda m, x: kind(Net.tail(m, x), m.b.weight.norm()))
+    assert [group.name for group in channel_groups(network, torch.zeros(1, 3, 5, 5))] == ["c", "d"]
 
 
 def test_scores_that_are_no_numbers_are_refused():

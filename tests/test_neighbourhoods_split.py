@@ -4,6 +4,7 @@ Behind claim ND-0.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -438,6 +439,36 @@ def test_a_part_that_does_more_than_to_give_its_output_is_refused(make, names, o
     for name in others:
         assert len(split(net, [name], x)) == 1
     assert hooks(net) == count and all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+class Giving(nn.Module):
+    """Gives what another network does in an object."""
+
+    def __init__(self, inner, kind):
+        super().__init__()
+        self.inner, self.kind = inner, kind
+
+    def forward(self, x):
+        return self.kind(self.inner(x))
+
+
+class Slot:
+    """An object that shows nothing of what it holds."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+def test_values_in_an_object_are_compared_and_none_at_all_are_refused():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"names holds 'inner.part', but with its output .* gives another one"):
+        split(Giving(Changing(), lambda y: SimpleNamespace(y=[y])), ["inner.part"], x)
+    assert len(split(Giving(Changing(), lambda y: SimpleNamespace(y=[y])), ["inner.a"], x)) == 1
+    with pytest.raises(ValueError, match=r"an output of type Slot holds no tensor that could be compared; wrap"):
+        split(Giving(Changing(), Slot), ["inner.a"], x)
 
 
 def test_hooks_of_a_part_are_its_own():

@@ -142,7 +142,7 @@ class Trial:
 
     def _run(self, module: nn.Module, times: int = 1) -> list[Tensor]:
         with seeded(device_of(module), 1):
-            return list(tensors_of(module(torch.cat([self.x] * times))))
+            return tensors_of(module(torch.cat([self.x] * times)))
 
     @torch.no_grad()
     def fault(self, groups: list[ChannelGroup]) -> str:

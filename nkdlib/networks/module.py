@@ -63,13 +63,24 @@ def copied(module: nn.Module, without: Iterable[str] = ()) -> nn.Module:
     return copy.deepcopy(module, memo | {id(module.get_submodule(path)): _Gone(path) for path in without})
 
 
-def tensors_of(value: object) -> Iterator[Tensor]:
-    """The tensors in a module's output."""
+def tensors_of(value: object) -> list[Tensor]:
+    """The tensors in a module's output, also in attributes of an object; ValueError if there are none to compare."""
+    if found := list(_tensors_in(value)):
+        return found
+    raise ValueError(
+        f"an output of type {type(value).__name__} holds no tensor that could be compared; wrap the network so that it "
+        "returns a tensor, or a dict, list or tuple of them"
+    )
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | list | tuple):
         for part in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors_of(part)
+            yield from _tensors_in(part)
+    elif hasattr(value, "__dict__"):  # a dataclass, a namespace, a distribution
+        yield from _tensors_in(vars(value))
 
 
 def device_of(model: nn.Module) -> torch.device:
