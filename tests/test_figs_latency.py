@@ -56,6 +56,15 @@ def clock(factor=1.5, constant=11.0, extra=lambda network: 0.0):
     return invented
 
 
+def test_layers_behind_token_ids_are_timed_on_numbers(monkeypatch):
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(1), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    seen = []
+    monkeypatch.setattr(timing, "latencies", lambda jobs, repeats: seen.extend(jobs) or clock()(jobs, repeats))
+    measure_latency(CostModel(net, torch.zeros(1, 2, dtype=torch.int64)), networks=5, rounds=1)
+    kinds = {(type(layer), x.dtype) for layer, x in seen}
+    assert kinds == {(nn.Linear, torch.float32), (nn.ReLU, torch.float32), (nn.Sequential, torch.int64)}
+
+
 def chain():
     """Two inner groups, one of them carried by BatchNorm, a depthwise convolution, an activation and pools."""
     return nn.Sequential(

@@ -412,3 +412,27 @@ def test_two_processes_fill_one_library_at_once(given, worker, tmp_path):
     here = fill_and_choose(given, tmp_path)
     assert elsewhere.result() == here
     assert len(list((tmp_path / "cache" / "distill_candidate").iterdir())) == 14
+
+
+class Words(nn.Module):
+    """Token ids (B, L) to logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(20, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)
+
+    def forward(self, ids):
+        return self.head(self.norm(self.embed(ids).mean(1)))
+
+
+def test_a_network_of_token_ids_is_timed_and_built():
+    torch.manual_seed(0)
+    words, ids = Words().eval(), torch.randint(20, (48, 5))
+    low_rank = nn.Sequential(nn.Embedding(20, 2), nn.Linear(2, 6))
+    library = Library(words, {"embed": {"low rank": low_rank}}, [ids], Recipe(Schedule(2, 16), holdout=16))
+    library.fill()
+    assert library.measure_latency(repeats=6).ms > 0
+    network = library.compose({"embed": "low rank"}).build()
+    seen = network.embed(ids).mean(1)
+    torch.testing.assert_close(network.norm.running_mean, seen.mean(0))
+    torch.testing.assert_close(network.norm.running_var, seen.var(0))

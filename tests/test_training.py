@@ -442,6 +442,16 @@ def test_a_layer_that_runs_twice_is_measured_over_both_and_one_that_never_runs_k
     assert net.unused.running_mean.item() == 7
 
 
+def test_batchnorm_is_measured_on_token_ids_and_in_the_type_of_the_weights():
+    embedding = nn.Embedding.from_pretrained(torch.tensor([[0.0], [2.0], [4.0], [10.0]]))
+    ids = torch.tensor([[0, 1], [2, 3]])
+    net = reestimate_batchnorm(nn.Sequential(embedding, nn.Flatten(0, 1), nn.BatchNorm1d(1)), [ids])
+    assert net[2].running_mean.item() == 4 and net[2].running_var.item() == pytest.approx(56 / 3)
+    assert mismatch(net, [ids])["2"] == pytest.approx(0.5 * (4 / 3 - 1 - math.log(4 / 3)), rel=1e-4)  # n - 1 over n
+    double = reestimate_batchnorm(nn.BatchNorm1d(1).double(), [torch.tensor([[0.0], [2.0]], dtype=torch.float64)])
+    assert double.running_var.item() == 2 and mismatch(double, [torch.tensor([[0.0], [2.0]])])[""] > 0
+
+
 def test_a_failed_estimate_leaves_the_statistics_alone():
     net = nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3))
     net[0].running_mean.fill_(3.0)

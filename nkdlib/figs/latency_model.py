@@ -26,7 +26,7 @@ from nkdlib.tasks.progress import progress
 METRIC = "latency_ms"
 SHARES = (1.0, 0.7, 0.45, 0.2, 0.1)  # of channels that uniformly narrow networks keep; few come to a multiple of 8
 PASSES = 10  # of each layer and network in a round
-Call = tuple[str, torch.Size]  # a layer, in words, and the shape of its input
+Call = tuple[str, torch.Size, torch.dtype]  # a layer, in words, and its input's shape and type
 _Point = tuple[Rates, tuple[Call, ...]]  # the factors of a layer's rates, and how it is called
 
 
@@ -69,8 +69,9 @@ def measure_latency(model: CostModel, batch: int = 1, networks: int = 16, rounds
         sizes = {term.path: (float(i * o), float(o), float(i), 1.0) for term, i, o in numbers}
         found.append({path: (sizes[path], calls[path]) for path in calls})
         slim.append(network)
-    blank = example.new_zeros(max(shape.numel() for _, shape in layers))  # activations that work in place leave it so
-    jobs = [(layer, blank[: shape.numel()].view(shape)) for (_, shape), layer in layers.items()]
+    most = max(shape.numel() for _, shape, _ in layers)
+    zeros = {dtype: torch.zeros(most, dtype=dtype, device=example.device) for _, _, dtype in layers}
+    jobs = [(layer, zeros[dtype][: shape.numel()].view(shape)) for (_, shape, dtype), layer in layers.items()]
     jobs += [(network, example) for network in slim]
     turns = [latencies(jobs, PASSES) for _ in progress(range(rounds), "timing layers", unit="rounds")]
     best = [min(same, key=lambda turn: turn.low_ms) for same in zip(*turns, strict=True)]
@@ -98,7 +99,7 @@ def _calls(network: nn.Module, example: Tensor, paths: Container[str]) -> dict[s
     calls: dict[str, tuple[Call, ...]] = {}
 
     def note(path: str, layer: nn.Module, x: tuple[Tensor]) -> None:
-        calls[path] = (*calls.get(path, ()), (repr(layer), x[0].shape))
+        calls[path] = (*calls.get(path, ()), (repr(layer), x[0].shape, x[0].dtype))
 
     handles = [
         layer.register_forward_pre_hook(lambda layer, x, path=path: note(path, layer, x))

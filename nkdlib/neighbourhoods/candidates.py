@@ -155,8 +155,8 @@ class Timing:
 
 def measure(cache: Cache, modules: Sequence[tuple[nn.Module, Tensor]], timing: Timing) -> list[Latency]:
     """Latencies of (module, example of one image), measured in this process; equal shapes are timed once."""
-    blanks = [(_blank(module), (timing.batch, *example.shape[1:])) for module, example in modules]
-    keys = [(fingerprint(module), shape) for module, shape in blanks]
+    blanks = [(_blank(module), (timing.batch, *example.shape[1:]), example.dtype) for module, example in modules]
+    keys = [(fingerprint(module), *given) for module, *given in blanks]
     different = dict(zip(keys, blanks, strict=True))
     kwargs = {"modules": list(different.values()), "timing": timing, "device": str(modules[0][1].device)}
     task = Task(time_modules, kwargs | {"hardware": cpu_name()}, f"{len(different)} modules")
@@ -166,12 +166,13 @@ def measure(cache: Cache, modules: Sequence[tuple[nn.Module, Tensor]], timing: T
 
 
 def time_modules(
-    modules: list[tuple[nn.Module, tuple[int, ...]]], timing: Timing, hardware: str, device: str
+    modules: list[tuple[nn.Module, tuple[int, ...], torch.dtype]], timing: Timing, hardware: str, device: str
 ) -> dict[str, object]:
-    """Latencies of modules, each on inputs of a shape (B, ...); a task for the cache."""
+    """Latencies of modules, each on inputs of a shape (B, ...) and type; a task for the cache."""
     layout, models = torch.channels_last if timing.channels_last else torch.contiguous_format, []
-    for module, shape in modules:
-        example = torch.randn(shape, device=device)
+    for module, shape, dtype in modules:
+        example = torch.randn(shape, device=device) if dtype.is_floating_point else torch.zeros(shape, device=device)
+        example = example.to(dtype)
         example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
         models.append((copy.deepcopy(module).to(memory_format=layout), example))
     return {"latencies": [asdict(latency) for latency in latencies(models, timing.repeats, hardware)]}

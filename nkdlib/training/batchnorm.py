@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import NORMS, device_of
+from nkdlib.networks.module import NORMS
 from nkdlib.training.store import first_images
 
 
@@ -33,6 +33,12 @@ class _Population:
         within = norm.running_var.double() * (count - 1)
         self.squares = self.squares + within + shift.square() * (self.count * count / total)  # Chan et al. 1979
         self.mean, self.count = self.mean + shift * (count / total), total
+
+
+def _as_weights(x: Tensor, model: nn.Module) -> Tensor:
+    """A copy of inputs on a model's device: numbers in the type of its first weights, token ids as they are."""
+    weights = next(tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.is_floating_point())
+    return x.to(weights.device, weights.dtype if x.is_floating_point() else x.dtype, copy=True)
 
 
 # DEVIATION D4: the paper's abstract says nothing of BatchNorm in a recomposed network.
@@ -62,7 +68,7 @@ def reestimate_batchnorm(
     if not norms:
         return model
     replaced = {m for name in within for m in model.get_submodule(name).modules()}
-    found, device, seen = {norm: _Population() for norm in norms if norm in replaced}, norms[0].running_mean.device, 0
+    found, seen = {norm: _Population() for norm in norms if norm in replaced}, 0
     with ExitStack() as undo:
         undo.callback(model.eval)
         for norm in norms:
@@ -73,7 +79,7 @@ def reestimate_batchnorm(
                 undo.enter_context(norm.register_forward_hook(found[norm]))
         for x in first_images(inputs, images):
             if len(x) > 1:
-                model(x.to(device, torch.float32, copy=True))
+                model(_as_weights(x, model))
                 seen += len(x)
     if seen == 0:
         raise ValueError("inputs holds no batch of at least 2 images; BatchNorm cannot be re-estimated")
@@ -112,12 +118,12 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
         count, others = torch.full((x.shape[1],), x.numel() / x.shape[1], device=x.device), (0, *range(2, x.dim()))
         sums[norm] += torch.stack([count, x.sum(others), x.square().sum(others)]).cpu()
 
-    device = device_of(model.eval())
+    model.eval()
     with ExitStack() as hooks:
         for norm in norms.values():
             hooks.enter_context(norm.register_forward_pre_hook(note))
         for x in first_images(inputs, images):
-            model(x.to(device, torch.float32, copy=True))
+            model(_as_weights(x, model))
     found = {}
     for name, norm in norms.items():
         count, total, squares = sums[norm]
