@@ -12,8 +12,9 @@ import torch.nn.functional as F
 import torchvision.models as zoo
 from torch import nn
 
+from nkdlib.figs import CostModel
 from nkdlib.neighbourhoods import Recipe, capture, local_error, perturb, recompose, solve, split
-from nkdlib.networks import Cost, resnet
+from nkdlib.networks import Cost, cost, resnet
 from nkdlib.training import Store
 
 # by name: pixels, and names in the order in which they run
@@ -319,6 +320,28 @@ def test_capture_takes_the_first_images_once_and_says_how_much_it_keeps():
         capture(net, neighbourhoods, [])
     with pytest.raises(OverflowError, match=r"boundary '0:x' is not finite in dtype \(=torch.float16\); use dtype="):
         capture(net, neighbourhoods, [torch.full((2, 3, 5, 5), 1e6)])
+
+
+@pytest.mark.parametrize(
+    "example", [{"x": torch.zeros(1, 3, 4, 4)}, (torch.zeros(1, 3, 4, 4),), torch.zeros(3).numpy()]
+)
+def test_examples_that_are_no_tensor_are_named(example):
+    net, said = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)),
+        rf"\(a {type(example).__name__}\) must be one tens",
+    )
+    with pytest.raises(TypeError, match="example_inputs " + said):
+        split(net, ["1"], example)
+    for act in (cost, CostModel):
+        with pytest.raises(TypeError, match="example " + said):
+            act(net, example)
+
+
+def test_examples_without_an_input_are_named():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    for example in (torch.zeros(0, 3, 4, 4), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"example_inputs \(=\(.*\)\) must hold at least one input"):
+            split(net, ["1"], example)
 
 
 class Sometimes(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import check_plain, copied, evaluating, tensors_of
+from nkdlib.networks.module import check_example, check_plain, copied, evaluating, tensors_of
 from nkdlib.tasks.checks import check_number
 from nkdlib.training.store import check_finite
 
@@ -164,6 +164,7 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
     ['layer1.0', 'layer2.0']
     """
     paths = resolve(model, names)
+    check_example(example_inputs, "example_inputs")
     check_finite(example_inputs, "example_inputs")
     with evaluating(model):
         calls, output = _observe(model, [path for run in paths.values() for path in run], example_inputs)

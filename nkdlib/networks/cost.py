@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.module import check_example, evaluating
 
 UNKNOWN = {  # to torch's counter: operations by the shapes of an operator's arguments and of its output
     torch.ops.aten.mkldnn_rnn_layer: lambda x, w, u, *_, **__: 2 * math.prod(x[:2]) * (math.prod(w) + math.prod(u)),
@@ -62,8 +62,7 @@ def cost(model: nn.Module, example: Tensor) -> Cost:
 
 def macs_by_module(model: nn.Module, example: Tensor) -> dict[str, int]:
     """MACs per example of each submodule that has any, by path, those of its parts included; "" is the whole."""
-    if not len(example):
-        raise ValueError(f"example (={tuple(example.shape)}) must hold at least one input")
+    check_example(example)
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     counter = FlopCounterMode(display=False, custom_mapping=UNKNOWN)

@@ -100,6 +100,17 @@ def check_plain(module: nn.Module, called: str = "module") -> None:
             raise ValueError(f"{called} (={kinds[0]}) wraps a network in {kinds[1]}; give its {inside} instead")
 
 
+def check_example(example: Tensor, called: str = "example") -> None:
+    """Raise an error unless an example is one tensor that holds at least one input."""
+    if not isinstance(example, Tensor):
+        raise TypeError(
+            f"{called} (a {type(example).__name__}) must be one tensor (B, ...); wrap a network that takes more in a "
+            "module that takes one tensor"
+        )
+    if not example.dim() or not len(example):
+        raise ValueError(f"{called} (={tuple(example.shape)}) must hold at least one input")
+
+
 def check_float32(module: nn.Module, called: str) -> None:
     """Raise ValueError for weights of another type than float32."""
     for name, parameter in module.named_parameters():

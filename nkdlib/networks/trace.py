@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from nkdlib.networks.module import check_plain, evaluating
+from nkdlib.networks.module import check_example, check_plain, evaluating
 
 
 def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -> fx.GraphModule:
@@ -27,6 +27,7 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
     """
     name = type(module).__name__
     check_plain(module)
+    check_example(example)
     with evaluating(module), _unchanged(module), torch.no_grad():  # tracing writes the mode into stochastic depth
         try:
             graph = fx.GraphModule(module, (tracer or fx.Tracer()).trace(module), name)
