@@ -4,6 +4,7 @@ Behind claims ND-0 and ND-1.
 """
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -467,3 +468,10 @@ def test_a_network_of_distilled_parts_imitates_the_teacher(given):
         y, a, b = (network(x[:16]) for network in (teacher, result.recompose(teacher), copied.recompose(teacher)))
         by_name = recompose(teacher, {found.name: found.module for found in result.values()})(x[:16])
     assert torch.equal(a, by_name) and (a - y).square().mean() < 0.7 * (b - y).square().mean()
+
+
+def test_an_endless_iterator_and_empty_batches_are_read_for_the_images_that_are_used(given):
+    recipe = Recipe(Schedule(2, 16), holdout=16, solve_images=48)
+    wanted = distill(given[0], {"layer1.0": 0.5}, [given[1][:64]], recipe)
+    batches = itertools.cycle([given[1][:0], *given[1][:64].split(24)])
+    assert distill(given[0], {"layer1.0": 0.5}, batches, recipe)["layer1.0"].losses == wanted["layer1.0"].losses

@@ -3,6 +3,7 @@
 Behind claim ND-0.
 """
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -322,6 +323,29 @@ def test_capture_takes_the_first_images_once_and_says_how_much_it_keeps():
         capture(net, neighbourhoods, [torch.full((2, 3, 5, 5), 1e6)])
 
 
+@pytest.mark.parametrize("inputs", [iter, itertools.cycle])
+def test_an_iterator_is_read_once_and_only_as_far_as_its_images_are_used(inputs):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval(), torch.randn(12, 3, 4, 4)
+    parts = split(net, ["2"], x)
+    wanted = capture(net, parts, [x], adapt=True).of("2").take(slice(None))
+    found = capture(net, parts, inputs(x.split(4)), images=12, adapt=True).of("2").take(slice(None))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_inputs_that_are_no_batches_of_one_shape_are_refused():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)), torch.randn(8, 3, 4, 4)
+    parts = split(net, ["1"], x)
+    with pytest.raises(TypeError, match=r"inputs \(a tensor \(8, 3, 4, 4\)\) must be batches; give \[inputs\] or"):
+        capture(net, parts, x)
+    message = r"'1:x' is of shape \(4, 4, 4\) in one batch and of shape \(4, 1, 1\) in another; give"
+    for images in (None, 16):
+        with pytest.raises(ValueError, match=message):
+            capture(net, parts, [x, x[:, :, :1, :1]], images=images)
+    with pytest.raises(ValueError, match=r"example_inputs is on the device meta and holds no values; put network"):
+        split(net.to("meta"), ["1"], x.to("meta"))
+
+
 @pytest.mark.parametrize(
     "example", [{"x": torch.zeros(1, 3, 4, 4)}, (torch.zeros(1, 3, 4, 4),), torch.zeros(3).numpy()]
 )
@@ -342,6 +366,26 @@ def test_examples_without_an_input_are_named():
     for example in (torch.zeros(0, 3, 4, 4), torch.tensor(1.0)):
         with pytest.raises(ValueError, match=r"example_inputs \(=\(.*\)\) must hold at least one input"):
             split(net, ["1"], example)
+
+
+class Doubling(nn.Module):
+    """Runs a part on every image and on its mirror image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.part = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        return sum(self.part(torch.cat([y, y.flip(-1)])).chunk(2))
+
+
+@pytest.mark.parametrize("names", [["part"], ["first", "part"]])
+def test_a_part_with_other_rows_than_images_is_refused_by_name(names):
+    net, x = Doubling(), torch.randn(8, 3, 4, 4)
+    parts = split(net, names, x)
+    with pytest.raises(ValueError, match=r"boundary 'part:x' has 16 rows for 8 images; name a part that takes and"):
+        capture(net, parts, [x], images=32)
 
 
 class Sometimes(nn.Module):

@@ -13,7 +13,7 @@ from nkdlib.neighbourhoods.closed_form import Pairs
 from nkdlib.neighbourhoods.split import Neighbourhood
 from nkdlib.networks.module import copied
 from nkdlib.training.batchnorm import reestimate_batchnorm
-from nkdlib.training.store import Store, first_images, images_of
+from nkdlib.training.store import Store, first_images
 
 BATCH = 256  # images of one tensor that go through the teacher at a time
 
@@ -78,6 +78,7 @@ def capture(
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
     front = teacher.eval()
     if adapt:
+        inputs = repeatable(inputs, most)
         front = copied(teacher)
         reestimate_batchnorm(front, inputs, most)
     names = _boundary_names(neighbourhoods, adapt)
@@ -102,6 +103,11 @@ def capture(
             try:
                 front(batch.to(device, copy=True))
             except _LastBoundary:
+                if other := [name for name, value in row.items() if len(value) != len(batch)]:
+                    raise ValueError(
+                        f"boundary {other[0]!r} has {len(row[other[0]])} rows for {len(batch)} images; name a part "
+                        "that takes and gives one for each image"
+                    ) from None
                 yield dict(row)
             else:
                 raise ValueError(
@@ -220,15 +226,15 @@ def input_pairs(rows: Store, previous: list[Tensor] | None = None) -> Pairs:
     return lambda: zip(of_teacher(), of_teacher() if previous is None else (x.clone() for x in previous), strict=True)
 
 
-def repeatable(inputs: Iterable) -> Iterable:
-    """Batches that can be gone through again: a tensor (N, ...) is split, an iterator is kept as a list."""
+def repeatable(inputs: Iterable, images: int = sys.maxsize) -> Iterable:
+    """Batches that can be gone through again: a tensor (N, ...) is split, an iterator's first images are kept."""
     if isinstance(inputs, Tensor):
         return inputs.split(BATCH)
-    return list(inputs) if iter(inputs) is inputs else inputs
+    return list(first_images(inputs, images)) if iter(inputs) is inputs else inputs
 
 
 def first_batch(inputs: Iterable) -> Tensor:
-    """The images of the first batch; ValueError if there is none."""
-    for batch in inputs:
-        return images_of(batch)
+    """The images of the first batch that holds any; ValueError if there is none."""
+    for images in first_images(inputs):
+        return images
     raise ValueError("inputs holds no batch; give at least one")

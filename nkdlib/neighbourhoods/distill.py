@@ -145,7 +145,8 @@ def distill(
     >>> result["layer1.0"].module.conv1.out_channels
     8
     """
-    recipe, inputs = recipe or Recipe(), repeatable(inputs)
+    recipe = recipe or Recipe()
+    inputs = repeatable(inputs, recipe.images)
     check_float32(teacher, "teacher")
     example = first_batch(inputs)[:2].to(device_of(teacher))
     how = {"images": recipe.images, "dtype": recipe.dtype, "adapt": recipe.adapt}

@@ -28,7 +28,9 @@ def images_of(batch: Batch, number: int | str = "") -> Tensor:
 
 
 def check_finite(values: Tensor, what: str) -> None:
-    """Raise ValueError if one of the examples (B, ...) holds NaN or infinite values."""
+    """Raise ValueError if one of the examples (B, ...) holds NaN or infinite values, or if they hold none at all."""
+    if values.is_meta:
+        raise ValueError(f"{what} is on the device meta and holds no values; put network and inputs on a real device")
     if not values.isfinite().all():
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         kind = "NaN" if values.isnan().any() else "infinite values"
@@ -36,7 +38,9 @@ def check_finite(values: Tensor, what: str) -> None:
 
 
 def first_images(inputs: Iterable[Batch], images: int = sys.maxsize) -> Iterator[Tensor]:
-    """The first `images` images, batch by batch."""
+    """The first `images` images, batch by batch; TypeError for one tensor, which would be read row by row."""
+    if isinstance(inputs, Tensor):
+        raise TypeError(f"inputs (a tensor {tuple(inputs.shape)}) must be batches; give [inputs] or inputs.split(256)")
     left = images
     for number, batch in enumerate(inputs):
         x = images_of(batch, number)[:left]
@@ -73,11 +77,17 @@ class Store:
         shared: whether worker processes shall read it without a copy, see `shared_empty`; needs `count`.
         """
         parts: dict[str, list[Tensor]] = {}
+        shapes: dict[str, torch.Size] = {}
         whole: dict[str, Tensor] = {}
         end = 0
         for row in rows:
             start = end
             for name, value in row.items():
+                if (shape := value.shape[1:]) != (first := shapes.setdefault(name, shape)):  # it might broadcast
+                    raise ValueError(
+                        f"{name!r} is of shape {tuple(first)} in one batch and of shape {tuple(shape)} in another; "
+                        "give inputs of one shape"
+                    )
                 value = value.detach().permute(0, 2, 3, 1) if value.dim() == 4 else value.detach()
                 end = start + len(value)
                 if count is None:
