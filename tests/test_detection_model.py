@@ -442,5 +442,5 @@ def test_learns_and_repeats():
 
 def test_too_few_batches():
     detector = ssdlite(residual_space(9, in_channels=1, blocks=(1, 1), widths=(8, 8)), 1, 64, (2,), extra=())
-    with pytest.raises(ValueError, match="inputs ended after 1 batches"):
+    with pytest.raises(ValueError, match="batches ended after 1 of the "):
         train_detector(detector, rectangles(1, 2, 0), Schedule(steps=2, batch_size=2))

@@ -454,6 +454,7 @@ IMAGES = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     ("network", "labels", "loss", "scored"),
     [
         (classifier, torch.arange(6) % 4, F.cross_entropy, True),
+        (classifier, torch.arange(6) % 4, lambda y, t: F.cross_entropy(y, t)[None], True),
         (classifier, torch.full((6, 4), 0.25), soft, False),
         (classifier, torch.full((6, 4), 0.25), F.cross_entropy, False),
         (classifier, torch.eye(4)[torch.arange(6) % 4].long(), soft, False),
@@ -483,7 +484,8 @@ def test_the_accuracy_of_a_search_is_that_of_its_batches():
     ("batch", "loss", "message"),
     [
         (IMAGES, F.cross_entropy, r"batches gives a batch of type Tensor; give pairs \(images, labels\)"),
-        ((IMAGES,), F.cross_entropy, r"batches gives a batch of type tuple; give pairs"),
+        ((IMAGES,), F.cross_entropy, r"batches gives a batch of type tuple \(Tensor\); give pairs"),
+        (({"x": IMAGES}, torch.zeros(6).long()), F.cross_entropy, r"tuple \(dict, Tensor\); give .* one tensor"),
         (
             (IMAGES, torch.zeros(6).long()),
             lambda y, t: F.cross_entropy(y, t, reduction="none"),

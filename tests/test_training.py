@@ -113,7 +113,7 @@ def test_two_steps_of_sgd_by_hand():
 
 def test_errors_of_the_loop():
     model, x = nn.Linear(3, 1), torch.randn(4, 3)
-    with pytest.raises(ValueError, match=r"inputs ended after 2 batches, schedule.steps is 3; give more"):
+    with pytest.raises(ValueError, match=r"batches ended after 2 of the 3 steps of model; give more"):
         minimize(model, [x] * 2, quadratic(model), Schedule(steps=3))
     bad = [x] * 4 + [x * math.nan] + [x]
     with pytest.raises(FloatingPointError, match=r"loss of net is not finite at step 4 of 6 with lr \(=0.01\); choose"):
@@ -341,6 +341,34 @@ def test_images_that_are_not_finite_are_named_with_their_batch(use, value, kind)
 def test_the_second_batch_is_named(use):
     with pytest.raises(ValueError, match="batch 1 of inputs must be finite"):
         use([torch.zeros(4, 3, 2, 2), torch.full((4, 3, 2, 2), math.nan)])
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (torch.zeros(5, 3, 2, 2), r"gives a batch of type Tensor; give pairs \(images, labels\)"),
+        ({"x": 1, "y": 2}, r"gives a batch of type dict; give pairs"),
+        ((torch.zeros(5, 3, 2, 2), torch.zeros(5).long(), 0), r"of type tuple \(Tensor, Tensor, int\); give pairs"),
+        (({"x": 1}, torch.zeros(5).long()), r"type tuple \(dict, Tensor\); give pairs .*, the images one tensor"),
+        ((torch.zeros(5, 3, 2, 2), [0] * 5), r"labels \(a list\) must be a tensor of integers"),
+    ],
+)
+def test_batches_that_are_no_pairs_are_refused(batch, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(Affine(), [batch], Schedule(steps=1))
+    with pytest.raises((TypeError, ValueError), match=message):
+        accuracy(Affine(), [batch])
+
+
+def test_batches_without_an_image_have_no_accuracy():
+    with pytest.raises(ValueError, match="inputs holds no batch; give at least one"):
+        accuracy(Affine(), [(torch.zeros(0, 3, 2, 2), torch.zeros(0).long())])
+
+
+def test_a_loss_of_one_element_is_a_number():
+    model = nn.Linear(3, 1)
+    losses = minimize(model, [torch.ones(4, 3)] * 2, lambda x: model(x).square().mean().view(1), Schedule(steps=2))
+    assert all(isinstance(loss, float) for loss in losses)
 
 
 @USES

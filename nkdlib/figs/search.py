@@ -25,6 +25,7 @@ from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.progress import Progress
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, Trainer, minimize
+from nkdlib.training.store import labeled
 
 MOMENTS = 21  # of a search at which the log-odds are kept
 ROWS = 10_000  # of a history at most: longer searches note every second step, or every third, ...
@@ -151,9 +152,7 @@ def search(
 
 def _moved(batch: tuple[Tensor, Any], device: torch.device) -> tuple[Tensor, Any]:
     """Images and labels of a batch on a device."""
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise ValueError(f"batches gives a batch of type {type(batch).__name__}; give pairs (images, labels)")
-    x, labels = batch
+    x, labels = labeled(batch)
     return x.to(device, copy=True), labels.to(device) if isinstance(labels, Tensor) else labels
 
 
@@ -227,7 +226,7 @@ def _train(
                 with torch.no_grad():  # raise the log-odds when the cost undershoots the path
                     gates.log_odds += 0.5 * recipe.gate_lr * charged * (gates.expected_cost(metric) < path)
             if step % -(-steps // ROWS) == 0:
-                numbers, counts = weights.mean(torch.stack(seen)), gates.counts
+                numbers, counts = weights.mean(torch.stack([n.reshape(()) for n in seen])), gates.counts
                 row = dict(zip(("loss", "expected", "accuracy"), numbers, strict=True))
                 rows.append({"step": step, "path": path, **row, "counted": model.total(counts, metric)})
                 alive.append({"step": step, **counts})

@@ -17,7 +17,7 @@ from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.evaluate import check_labels, logits_of
 from nkdlib.training.loop import Schedule, minimize
-from nkdlib.training.store import Store, check_finite, images_of
+from nkdlib.training.store import Store, check_finite, images_of, labeled
 
 
 @dataclass
@@ -58,7 +58,7 @@ def fit(
     device = device_of(model)
 
     def loss(numbered: tuple[int, tuple[Tensor, Tensor]]) -> Tensor:
-        number, (images, labels) = numbered
+        number, (images, labels) = numbered[0], labeled(numbered[1])
         if images.device.type == "cpu":  # to look at those on a GPU would wait for it in every step
             images_of(images, number)
         logits = logits_of(model, images.to(device))

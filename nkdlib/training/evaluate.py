@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.networks.module import device_of
-from nkdlib.training.store import first_images, images_of
+from nkdlib.training.store import first_images, images_of, labeled
 
 
 @torch.no_grad()
@@ -33,6 +33,8 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
 
 def check_labels(labels: Tensor, outputs: Tensor) -> None:
     """Raise ValueError unless labels are positions of classes (B, ...) for outputs (B, classes, ...)."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels (a {type(labels).__name__}) must be a tensor of integers, one for each of the outputs")
     wanted = (*outputs.shape[:1], *outputs.shape[2:])
     if labels.shape != wanted or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
@@ -55,11 +57,12 @@ def accuracy(model: nn.Module, inputs: Iterable) -> float:
     """
     device, right = device_of(model.eval()), []
     with torch.no_grad():
-        for number, (images, labels) in enumerate(inputs):
-            outputs, labels = logits_of(model, images_of(images, number).to(device)), labels.cpu()
+        for number, batch in enumerate(inputs):
+            images, labels = labeled(batch, "inputs")
+            outputs = logits_of(model, images_of(images, number).to(device))
             check_labels(labels, outputs)
-            right.append(outputs.argmax(1).cpu() == labels)
-    if not right:
+            right.append(outputs.argmax(1).cpu() == labels.cpu())
+    if not sum(map(len, right)):
         raise ValueError("inputs holds no batch; give at least one")
     right = torch.cat(right)
     return 100 * right.sum().item() / right.numel()

@@ -122,7 +122,7 @@ class Trainer:
             self.optimizer.step()
         if self.average:
             self.average.update_parameters(self.model)
-        self.losses.append(self.mean(value.detach()))
+        self.losses.append(self.mean(value.detach().reshape(())))
         if step % 50 == 49 or step + 1 == self.schedule.steps:  # seldom: it waits for the device
             self.check()
 
@@ -211,8 +211,7 @@ def minimize(
         batch = next(inputs, None)
         if batch is None:
             raise ValueError(
-                f"inputs ended after {step} batches, schedule.steps is {schedule.steps}; give more batches or "
-                "fewer steps"
+                f"batches ended after {step} of the {schedule.steps} steps of {name}; give more batches or fewer steps"
             )
         trainer.step(partial(loss, batch))
         if checkpoints:

@@ -4,6 +4,7 @@ import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,15 @@ def images_of(batch: Batch, number: int | str = "") -> Tensor:
         raise TypeError(f"inputs gives a batch of type {type(images).__name__}; give tensors or (images, labels)")
     check_finite(images, f"batch {number}".rstrip() + " of inputs")
     return images
+
+
+def labeled(batch: tuple | list, called: str = "batches") -> tuple[Tensor, Any]:
+    """The images and labels of a batch; ValueError unless it is a pair with one tensor of images."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        kinds = ", ".join(type(part).__name__ for part in batch) if isinstance(batch, tuple | list) else ""
+        said = type(batch).__name__ + f" ({kinds})" * bool(kinds)
+        raise ValueError(f"{called} gives a batch of type {said}; give pairs (images, labels), the images one tensor")
+    return batch[0], batch[1]
 
 
 def check_finite(values: Tensor, what: str) -> None:
