@@ -4,7 +4,7 @@ Behind claims FG-1 and FG-3.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from nkdlib.networks import Sum, cost, count_params
 from nkdlib.networks.channels import channel_groups
 from nkdlib.networks.cutting import cut
 from nkdlib.networks.module import evaluating
-from nkdlib.training import Schedule
+from nkdlib.training import Checkpoints, Schedule
 
 
 class Net(nn.Module):
@@ -499,6 +499,23 @@ def test_batches_and_losses_that_cannot_be_are_named_and_the_network_is_plain_ag
     with pytest.raises(ValueError, match=message):
         search(network, IMAGES[:1], [batch] * 10, 40, recipe=SEARCH, loss=loss)
     assert traces(network) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": 50}, r"target \(=50.0\) was 40.0 when the search began; give that again, or choose"),
+        ({"metric": "macs", "target": 900}, r"(metric|target) \(=.*\) was .* when the search began"),
+        ({"recipe": replace(SEARCH, penalty=5.0)}, r"penalty \(=5.0\) was 10.0 when the search began"),
+    ],
+)
+def test_a_search_is_not_resumed_by_another_one(change, message, tmp_path):
+    batches = [(IMAGES, torch.arange(6) % 4)] * 10
+    asked = {"target": 40, "recipe": SEARCH}
+    first = search(classifier(), IMAGES[:1], batches, checkpoints=Checkpoints(tmp_path, every_s=0), **asked)
+    with pytest.raises(ValueError, match=message):
+        search(classifier(), IMAGES[:1], [], checkpoints=Checkpoints(tmp_path), **asked | change)
+    assert search(classifier(), IMAGES[:1], [], checkpoints=Checkpoints(tmp_path), **asked).counts == first.counts
 
 
 @dataclass

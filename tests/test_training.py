@@ -403,6 +403,24 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
         Checkpoints(tmp_path / "other", every_s=math.nan)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 2}, r"schedule.steps \(=2\) was 4 when the training of model began; give that again, or choose"),
+        ({"lr": 0.5}, r"schedule.lr \(=0.5\) was 0.01 when"),
+        ({"momentum": 0.9}, r"schedule.momentum \(=0.9\) was 0.0 when"),
+        ({"ema": 0.9}, r"schedule.ema \(=0.9\) was 0.0 when"),
+        ({}, r"seed \(=1\) was 0 when"),
+    ],
+)
+def test_a_training_is_not_resumed_by_another_schedule_or_seed(change, message, tmp_path):
+    batches = [(torch.randn(4, 3, 2, 2), torch.zeros(4).long())] * 4
+    fit(Affine(), batches, Schedule(steps=4), checkpoints=Checkpoints(tmp_path, every_s=0))
+    with pytest.raises(ValueError, match=message):
+        fit(Affine(), [], Schedule(**{"steps": 4} | change), seed=int(not change), checkpoints=Checkpoints(tmp_path))
+    assert len(fit(Affine(), [], Schedule(steps=4), checkpoints=Checkpoints(tmp_path))) == 4  # done already
+
+
 @pytest.mark.parametrize("shape", [(5, 1), (1, 4), (1, 1)])
 def test_logits_that_would_broadcast_are_refused(shape):
     message = f"logits of student and teacher must have one shape; they have (5, 4) and {shape}"

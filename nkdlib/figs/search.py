@@ -23,7 +23,7 @@ from nkdlib.networks.cost import Cost
 from nkdlib.networks.module import device_of, evaluating
 from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.progress import Progress
-from nkdlib.training.distributed import Checkpoints
+from nkdlib.training.distributed import Checkpoints, check_same
 from nkdlib.training.loop import Schedule, Trainer, minimize
 from nkdlib.training.store import labeled
 
@@ -185,6 +185,7 @@ def _train(
     whole, rows, alive = model.total(model.sizes, metric), [], []
     moments = {round(part * (steps - 1) / (MOMENTS - 1)) for part in range(MOMENTS)}
     log_odds = [gates.log_odds.detach().cpu().clone()]
+    asked = {**vars(recipe), "schedule": None, "target": float(target), "metric": metric}  # the weights have it
     (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
     charged = charged > 0  # gates that the cost depends on
 
@@ -199,10 +200,11 @@ def _train(
 
     def state() -> dict[str, object]:
         rows[:] = [{name: float(value) for name, value in row.items()} for row in rows]
-        kept = {"rows": rows, "alive": alive, "moments": log_odds, "noise": generator.get_state()}
+        kept = {"rows": rows, "alive": alive, "moments": log_odds, "noise": generator.get_state(), "settings": asked}
         return kept | {"weights": weights.state_dict(), "chooser": chooser.state_dict()}
 
     if checkpoints and (saved := checkpoints.load("search")):
+        check_same(asked, saved.get("settings", {}), "the search")
         weights.load_state_dict(saved["weights"])
         chooser.load_state_dict(saved["chooser"])
         generator.set_state(saved["noise"])

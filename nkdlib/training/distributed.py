@@ -103,12 +103,7 @@ class Checkpoints:
             dist.broadcast_object_list(found)
         self._found = found[0]
         for stage in self._found.values():
-            for name, was in stage["settings"].items():
-                if self.settings.get(name) != was:
-                    raise ValueError(
-                        f"{name} (={self.settings.get(name)}) was {was} when the training in {folder} began; give that "
-                        "again, or choose another folder"
-                    )
+            check_same(self.settings, stage["settings"], f"the training in {folder}")
 
     @property
     def start(self) -> int:
@@ -134,6 +129,15 @@ class Checkpoints:
             torch.save({"step": step, "settings": self.settings, "state": state()}, content)
             write_atomically(self.folder / f"{stage}.pt", content.getvalue())
             self._written = time.monotonic()
+
+
+def check_same(settings: Mapping[str, object], before: Mapping[str, object], what: str) -> None:
+    """Raise ValueError for a setting that was another one when something that is resumed began."""
+    for name, was in before.items():
+        if settings.get(name) != was:
+            raise ValueError(
+                f"{name} (={settings.get(name)}) was {was} when {what} began; give that again, or choose another folder"
+            )
 
 
 def _read_checkpoint(path: Path) -> dict:

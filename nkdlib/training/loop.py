@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from nkdlib.networks.module import NORMS, device_of, seeded
 from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
-from nkdlib.training.distributed import Checkpoints, mean_over_processes, rank_and_size
+from nkdlib.training.distributed import Checkpoints, check_same, mean_over_processes, rank_and_size
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,22 @@ class Trainer:
         self.check()
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict()}
         average = self.average.state_dict() if self.average else {}
-        return state | {"losses": torch.stack(self.losses), "average": average}
+        return state | {"losses": torch.stack(self.losses), "average": average, "settings": self._settings}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Continue from the step at which `state_dict` was called."""
+        """Continue from the step at which `state_dict` was called; ValueError for another schedule or seed."""
+        check_same(self._settings, state.get("settings", {}), f"the training of {self.name}")
         self.model.load_state_dict(state["model"])
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"].to(device_of(self.model)))
         if self.average:
             self.average.load_state_dict(state["average"])
+
+    @property
+    def _settings(self) -> dict[str, object]:
+        """What a resumed training must have as before."""
+        return {f"schedule.{name}": value for name, value in vars(self.schedule).items()} | {"seed": self.seed}
 
     def check(self) -> None:
         """Raise FloatingPointError if one of the last 50 losses was not finite."""
