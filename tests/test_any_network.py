@@ -201,6 +201,8 @@ class Multiplications(TorchFunctionMode):
             self.count += output.numel() * args[1][0].numel()
         elif called == "conv_transpose2d":
             self.count += args[0].numel() * args[1][0].numel()
+        elif called in ("mv", "dot", "vdot"):  # of spectral normalization, in every pass
+            self.count += args[0].numel()
         elif called == "matmul":
             self.count += output.numel() * args[0].shape[-1]
         elif called == "einsum":  # every combination of its indices
