@@ -16,6 +16,7 @@ from torch import nn
 from nkdlib.figs import CostModel
 from nkdlib.neighbourhoods import Recipe, capture, local_error, perturb, recompose, solve, split
 from nkdlib.networks import Cost, cost, resnet
+from nkdlib.networks.module import tensors_of
 from nkdlib.training import Store
 
 # by name: pixels, and names in the order in which they run
@@ -534,6 +535,9 @@ def test_values_in_an_object_are_compared_and_none_at_all_are_refused():
     with pytest.raises(ValueError, match=r"names holds 'inner.part', but with its output .* gives another one"):
         split(Giving(Changing(), lambda y: SimpleNamespace(y=[y])), ["inner.part"], x)
     assert len(split(Giving(Changing(), lambda y: SimpleNamespace(y=[y])), ["inner.a"], x)) == 1
+    ring = SimpleNamespace(itself=None)
+    ring.itself, ring.y = ring, torch.zeros(2)
+    assert len(tensors_of(ring)) == 1
     with pytest.raises(ValueError, match=r"an output of type Slot holds no tensor that could be compared; wrap"):
         split(Giving(Changing(), Slot), ["inner.a"], x)
 

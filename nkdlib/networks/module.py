@@ -65,7 +65,7 @@ def copied(module: nn.Module, without: Iterable[str] = ()) -> nn.Module:
 
 def tensors_of(value: object) -> list[Tensor]:
     """The tensors in a module's output, also in attributes of an object; ValueError if there are none to compare."""
-    if found := list(_tensors_in(value)):
+    if found := list(_tensors_in(value, [])):
         return found
     raise ValueError(
         f"an output of type {type(value).__name__} holds no tensor that could be compared; wrap the network so that it "
@@ -73,14 +73,14 @@ def tensors_of(value: object) -> list[Tensor]:
     )
 
 
-def _tensors_in(value: object) -> Iterator[Tensor]:
+def _tensors_in(value: object, around: list) -> Iterator[Tensor]:
+    """Tensors in a value that others are around; one that holds itself is gone through once."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(part)
-    elif hasattr(value, "__dict__"):  # a dataclass, a namespace, a distribution
-        yield from _tensors_in(vars(value))
+    elif not any(value is other for other in around):
+        held = value if isinstance(value, Mapping | list | tuple) else getattr(value, "__dict__", ())  # of a dataclass
+        for part in held.values() if isinstance(held, Mapping) else held:
+            yield from _tensors_in(part, [*around, value])
 
 
 def device_of(model: nn.Module) -> torch.device:
