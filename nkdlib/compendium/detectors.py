@@ -1,7 +1,7 @@
 """Detectors on several backbones under one recipe: pictures, networks, detections to keep and to draw."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.axes import Axes
@@ -50,15 +50,14 @@ def slim(network: nn.Module, model: CostModel, narrowed: Artefact) -> nn.Module:
     return slim
 
 
-def rival(name: str, params: float, counted: Callable[[nn.Module], int] = count_params) -> nn.Module:
+def rival(name: str, params: float) -> nn.Module:
     """MobileNetV3-Large or MnasNet for ImageNet's classes, as wide as so many parameters allow.
-
-    counted: the parameters that a network of some width brings, by default its own.
 
     Every BatchNorm has torch's momentum; MnasNet's own averages over 3,333 steps, MobileNetV3's over 100.
     """
     widths = [step / 20 for step in range(2, 41)]
-    place = bisect_right(widths, params, key=lambda width: counted(RIVALS[name](width)))
+    with torch.device("meta"):
+        place = bisect_right(widths, params, key=lambda width: count_params(RIVALS[name](width)))
     network = RIVALS[name](widths[max(place - 1, 0)])
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
