@@ -118,11 +118,11 @@ def check_criteria(record: Record) -> None:
 
 
 def kept_notebooks(record: Record) -> dict[str, bytes]:
-    """Return the executed notebooks of a record's commit as they are committed; `ValueError` above 5 MB in all."""
-    found, commits = {}, {origin["commit"] for origin in record.provenance.values()}
+    """Return a tier's notebooks that ran from a clean tree, as they are committed; `ValueError` above 5 MB in all."""
+    found = {}
     for path in sorted((figures_root() / record.profile).glob(f"*/{PROVENANCE}")):
         notebook = runs_root() / record.profile / f"{path.parent.name}.ipynb"
-        if notebook.exists() and json.loads(path.read_text())["commit"] in commits:
+        if notebook.exists() and json.loads(path.read_text())["dirty"] is False:
             found[notebook.name] = without_places(notebook)
     if (size := sum(map(len, found.values()))) > MOST_BYTES:
         raise ValueError(f"executed notebooks (={size / 1e6:.1f} MB) must be below 5 MB in all; draw smaller figures")
