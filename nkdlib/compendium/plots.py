@@ -218,7 +218,9 @@ def forest(claims: Sequence[tuple[str, str, Sequence[tuple[Criterion, Interval]]
         rows.append((heading, _VERDICTS.get(verdict, "0.4")))
         rows += sorted(found, key=lambda pair: pair[0].column == "aim")
     drawn = [(y, *row) for y, row in enumerate(rows) if isinstance(row[1], Interval)]
-    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH, 0.2 * len(rows) + 1.3))
+    names = [row[0] if isinstance(row[0], str) else row[0].label for row in rows]
+    left_of_axis = max(178, 4.8 * max(map(len, names), default=0))  # points that the longest name takes
+    fig, ax = plt.subplots(figsize=(COLUMN_WIDTH + (left_of_axis - 178) / 72, 0.2 * len(rows) + 1.3))
     if not drawn:
         ax.text(0.5, 0.5, "no claim has been observed at this tier yet", ha="center", va="center")
         ax.set_axis_off()
@@ -234,8 +236,8 @@ def forest(claims: Sequence[tuple[str, str, Sequence[tuple[Criterion, Interval]]
     ax.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_locator(mpl.ticker.NullLocator())
     ax.set_xlabel("half-widths beyond the bound")
-    ax.set_yticks(range(len(rows)), [row[0] if isinstance(row[0], str) else row[0].label for row in rows])
-    ax.tick_params(axis="y", pad=178, labelsize=8.5)
+    ax.set_yticks(range(len(rows)), names)
+    ax.tick_params(axis="y", pad=left_of_axis, labelsize=8.5)
     for tick, (head, look) in zip(ax.get_yticklabels(), rows, strict=True):
         ours = not isinstance(head, str) and head.column == "aim"
         tick.set(ha="left", color="0.4" if ours else "0.15")
