@@ -118,7 +118,7 @@ def test_parameters_of_ones_own_are_marked_and_not_judged_under_a_tiers_name(fig
 
 
 def test_a_folder_that_is_named_as_the_tiers_data_set_is_data_of_ones_own(figures):
-    results = speed(data="/home/me/cifar10")
+    results = speed(data="/somewhere/cifar10")
     reason = "own parameters: not judged (data='.../cifar10' in place of 'cifar10')"
     assert reason in repr(results.verdict("ND-1"))
     results.write()

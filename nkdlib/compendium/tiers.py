@@ -64,7 +64,7 @@ def portable(parameters: Mapping[str, object]) -> dict[str, object]:
 
     The dots tell a folder from the data set of that name.
 
-    >>> portable({"data": "/home/me/cifar10", "steps": 3})
+    >>> portable({"data": "/somewhere/cifar10", "steps": 3})
     {'data': '.../cifar10', 'steps': 3}
     """
     return {

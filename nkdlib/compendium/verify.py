@@ -49,7 +49,7 @@ def judge_all(profile: str) -> Record:
         try:
             rows = json.loads(path.read_text())["observations"]
             origin = json.loads(path.with_name(PROVENANCE).read_text())
-            if not rows:  # such as 07, which judges the others
+            if not rows:  # such as 09, which shows the others', or 10, which decides no claim
                 continue
             if TIERS[profile].departures(path.parent.name, origin["parameters"]):
                 rows = [row for row in rows if known(row)]
