@@ -184,17 +184,19 @@ def work() -> Iterator[tuple[str, str, int | str, float, float]]:
     of = {stem: TIERS["gpu"].protocol(stem) for stem in TIERS["gpu"].notebooks}
     p = of[stem := "01_local_replacement"]
     seeds, widths, most = p["seeds"], len(p["shares"]), max(p["steps"])
+    tried, pairs = len(p["rates"]) * p["tune_steps"], len(p["temperatures"])
     missing = max(seeds - len([*KEPT.glob(f"cifar10-resnet{p['depth']}-*.safetensors")]), 0)
     yield stem, "teacher", p["depth"], missing * TeacherRecipe().schedule(45_000).steps, missing
-    yield stem, "ND", p["depth"], seeds * (sum(p["steps"]) + (widths - 1) * most), seeds * (len(p["steps"]) + widths)
-    yield stem, "end to end", p["depth"], seeds * sum(p["steps"]), seeds * len(p["steps"])
+    apart, runs = seeds * (sum(p["steps"]) + (widths - 1) * most), seeds * (len(p["steps"]) + widths)
+    yield stem, "ND", p["depth"], tried + apart, len(p["rates"]) + runs
+    whole, runs = seeds * sum(p["steps"]), seeds * len(p["steps"])
+    yield stem, "end to end", p["depth"], tried * pairs + whole, len(p["rates"]) * pairs + runs
     yield stem, "closed form", p["depth"], 0, seeds * widths
-    p = of[stem := "02_distillation_speed"]
-    tried, pairs, clock = len(p["rates"]) * p["tune_steps"], len(p["temperatures"]), p["repeats"] * max(p["steps"])
-    solved = seeds * sum(p["solved_steps"])
-    yield stem, "ND", p["depth"], seeds * sum(p["steps"]) + solved + tried + clock, seeds * len(p["steps"])
-    whole = seeds * sum(p["rival_steps"]) + solved + tried * pairs + clock
-    yield stem, "end to end", p["depth"], whole, seeds * len(p["rival_steps"])
+    p, known = of[stem := "02_distillation_speed"], set(p["steps"])  # it reads 01's runs and tuning
+    clock, solved = p["repeats"] * max(p["steps"]), seeds * sum(p["solved_steps"])
+    for kind, name in (("ND", "steps"), ("end to end", "rival_steps")):
+        new = [steps for steps in p[name] if steps not in known]
+        yield stem, kind, p["depth"], seeds * sum(new) + solved + clock, seeds * len(new)
     yield stem, "closed form", p["depth"], 0, seeds * (2 * len(p["solved_steps"]) - 1)
     for depth in p["deeper"]:
         for kind, name in (("ND", "steps"), ("end to end", "rival_steps")):

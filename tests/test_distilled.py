@@ -6,7 +6,7 @@ Behind claims ND-0 and ND-1.
 import pytest
 import torch
 
-from nkdlib.compendium.distilled import alone, distilled
+from nkdlib.compendium.distilled import alone, distilled, tuned
 from nkdlib.data.load import load
 from nkdlib.neighbourhoods import narrow, recompose, split
 from nkdlib.networks import resnet
@@ -51,3 +51,16 @@ def test_end_to_end_pays_for_the_teacher_and_its_steps_alone(train, tmp_path):
     info = run(train, tmp_path, method="end to end", start="random", steps=2)[1].info
     assert info["start_s"] == info["join_s"] == 0 and info["parts"] == {}
     assert info["teacher_s"] > 0 and info["whole_s"] > 0
+
+
+def test_both_methods_are_tuned_on_one_grid_and_end_to_end_over_temperatures_too(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("NKD_RUNS", str(tmp_path))
+    teacher = resnet(8, 10, seed=0, in_channels=1).eval()
+    given = {"train": train, "share": 0.5, "images": 600, "solve_images": 64, "amp": False, "device": "cpu"}
+    trials, best = tuned(teacher, train.subset(50), 1, [1e-2, 1e-1], [1.0, 4.0], given)
+    grid = [tuple(row) for row in trials[["method", "lr", "temperature"]].itertuples(index=False)]
+    pairs = [(rate, temperature) for rate in (1e-2, 1e-1) for temperature in (1.0, 4.0)]
+    assert grid == [("ND", 1e-2, 1.0), ("ND", 1e-1, 1.0), *(("end to end", *pair) for pair in pairs)]
+    for method, kept in best.items():
+        mine = trials[trials.method == method].set_index(["lr", "temperature"]).accuracy
+        assert mine[kept["lr"], kept["temperature"]] == mine.max()

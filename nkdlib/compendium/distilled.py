@@ -1,12 +1,16 @@
 """One whole run of either way to distill a narrower network, which claims ND-0 and ND-1 both look at."""
 
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 
-from nkdlib.compendium.sweep import experiment
+import pandas as pd
+
+from nkdlib.compendium.sweep import experiment, sweep
 from nkdlib.data.images import Images
 from nkdlib.neighbourhoods import Recipe, distill, narrow, recompose, split
 from nkdlib.networks.resnet import ResNet
 from nkdlib.tasks.cache import Artefact
+from nkdlib.tasks.executors import InProcess, Processes
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule, accuracy, distill_end_to_end, reestimate_batchnorm
 
@@ -72,3 +76,35 @@ def alone(teacher: ResNet, students: Artefact, share: float, probe: Images, devi
         block.load_state_dict(students.state(f"{part.name}."))
         lost[part.name] = whole - accuracy(recompose(teacher, {part.name: block}), probe.in_order(device))
     return {"lost": lost}
+
+
+def tuned(
+    teacher: ResNet,
+    judge: Images,
+    steps: int,
+    rates: Iterable[float],
+    temperatures: Iterable[float],
+    fixed: Mapping[str, object],
+    executor: InProcess | Processes | None = None,
+) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+    """Tune both methods alike: every rate, of end to end with every temperature, from an order no result uses.
+
+    Args:
+        teacher, judge, steps: one teacher, held-out images, and the budget of every trial.
+        rates, temperatures: the grid; ND has no temperature, and keeps 1.
+        fixed: the other arguments of `distilled`.
+        executor: see `sweep`.
+
+    Returns:
+        The trials, a row each (method, lr, temperature, accuracy), and lr and temperature of each method's best.
+    """
+    case = {"teacher": teacher, "judge": judge, "seed": 1000, "start": "random", "steps": steps}
+    grids = {"ND": [1.0], "end to end": temperatures}
+    how = {"fixed": fixed, "executor": executor, "title": "tuning"}
+    tables = [
+        sweep(distilled, [case | {"method": method}], **how, lr=rates, temperature=grid)
+        for method, grid in grids.items()
+    ]
+    trials = pd.concat(tables, ignore_index=True)[["method", "lr", "temperature", "accuracy"]]
+    best = trials.loc[trials.groupby("method").accuracy.idxmax()].set_index("method")
+    return trials, best[["lr", "temperature"]].to_dict("index")
