@@ -528,12 +528,7 @@ REFUSED = {  # by operation and network, what the error names
         "halves of channels": "chunk|cat",
         "a value joined with itself": "cat",
         "a linear layer over positions": r"Linear on the last dimension \(f",
-        "tokens": r"Linear on the last dimension \(f",
-        "convnext": "permute",
         "resnext": r"Conv2d \(conv2",
-        "swin": "LayerNorm",
-        "swin_v2": "LayerNorm",
-        "vit": "Linear on the last dimension",
     },
     "gates": UNTRACEABLE
     | {
@@ -544,14 +539,9 @@ REFUSED = {  # by operation and network, what the error names
         "a ParameterList": r"conv2d \(body",
         "a weight read outside its layer": r"called 2 times \(body.b",
         "a weight read outside its layer, as a number": r"another output .*\(stem",
-        "tokens": r"Linear on the last dimension \(body.f",
         "two inputs": r"Pair|'z'",
         "DataParallel": ONE_TENSOR["DataParallel"],
         "compiled": ONE_TENSOR["compiled"],
-        "convnext": r"permute \(features",
-        "swin": r"LayerNorm \(features",
-        "swin_v2": r"LayerNorm \(features",
-        "vit": r"LayerNorm \(encoder",
     },
     "cost": PAIR,
     "solve": ONE_TENSOR

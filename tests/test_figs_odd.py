@@ -360,9 +360,10 @@ def normalized():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (vit, r"LayerNorm \(encoder.layers.encoder_layer_0.ln_1 and 4 more\), Linear on the last dimension \(enc"),
-        (swin, r"LayerNorm \(features.0.2 and 5 more\), Linear on the last dimension \(features.1.0.mlp.0 and 3 m"),
-        (convnext, r"permute \(features.0.1 and 7 more\), Linear on the last dimension \(features.1.0.block.3 and"),
+        (
+            lambda: nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 4)),
+            r"LayerNorm \(0\), Linear on the last dimension \(1",
+        ),
         (normed, r"GroupNorm \(1\)"),
         (normalized, r"layer '0' computes its weight from others; .* off first \(0\), layer '1' computes"),
         (lambda: nn.Sequential(c := nn.Conv2d(3, 3, 1), c, c), r"Conv2d that is called 3 times \(0 and 2 more\)"),
@@ -372,6 +373,24 @@ def normalized():
 def test_what_is_in_the_way_of_gates_is_named(make, message):
     with pytest.raises(ValueError, match=r"has no inner channels to gate; in the way: .*" + message):
         Gates(CostModel(make(), torch.zeros(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (vit, [f"encoder.layers.encoder_layer_{block}.mlp.0" for block in range(2)]),
+        (swin, [f"features.1.{block}.mlp.0" for block in range(2)]),
+        (convnext, [f"features.1.{block}.block.3" for block in range(2)]),
+    ],
+)
+def test_transformers_have_gates_within_their_blocks(make, names):
+    network, x = make().eval(), torch.randn(2, 3, 32, 32)
+    gates = Gates(CostModel(network, x[:1]))
+    assert list(gates.counts) == names
+    gates.keep(dict.fromkeys(names, 5))
+    slim, wanted = gates.slim(), gates(x)
+    assert {slim.get_submodule(name).out_features for name in names} == {5}
+    torch.testing.assert_close(slim(x), wanted)
 
 
 def test_gates_that_fail_half_way_leave_nothing(monkeypatch):

@@ -106,6 +106,19 @@ def test_a_batchnorm_that_serves_two_layers_takes_no_constant():
     assert torch.allclose(pruned.network(x), net(x), atol=1e-6)
 
 
+def test_tokens_are_cut_solved_and_mimicked():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval(), torch.randn(16, 5, 3)
+    with torch.no_grad():
+        net[0].weight[2:], net[0].bias[2:] = net[0].weight[:2], net[0].bias[:2]
+    model = CostModel(net, x[:1])
+    assert model.total({"0": 2}, "macs") == 5 * (3 * 2 + 2 * 2)  # five tokens
+    scores, moments = {"0": torch.tensor([4.0, 3.0, 2.0, 1.0])}, input_moments(model, [x])
+    pruned = prune(model, scores, "params", model.total({"0": 2}, "params"), moments, ridge=1e-9)
+    assert torch.allclose(pruned.network(x), net(x), atol=1e-5) and pruned.cost == cost(pruned.network, x[:1])
+    assert mimic(pruned, model, [x], Schedule(1)) == [pytest.approx(0, abs=1e-8)]
+
+
 @pytest.mark.parametrize("make", [zoo.mobilenet_v2, zoo.resnet18, zoo.mobilenet_v3_small, zoo.squeezenet1_1])
 def test_nothing_changes_if_everything_stays_and_solving_helps_if_not(make):
     torch.manual_seed(0)

@@ -245,10 +245,20 @@ def test_tokens_are_solved():
             layer.bias.normal_()
     solved = solve(net, {name: student}, [torch.randn(80, 3, 32, 32)], RECIPE)[name]
     assert solved.local_error < 0.05
-    with pytest.raises(
-        ValueError, match=r"width was given .* \(MLPBlock\) that has no inner channels .* give a student"
-    ):
-        solve(net, {name: 0.5}, [torch.randn(80, 3, 32, 32)], RECIPE)
+
+
+@pytest.mark.parametrize("dead", [0, 1])  # of two layers, the first of which is read by the other
+def test_tokens_lose_the_channels_that_nobody_needs(dead):
+    made = nn.Linear(4, 6), nn.Linear(6, 6)
+    block = nn.Sequential(nn.LayerNorm(4), made[0], nn.GELU(), made[1], nn.GELU(), nn.Linear(6, 4))
+    with torch.no_grad():
+        made[dead].weight[::2], made[dead].bias[::2] = 0.0, 0.0
+    narrow = nn.Sequential(nn.Linear(3, 4), block)
+    x = torch.randn(80, 5, 3)
+    found = solve(narrow, {"1": 0.5}, [x], RECIPE)["1"]
+    assert (found.module[1].out_features, found.module[3].in_features, found.module[3].out_features) == (3, 3, 3)
+    alone = solve(nn.Sequential(block[:4], block[4:]), {"0": 0.5}, [torch.randn(80, 5, 4)], RECIPE)["0"]
+    assert alone.module[1].out_features == 3 and (alone.local_error < 1e-5) == (dead == 0)
 
 
 class Ends(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nkdlib.networks.channels import channel_groups
 from nkdlib.networks.cost import Cost, macs_by_module
-from nkdlib.networks.cutting import check_own
+from nkdlib.networks.cutting import channel_dim, check_own
 from nkdlib.networks.module import NORMS
 from nkdlib.networks.spaces import Sum
 
@@ -48,8 +48,8 @@ class CostModel:
     is not known stay whole; they are named with it in `uncounted`.
 
     Args:
-        network: traceable by `torch.fx`, with channels in dimension 1.
-        example: (B, C, H, W), an input of the size that MACs are counted for.
+        network: traceable by `torch.fx`, with channels in dimension 1, or behind a linear layer in the last.
+        example: (B, ...), an input of the size that MACs are counted for.
         whole: groups that stay whole, by name, such as those that residual connections tie.
 
     Raises:
@@ -91,7 +91,7 @@ class CostModel:
             rest = sum(getattr(spent, metric) for spent in self.uncounted.values())
             self.add(metric, {term.path: term.rates[metric] for term in self.terms}, rest)
 
-    def _term(self, path: str, area: int) -> _Term:
+    def _term(self, path: str, area: float) -> _Term:
         layer, groups = self.network.get_submodule(path), self.groups.values()
         made = [g.name for g in groups if path in g.producers]
         made += [g.name for g in groups for _ in g.slices(path) if path in (*g.carriers, *g.passers)]
@@ -210,13 +210,12 @@ def _within(path: str, owner: str) -> bool:
 
 def _areas_and_macs(
     network: nn.Module, example: Tensor, passers: Container[str]
-) -> tuple[dict[str, int], dict[str, int]]:
+) -> tuple[dict[str, float], dict[str, int]]:
     """Output positions of one example by path, of layers with channels and of `passers`, if called; MACs by module."""
-    areas: dict[str, int] = {}
+    areas: dict[str, float] = {}  # whole numbers, unless a layer reads what does not depend on the examples
 
     def add(path: str, layer: nn.Module, y: Tensor) -> None:  # of a layer that is called twice, both
-        channels = y.shape[-1 if isinstance(layer, nn.Linear) else 1]
-        areas[path] = areas.get(path, 0) + y.numel() // channels // len(example)
+        areas[path] = areas.get(path, 0) + y.numel() / y.shape[channel_dim(layer)] / len(example)
 
     with ExitStack() as hooks:
         for path, layer in network.named_modules():
@@ -226,7 +225,7 @@ def _areas_and_macs(
         return areas, macs_by_module(network, example)
 
 
-def _rates(layer: nn.Module, area: int) -> tuple[int, int, dict[str, Rates]]:
+def _rates(layer: nn.Module, area: float) -> tuple[int, int, dict[str, Rates]]:
     """Inputs and outputs of a layer, and its rates in each metric."""
     if isinstance(layer, NORMS):
         return 0, layer.num_features, {"params": (0, 2 * layer.affine, 0, 0), "macs": (0, 0, 0, 0)}

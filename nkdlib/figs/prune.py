@@ -19,6 +19,7 @@ from nkdlib.figs.budget import Scores, keep_best
 from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import cut_out
 from nkdlib.networks.cost import Cost
+from nkdlib.networks.cutting import channel_dim
 from nkdlib.networks.least_squares import Normal, columns
 from nkdlib.networks.module import NORMS, device_of, evaluating
 from nkdlib.networks.tail import layer_of
@@ -152,6 +153,7 @@ def mimic(
     if unknown := [path for path in layers if path not in present]:
         raise ValueError(f"layers holds {unknown[0]!r}, which the pruned network lacks; name layers that it has")
     cut = [path for path in layers if path in readers]
+    dims = {path: channel_dim(teacher.get_submodule(path)) for path in cut}
     stays = {path: _kept_inputs(teacher, readers[path], pruned.kept, path).to(device) for path in cut}
 
     def values(network: nn.Module, x: Tensor) -> list[Tensor]:
@@ -170,7 +172,10 @@ def mimic(
         x = (batch if isinstance(batch, Tensor) else batch[0]).to(device)
         with torch.no_grad(), evaluating(teacher):
             wanted = values(teacher, x.clone())
-        wanted = [y[:, stays[path]] if path in stays else y for path, y in zip([*layers, ""], wanted, strict=True)]
+        wanted = [
+            y.index_select(dims[path], stays[path]) if path in stays else y
+            for path, y in zip([*layers, ""], wanted, strict=True)
+        ]
         found = values(pruned.network, x.clone())
         return sum(_relative(y.float(), t.float()) for y, t in zip(found, wanted, strict=True))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nkdlib.networks.channels import channel_groups, inner_groups, width_of
-from nkdlib.networks.cutting import ChannelGroup, cut
+from nkdlib.networks.cutting import ChannelGroup, channel_dim, cut
 from nkdlib.networks.least_squares import Normal, columns, normal_equations, outputs
 from nkdlib.networks.module import evaluating
 from nkdlib.networks.tail import (
@@ -216,7 +216,8 @@ def pose_least_squares(
             features, rest = reader(x_student, 0.0)
             (values,) = oracle(x_teacher)
             if layer.target in kept:  # a layer whose own outputs have been cut
-                values = values.index_select(1, kept[layer.target].to(values.device))
+                dim = channel_dim(layer_of(ours, layer))
+                values = values.index_select(dim, kept[layer.target].to(values.device))
             yield features, values - rest
 
     check_settable(ours, layer)

@@ -1,11 +1,12 @@
 """Groups of channels that can be cut only together, and cutting them out of a module.
 
-`torch.fx` traces the module; the channels of each value (dimension 1) form a group; a convolution or linear layer reads
-one group and makes another; depthwise convolutions, BatchNorm and element-wise operations carry a group on; sums and
-products tie two groups into one; a concatenation sets groups side by side. Groups that touch the module's input or
-output, a layer that is called twice, or an operation that is not known here, stay whole; so do those that cannot be cut
-as this graph says, as one trial on random inputs shows: weights that are shared, computed, or read outside their layer,
-and values that only training reads. (Our own; MorphNet's OpRegularizerManager plays this role for TensorFlow graphs.)
+`torch.fx` traces the module; the channels of each value (dimension 1, of tokens the last one) form a group; a
+convolution or linear layer reads one group and makes another; depthwise convolutions, BatchNorm and element-wise
+operations carry a group on; sums and products tie two groups into one; a concatenation sets groups side by side. Groups
+that touch the module's input or output, a layer that is called twice, or an operation that is not known here, stay
+whole; so do those that cannot be cut as this graph says, as one trial on random inputs shows: weights that are shared,
+computed, or read outside their layer, and values that only training reads. (Our own; MorphNet's OpRegularizerManager
+plays this role for TensorFlow graphs.)
 """
 
 import operator
@@ -37,7 +38,7 @@ def channel_groups(module: nn.Module, example: Tensor) -> list[ChannelGroup]:
     """Inner channel groups of a module, in the order in which they are made.
 
     Args:
-        module: traceable by torch.fx, with channels in dimension 1.
+        module: traceable by torch.fx, with channels in dimension 1, or behind a linear layer in the last.
         example: (B, C, ...), an input of the module.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
@@ -84,7 +85,7 @@ def _find(module: nn.Module, example: Tensor) -> tuple[list[ChannelGroup], dict[
             values[node] = value
         else:
             _keep_whole(*sources)
-            values[node] = (ChannelGroup(shape[1], inner=False),)
+            values[node] = (_begun(node, graph),)
             if node.op != "placeholder":
                 way.setdefault(_describe(node, graph), []).append([*node.meta.get("nn_module_stack", ()), ""][-2:][0])
     found = dict.fromkeys(group for value in values.values() for group in value)
@@ -119,18 +120,18 @@ def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], gr
     layer = graph.get_submodule(node.target) if node.op == "call_module" else None
     shape, before = shape_of(node), sources[0] if sources else ()
     size = sum(group.size for group in before)
-    channels_last = isinstance(layer, nn.Linear) and len(shape) > 2  # tokens: not in dimension 1
-    once = layer is None or len(node.graph.find_nodes(op="call_module", target=node.target)) == 1
+    tokens = _makes_tokens(node, graph)
+    fits, once = all(group.tokens == tokens for group in before), layer is None or _once(node)
     only_values = len(sources) == len(node.all_input_nodes)
-    if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and once and not channels_last:
+    if isinstance(layer, nn.Conv2d | nn.Linear) and len(sources) == 1 and once:
         grouped = getattr(layer, "groups", 1)
-        if grouped == 1 and size == layer.weight.shape[1]:
+        if grouped == 1 and fits and size == layer.weight.shape[1]:
             _record("consumers", node.target, before)
-            return (ChannelGroup(shape[1], producers=[node.target]),)
-        if grouped == layer.weight.shape[0] == size:  # depthwise
+            return (ChannelGroup(shape[-1 if tokens else 1], producers=[node.target], tokens=tokens),)
+        if fits and grouped == layer.weight.shape[0] == size:  # depthwise
             _record("carriers", node.target, before)
             return before
-    elif isinstance(layer, NORMS) and once:
+    elif isinstance(layer, NORMS) and once and fits:
         _record("carriers", node.target, before)
         return before
     elif isinstance(layer, CARRIERS):
@@ -150,13 +151,31 @@ def _visit(node: fx.Node, sources: list[Value], values: dict[fx.Node, Value], gr
     return None
 
 
+def _makes_tokens(node: fx.Node, graph: fx.GraphModule) -> bool:
+    """Whether a node is a linear layer whose channels are in the last dimension, not in dimension 1."""
+    linear = node.op == "call_module" and isinstance(graph.get_submodule(node.target), nn.Linear)
+    return linear and len(shape_of(node)) > 2
+
+
+def _once(node: fx.Node) -> bool:
+    """Whether the graph calls a node's layer nowhere else."""
+    return len(node.graph.find_nodes(op="call_module", target=node.target)) == 1
+
+
+def _begun(node: fx.Node, graph: fx.GraphModule) -> ChannelGroup:
+    """The group of a value that nothing is known about but the layer that makes it."""
+    if _makes_tokens(node, graph) and _once(node):
+        return ChannelGroup(shape_of(node)[-1], producers=[node.target], tokens=True)
+    return ChannelGroup(shape_of(node)[1], inner=False)
+
+
 def _describe(node: fx.Node, graph: fx.GraphModule) -> str:
     """An operation past which channels cannot be followed, without the place."""
     if node.op != "call_module":
         return _called(node) or OUTSIDE
     layer = graph.get_submodule(node.target)
     times = len(node.graph.find_nodes(op="call_module", target=node.target))
-    tokens = " on the last dimension" * (isinstance(layer, nn.Linear) and len(shape_of(node)) > 2)
+    tokens = " on the last dimension" * _makes_tokens(node, graph)
     return type(layer).__name__ + tokens + f" that is called {times} times" * (times > 1)
 
 
@@ -192,7 +211,7 @@ def _record(role: str, path: str, value: Value) -> None:
 
 def _tie(a: Value, b: Value, values: dict[fx.Node, Value]) -> Value:
     """Merge the groups of two values pair by pair, the later into the earlier; returns those of `a`."""
-    if [group.size for group in a] != [group.size for group in b]:  # broadcast over channels, or set apart otherwise
+    if [(group.size, group.tokens) for group in a] != [(group.size, group.tokens) for group in b]:  # broadcast, say
         _keep_whole(a, b)
         return a
     order = list(dict.fromkeys(group for value in values.values() for group in value))

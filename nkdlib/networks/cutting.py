@@ -27,6 +27,7 @@ class ChannelGroup:
     passers: list[str] = field(default_factory=list)  # activations and pooling that are called once
     starts: dict[str, list[int]] = field(default_factory=dict)  # first channels in layers that take a concatenation
     inner: bool = True  # can be cut without changing the module's input or output
+    tokens: bool = False  # lie in the last dimension, not in dimension 1
 
     @property
     def name(self) -> str:
@@ -154,7 +155,7 @@ class Trial:
                 for (path, dim), kept in _stays(self.module, groups, keep).items():
                     if dim == 1:
                         layer = self.module.get_submodule(path)
-                        hooks.enter_context(layer.register_forward_pre_hook(_masked(kept)))
+                        hooks.enter_context(layer.register_forward_pre_hook(_masked(kept, channel_dim(layer))))
                 wanted = self._run(self.module)
             for ours, theirs in zip(self._run(slim), wanted, strict=True):
                 size = theirs.abs().max().item() if theirs.numel() and not theirs.is_meta else 0.0
@@ -171,6 +172,17 @@ class Trial:
         return ""
 
 
-def _masked(kept: Tensor) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+def channel_dim(layer: nn.Module) -> int:
+    """The dimension of a layer's channels in what it takes and gives: of a linear layer the last, else 1."""
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _masked(kept: Tensor, dim: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
     """A hook that sets all other channels of a layer's input to zero."""
-    return lambda _, inputs: (inputs[0] * kept.view(1, -1, *[1] * (inputs[0].dim() - 2)).to(inputs[0]),)
+
+    def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        shape = [1] * inputs[0].dim()
+        shape[dim] = len(kept)
+        return (inputs[0] * kept.view(shape).to(inputs[0]),)
+
+    return hook
