@@ -227,6 +227,12 @@ BODIES = {
         f=nn.Linear(8, 12),
         g=nn.Linear(12, 8),
     ),
+    "gated tokens": lambda: Net(
+        lambda s, x: s.c(F.silu(s.a(t := x.flatten(2).mT)) * s.b(t)).mT.unflatten(2, (8, 8)) + x,
+        a=nn.Linear(8, 12),
+        b=nn.Linear(8, 12, bias=False),
+        c=nn.Linear(12, 8),
+    ),
     "attention": lambda: two(
         lambda s, x: s.b(F.relu(s.a(s.m(*[x.flatten(2).mT] * 3)[0].mT.unflatten(2, x.shape[2:])))),
         m=nn.MultiheadAttention(8, 2, batch_first=True),
@@ -558,5 +564,6 @@ REFUSED = {  # by operation and network, what the error names
         "a weight read outside its layer": "layer 'b' is applied 2 times",
         "dilation, stride and upsampling": "'body'.* ends in interpolate",
         "tokens": "'body'.* ends in unflatten",
+        "gated tokens": "'body'.* ends in unflatten",
     },
 }
