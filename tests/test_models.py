@@ -298,9 +298,11 @@ class Odd(nn.Module):
         (lambda self, x: x * 2 + 1, (2, 4), 1),
         (lambda self, x: x * self.scale, (2, 4), 0),  # a scale for each channel, which would have to be cut
         (lambda self, x: x.roll(1, 1), (2, 4), 0),
-        (lambda self, x: x.relu(), (2, 4, 4), 0),  # tokens: as many as channels, by chance
+        (lambda self, x: x.relu(), (2, 4, 4), 1),  # tokens: as many as channels, by chance
+        (lambda self, x: x.mT, (2, 4, 4), 0),
+        (lambda self, x: x.softmax(2), (2, 4, 4), 0),
     ],
-    ids=["relu", "affine", "scale", "roll", "tokens"],
+    ids=["relu", "affine", "scale", "roll", "tokens", "transposed", "softmax"],
 )
 def test_what_is_not_understood_stays_whole(between, shape, inner):
     assert len(channel_groups(Odd(between), torch.randn(shape))) == inner
