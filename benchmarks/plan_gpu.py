@@ -192,7 +192,7 @@ def work() -> Iterator[tuple[str, str, int | str, float, float]]:
     whole, runs = seeds * sum(p["steps"]), seeds * len(p["steps"])
     yield stem, "end to end", p["depth"], tried * pairs + whole, len(p["rates"]) * pairs + runs
     yield stem, "closed form", p["depth"], 0, seeds * widths
-    p, known = of[stem := "02_distillation_speed"], set(p["steps"])  # it reads 01's runs and tuning
+    known, p = set(p["steps"]), of[stem := "02_distillation_speed"]  # it reads 01's runs and tuning
     clock, solved = p["repeats"] * max(p["steps"]), seeds * sum(p["solved_steps"])
     for kind, name in (("ND", "steps"), ("end to end", "rival_steps")):
         new = [steps for steps in p[name] if steps not in known]

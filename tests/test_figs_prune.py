@@ -113,6 +113,7 @@ def test_tokens_are_cut_solved_and_mimicked():
         net[0].weight[2:], net[0].bias[2:] = net[0].weight[:2], net[0].bias[:2]
     model = CostModel(net, x[:1])
     assert model.total({"0": 2}, "macs") == 5 * (3 * 2 + 2 * 2)  # five tokens
+    assert all(isinstance(spent.macs, int) for spent in model.uncounted.values())
     scores, moments = {"0": torch.tensor([4.0, 3.0, 2.0, 1.0])}, input_moments(model, [x])
     pruned = prune(model, scores, "params", model.total({"0": 2}, "params"), moments, ridge=1e-9)
     assert torch.allclose(pruned.network(x), net(x), atol=1e-5) and pruned.cost == cost(pruned.network, x[:1])

@@ -222,7 +222,8 @@ def _areas_and_macs(
             if isinstance(layer, COUNTED) or path in passers:
                 hook = lambda layer, _, y, path=path: add(path, layer, y)  # noqa: E731
                 hooks.enter_context(layer.register_forward_hook(hook))
-        return areas, macs_by_module(network, example)
+        macs = macs_by_module(network, example)
+    return {path: int(area) if area == int(area) else area for path, area in areas.items()}, macs
 
 
 def _rates(layer: nn.Module, area: float) -> tuple[int, int, dict[str, Rates]]:

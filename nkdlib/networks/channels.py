@@ -211,7 +211,8 @@ def _record(role: str, path: str, value: Value) -> None:
 
 def _tie(a: Value, b: Value, values: dict[fx.Node, Value]) -> Value:
     """Merge the groups of two values pair by pair, the later into the earlier; returns those of `a`."""
-    if [(group.size, group.tokens) for group in a] != [(group.size, group.tokens) for group in b]:  # broadcast, say
+    kinds = [[(group.size, group.tokens) for group in value] for value in (a, b)]
+    if kinds[0] != kinds[1]:  # broadcast over channels, or set apart otherwise
         _keep_whole(a, b)
         return a
     order = list(dict.fromkeys(group for value in values.values() for group in value))
