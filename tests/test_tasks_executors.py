@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from nkdlib.tasks.executors import InProcess, Processes, computing, gather, make_executor, shared_empty
+from nkdlib.tasks.executors import InProcess, Processes, computing, gather, make_executor, release_memory, shared_empty
 
 ORPHANS = """
 import os, time
@@ -54,6 +54,23 @@ def test_a_worker_runs_elsewhere_under_the_same_threads():
     with Processes(jobs=1, threads=1) as executor:
         count, variable, process = executor.submit(threads).result()
     assert (count, variable) == (1, "1") and process != os.getpid()
+
+
+def freed_and_released():
+    """Return memory in MB: with 200 MB in use, after all but the last block was freed, and after it was released."""
+    blocks = [torch.ones(2**18) for _ in range(200)]
+    found = [psutil.Process().memory_info().rss / 2**20]
+    del blocks[:-1]
+    found.append(psutil.Process().memory_info().rss / 2**20)
+    release_memory()
+    return *found, psutil.Process().memory_info().rss / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone keeps and releases memory so")
+def test_a_process_keeps_freed_memory_until_it_is_released():
+    with Processes(jobs=1) as executor:
+        used, freed, released = executor.submit(freed_and_released).result()
+    assert freed > used - 50 > released + 100
 
 
 def test_a_failure_is_in_the_future():

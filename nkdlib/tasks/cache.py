@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 
 from nkdlib.tasks.checks import usable_device
-from nkdlib.tasks.executors import REDUCERS, InProcess, Processes, gather, make_executor
+from nkdlib.tasks.executors import REDUCERS, InProcess, Processes, gather, make_executor, release_memory
 from nkdlib.tasks.keys import Ingredients, qualified_name, sha256
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.tasks.places import runs_root, write_atomically
@@ -232,6 +232,8 @@ def _make(task: Task, key: str, ingredients: dict[str, object], place: Path) -> 
     """Make one artefact's files; runs in a worker, whose disk may be another one, or in the caller's process."""
     with _seeded(int(key[:8], 16)), Stopwatch() as watch:
         made = task.fn(**task.kwargs)
+    if watch.wall_s > 1:
+        release_memory()  # the next task may run in another process
     if not isinstance(made, dict):
         raise TypeError(f"{qualified_name(task.fn)} must return a dict of tensors and plain values")
     tensors = {name: value for name, value in made.items() if isinstance(value, torch.Tensor)}
