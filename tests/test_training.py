@@ -12,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from nkdlib.data import DeadLeaves, GaussianImages, SmoothImages, SpectrumImages
 from nkdlib.data.images import ShiftFlip
 from nkdlib.data.noise import NoiseImages
-from nkdlib.networks import resnet
+from nkdlib.networks import reset, resnet
 from nkdlib.training import (
     Checkpoints,
     Schedule,
@@ -30,6 +31,7 @@ from nkdlib.training import (
 )
 from nkdlib.training.end_to_end import capture_logits, soft_targets
 from nkdlib.training.loop import Trainer, minimize
+from nkdlib.training.precision import slow_in_float32
 from nkdlib.training.store import images_of
 
 
@@ -136,6 +138,54 @@ def test_dropout_draws_from_the_seed_and_leaves_the_global_generator_alone():
         return losses
 
     assert run(1, before=0) == run(1, before=9) != run(2, before=0)
+
+
+DEPTHWISE = {  # options of nn.Conv2d(8, ...), and whether bfloat16 makes its gradients slow
+    "stride": ({"stride": 2, "groups": 8}, True),
+    "dilation": ({"dilation": (1, 2), "groups": 8}, True),
+    "multiplier": ({"out_channels": 16, "groups": 8}, True),
+    "5x5": ({"kernel_size": 5, "padding": "same", "bias": False, "groups": 8}, True),
+    "3x3": ({"groups": 8}, False),
+    "grouped": ({"stride": 2, "groups": 4}, False),
+    "dense": ({"stride": 2}, False),
+}
+
+
+@pytest.mark.parametrize(("options", "slow"), DEPTHWISE.values(), ids=DEPTHWISE)
+def test_depthwise_convolutions_that_bfloat16_slows_are_float32(options, slow):
+    conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "padding": 1, **options})
+    x = torch.randn(2, 8, 9, 9).bfloat16()
+    exact = conv(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = conv(x)
+    with slow_in_float32(conv):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        assert torch.equal(conv(x.float()), exact), "without autocast"
+    assert "forward" not in vars(conv)
+    assert y.dtype == torch.bfloat16 and torch.equal(y, exact.bfloat16() if slow else usual)
+    ours, theirs = (torch.autograd.grad(each.float().square().sum(), conv.weight)[0] for each in (y, exact))
+    assert torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_weights_of_another_precision_keep_it_under_autocast(dtype):
+    conv, x = nn.Conv2d(8, 8, 3, 2, groups=8).to(dtype), torch.randn(2, 8, 9, 9).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        usual = conv(x)
+        with slow_in_float32(conv):
+            assert torch.equal(conv(x), usual)
+
+
+def test_a_step_that_computes_layers_once_more_is_the_same():
+    def losses(again):
+        network = reset(nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4), nn.BatchNorm2d(4), nn.ReLU()), seed=0)
+        trainer, x = Trainer(network, Schedule(2, amp=True)), torch.linspace(-1, 1, 1536).view(6, 4, 8, 8).sin()
+        for _ in range(2):
+            trainer.step(lambda: (checkpoint(network, x, use_reentrant=False) if again else network(x)).square().mean())
+        return trainer.finish()
+
+    assert losses(True) == losses(False)
 
 
 def test_soft_targets_by_hand():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,7 @@ from nkdlib.networks.module import NORMS, device_of, seeded
 from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
 from nkdlib.training.distributed import Checkpoints, check_same, mean_over_processes, rank_and_size
+from nkdlib.training.precision import slow_in_float32
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Schedule:
     weight_decay: float = 0.0  # of Adam decoupled (AdamW), of SGD added to the gradient
     momentum: float = 0.0  # of SGD, Nesterov's; 0 is Adam
     max_grad_norm: float | None = 5.0  # longer gradients are scaled down to this norm; None leaves them
-    amp: bool = False  # convolutions and products in bfloat16 (autocast), all else and the weights in float32
+    amp: bool = False  # convolutions and products in bfloat16 (autocast) where it pays, all else and weights in float32
     freeze_batchnorm: bool = False  # normalize by the statistics from before instead of those of each batch
     ema: float = 0.0  # decay of the averages that replace weights and BatchNorm's statistics at the end; 0 leaves them
 
@@ -111,11 +113,13 @@ class Trainer:
         device, rank = device_of(self.model), rank_and_size()[0] if self.shared else 0
         draws = seeded(device, self.seed + step + (rank << 32))
         amp = torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp)
-        with draws, amp, torch.enable_grad():  # a generator of batches may have left gradients off
-            value = loss()
-        if value.numel() != 1:
-            raise ValueError(f"loss of {self.name} has shape {tuple(value.shape)}; give one number, such as its mean")
-        value.backward()
+        with slow_in_float32(self.model) if self.schedule.amp and device.type == "cpu" else nullcontext():
+            with draws, amp, torch.enable_grad():  # a generator of batches may have left gradients off
+                value = loss()
+            if value.numel() != 1:
+                shape = tuple(value.shape)
+                raise ValueError(f"loss of {self.name} has shape {shape}; give one number, such as its mean")
+            value.backward()
         if self.schedule.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
         if self.optimizer:
