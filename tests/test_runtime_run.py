@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from nkdlib.compendium import run
+from nkdlib.compendium.memory import MemoryWatch
 from nkdlib.compendium.tiers import TIERS
 from nkdlib.tasks.checks import usable_device
 from nkdlib.tasks.places import locked
@@ -137,7 +138,8 @@ def test_a_failure_is_shown_and_mended_and_a_notebook_runs_again_only_after_a_ch
     parameters(seeds=3)
     assert run.main(command()) == 0 and figure.exists()
     assert log(tmp_path) == [0, 1, 2]  # the artefacts were kept all along
-    assert "1 run, 0 up to date, 0 failed" in capfd.readouterr().out
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert re.search(r"1 run, 0 up to date, 0 failed, 00:\d\d, at most [\d,]+ MB at once \(in 00_nap\)$", last)
 
 
 def test_a_notebook_that_lacks_its_data_says_so_and_leaves_what_is_committed(notebook, command, tmp_path, capfd):
@@ -403,3 +405,16 @@ def _wait(condition):
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_the_memory_of_all_processes_is_watched():
+    hold = "import time; held = bytearray(b'1') * (200 << 20); print(1, flush=True); time.sleep(60)"
+    with MemoryWatch(every_s=0.05) as alone:
+        time.sleep(0.2)
+    with MemoryWatch(every_s=0.05) as watch:
+        child = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        time.sleep(0.2)
+        child.kill()
+        child.communicate()
+    assert alone.peak_mb + 195 < watch.peak_mb < alone.peak_mb + 300

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
+from nkdlib.compendium.memory import MemoryWatch
 from nkdlib.compendium.records import PROVENANCE
 from nkdlib.compendium.tiers import TIERS, check_parameters
 from nkdlib.data.load import NAMES, own_digest, own_folder, search_root
@@ -295,7 +295,8 @@ def parser() -> argparse.ArgumentParser:
 def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
     """Run the notebooks that changed; returns 1 when one failed, else 0."""
     errors: dict[str, str] = {}
-    started, ran, kept = time.monotonic(), 0, 0
+    memory: dict[str, float] = {}
+    started, kept = time.monotonic(), 0
     if len(jobs) > 1:
         print(remaining(jobs), flush=True)
     for job in jobs:
@@ -307,13 +308,16 @@ def reproduce(options: argparse.Namespace, jobs: list[Job]) -> int:
             if reason := lacking(job):
                 print(f"{job.notebook.stem}: left out, {reason}", flush=True)
                 continue
-            ran += 1
-            if error := execute(job):
+            with MemoryWatch() as watch:
+                error = execute(job)
+            memory[job.notebook.stem] = watch.peak_mb
+            if error:
                 errors[job.notebook.stem] = error
     took = tqdm.format_interval(time.monotonic() - started)
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**10 if sys.platform == "linux" else 2**20)
-    largest = f", largest process {memory:,.0f} MB" if ran else ""
-    print(f"profile {options.profile}: {ran} run, {kept} up to date, {len(errors)} failed, {took}{largest}", flush=True)
+    most = max(memory, key=memory.get, default="")
+    said = f"{len(memory)} run, {kept} up to date, {len(errors)} failed, {took}"
+    said += f", at most {memory[most]:,.0f} MB at once (in {most})" if memory else ""
+    print(f"profile {options.profile}: {said}", flush=True)
     if jobs and jobs[0].own.parts:
         print(f"own data, seeds or device: results are in {figures_root()} and are not judged", flush=True)
     for stem, error in errors.items():

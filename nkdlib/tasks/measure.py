@@ -1,4 +1,4 @@
-"""Seconds and bytes, measured the same way everywhere.
+"""Seconds, measured the same way everywhere.
 
 Device-seconds say how long a method occupies its device: on a CPU the process' own CPU seconds, which other
 processes do not lengthen, on a GPU the wall seconds between two synchronizations.
@@ -6,7 +6,6 @@ processes do not lengthen, on a GPU the wall seconds between two synchronization
 
 import platform
 import re
-import resource
 import time
 from pathlib import Path
 
@@ -38,13 +37,3 @@ def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")  # Linux only, and without a model on ARM
     named = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     return named[1] if named else platform.processor() or platform.machine()
-
-
-def peak_memory_mb(device: str | torch.device = "cpu") -> float:
-    """Return the largest memory so far in MiB: resident memory of this process, or allocated on the GPU."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")  # getrusage would count what the parent held before this program began
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
