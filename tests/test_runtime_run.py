@@ -20,8 +20,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from nkdlib.compendium import run
-from nkdlib.compendium.memory import MemoryWatch
 from nkdlib.compendium.tiers import TIERS
+from nkdlib.compendium.watch import MemoryWatch
 from nkdlib.tasks.checks import usable_device
 from nkdlib.tasks.places import locked
 

@@ -14,10 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -29,9 +27,9 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from tqdm import tqdm
 
-from nkdlib.compendium.memory import MemoryWatch
 from nkdlib.compendium.records import PROVENANCE
 from nkdlib.compendium.tiers import TIERS, check_parameters
+from nkdlib.compendium.watch import MemoryWatch, reporting
 from nkdlib.data.load import NAMES, own_digest, own_folder, search_root
 from nkdlib.tasks.cache import INFO
 from nkdlib.tasks.checks import usable_device
@@ -157,23 +155,6 @@ def last_run(job: Job) -> dict[str, object]:
 def up_to_date(job: Job) -> bool:
     """Tell whether the job's last run ended well and nothing that it depends on or left has changed since."""
     return last_run(job).get("state") == state(job)
-
-
-@contextmanager
-def reporting(line: Callable[[], str], every_s: float = 60) -> Iterator[None]:
-    """Print a line now and then while the block runs, unless a terminal shows bars."""
-    ended = threading.Event()
-
-    def report() -> None:
-        while not ended.wait(every_s):
-            print(line(), flush=True)
-
-    if not sys.stderr.isatty():
-        threading.Thread(target=report, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
 
 
 def execute(job: Job) -> str | None:

@@ -1,9 +1,28 @@
-"""The memory of a run with all its processes."""
+"""What is watched while a notebook runs: how far it is, and the memory of all its processes."""
 
+import sys
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import psutil
+
+
+@contextmanager
+def reporting(line: Callable[[], str], every_s: float = 60) -> Iterator[None]:
+    """Print a line now and then while the block runs, unless a terminal shows bars."""
+    ended = threading.Event()
+
+    def report() -> None:
+        while not ended.wait(every_s):
+            print(line(), flush=True)
+
+    if not sys.stderr.isatty():
+        threading.Thread(target=report, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 class MemoryWatch:
