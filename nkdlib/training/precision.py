@@ -13,9 +13,9 @@ def slow_in_float32(model: nn.Module) -> Iterator[None]:
     """Let autocast on a CPU leave some depthwise convolutions in float32 within the block; they output bfloat16.
 
     oneDNN has no fast bfloat16 kernels for the gradients of depthwise convolutions with a stride, a dilation, several
-    outputs a channel or weights larger than 3x3: they take 3 to 18 times as long as in float32, and the whole
-    step of a MobileNetV2 longer than one in float32. The backward pass belongs into the block, since
-    `torch.utils.checkpoint` computes parts of a network once more there.
+    outputs a channel or weights larger than 3x3: they take 3 to 18 times as long as in float32, so that a whole step of
+    MobileNetV2 takes longer. Run the backward pass in the block too, because `torch.utils.checkpoint` computes parts of
+    the network again there.
     """
     layers = [layer for layer in model.modules() if _is_slow(layer)]
     for layer in layers:
