@@ -397,7 +397,7 @@ def test_the_lines_of_a_log_say_what_the_kernel_is_at(command, monkeypatch):
 
     monkeypatch.setattr(run, "reporting", told_at_the_end)
     assert run.main(command()) == 0
-    assert re.fullmatch(r"00_nap: cell \d after 00:\d\d; napping: 2/2 task, done after 00:\d\d", lines[0])
+    assert re.fullmatch(r"00_nap: cell \d after 00:\d\d; napping: 2/2 tasks, done after 00:\d\d", lines[0])
 
 
 def _wait(condition):

@@ -232,7 +232,7 @@ def test_the_first_failure_is_raised_with_its_label(runs, capsys):
         Cache().run(tasks(fail, [1, 2, 3]))
     assert "in task 'fail 2'" in caught.value.__notes__
     assert len(list((runs / "cache" / "fail").iterdir())) == 1  # 1 is kept, 3 was not begun
-    assert "fail 1: 1/3 task, stopped" in capsys.readouterr().out
+    assert "fail 1: 1/3 tasks, stopped" in capsys.readouterr().out
 
 
 def test_a_result_of_another_form_is_an_error():

@@ -74,8 +74,8 @@ def test_the_time_left_follows_from_what_tasks_took_before(clock, capsys):
     seconds = iter([100, 10, 10])  # on a machine half as fast as before
     gather([("long", work), ("short", work), ("short", work)], InProcess(), "working", [50, 5, 5], done=7)
     assert capsys.readouterr().out.splitlines() == [
-        "working: 8/10 task, 00:20 left",
-        "working: 10/10 task, done after 02:00",
+        "working: 8/10 tasks, 00:20 left",
+        "working: 10/10 tasks, done after 02:00",
     ]
 
 

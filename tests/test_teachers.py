@@ -23,6 +23,7 @@ from nkdlib.compendium.teachers import (
     linear_accuracy,
     open_teachers,
     published_teacher,
+    teacher_accuracies,
     train_teacher,
 )
 from nkdlib.data.load import DataNotFound
@@ -61,10 +62,12 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path):
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_a_kept_teacher_is_what_its_provenance_says(short, tmp_path):
+def test_a_kept_teacher_is_what_its_provenance_says(short, tmp_path, capsys):
     about = keep_teacher("digits-resnet8", 3, short, tmp_path / "runs")
     assert json.loads((short / "digits-resnet8-3.json").read_text())["accuracy"] == about["accuracy"]
+    capsys.readouterr()
     [network] = open_teachers("digits", 8, [3], cache=Cache(tmp_path / "cache"))
+    assert capsys.readouterr().out == ""  # nothing to train, so no word of it
     assert not list((tmp_path / "cache").glob("*/*.safetensors"))  # read, not trained
     assert accuracy(network, divided("digits")[2].in_order()) == about["accuracy"]["test"]
     assert not network.training
@@ -141,6 +144,15 @@ def test_teachers_of_a_published_data_set_are_not_those_of_a_folder_of_that_name
 
 def test_a_linear_classifier_is_the_floor():
     assert 93 < linear_accuracy("digits") < 97.5  # scikit-learn's logistic regression: 96 %
+
+
+def test_teachers_are_judged_once_for_all_notebooks(short, tmp_path, monkeypatch):
+    pair = open_teachers("digits", 8, [0, 1], cache=Cache(tmp_path / "cache"))
+    *_, test = divided("digits")
+    expected = [accuracy(teacher, test.in_order()) for teacher in pair]
+    assert teacher_accuracies("digits", pair) == expected and expected[0] != expected[1]
+    monkeypatch.setattr(teachers, "accuracy", lambda network, batches: pytest.fail("judged again"))
+    assert teacher_accuracies("digits", pair[::-1]) == expected[::-1]
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

@@ -69,7 +69,7 @@ def sweep(
     ... def power(base, exponent):
     ...     return {"value": base**exponent}
     >>> sweep(power, base=[2, 3], exponent=[1, 2], cache=Cache(tempfile.mkdtemp())).drop(columns="run")
-    power: 4/4 task, done after 00:00
+    power: 4/4 tasks, done after 00:00
        base  exponent  value
     0     2         1      2
     1     2         2      4

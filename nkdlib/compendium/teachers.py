@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from nkdlib.compendium.provenance import provenance
+from nkdlib.compendium.sweep import experiment, sweep
 from nkdlib.data.images import Images, random_shift_flip
 from nkdlib.data.load import DataNotFound, load, search_root
 from nkdlib.data.readers import DataDamaged
@@ -186,15 +187,31 @@ def deeper_teacher(data: str, depth: int) -> tuple[str, ResNet, tuple[tuple[floa
         raise DataNotFound(f"{error}, or run: python -m nkdlib.compendium.teachers {name}") from None
 
 
+def teacher_accuracies(
+    data: str, teachers: Iterable[ResNet], device: str = "cpu", executor: InProcess | Processes | None = None
+) -> list[float]:
+    """Test accuracy in percent of each teacher, measured once for all notebooks."""
+    fixed = {"judge": divided(data)[2], "device": device}
+    cases = [{"teacher": teacher} for teacher in teachers]
+    return sweep(judged, cases, fixed=fixed, executor=executor, title="judging teachers").accuracy.to_list()
+
+
+@experiment
+def judged(teacher: ResNet, judge: Images, device: str) -> dict[str, float]:
+    """Return the accuracy in percent on images, an experiment."""
+    return {"accuracy": accuracy(teacher, judge.in_order(device))}
+
+
 def linear_accuracy(data: str, executor: InProcess | Processes | None = None) -> float:
     """Test accuracy in percent of a linear classifier on the pixels, which any network must be far above."""
     train, _, test = divided(data)
-    task = Task(train_linear, {"train": train, "test": test}, "linear classifier")
-    return Cache().run([task], executor, "training a linear classifier")[0].info["accuracy"]
+    fixed, title = {"train": train, "test": test}, "training a linear classifier"
+    return sweep(train_linear, fixed=fixed, executor=executor, title=title).accuracy.item()
 
 
+@experiment
 def train_linear(train: Images, test: Images) -> dict[str, float]:
-    """Train a linear classifier from labels, a task for the cache: 3,000 steps of Adam at 1e-3."""
+    """Train a linear classifier from labels, an experiment: 3,000 steps of Adam at 1e-3."""
     network = reset(nn.Sequential(nn.Flatten(), nn.Linear(train.pixels[0].numel(), train.num_classes)), seed=0)
     schedule = Schedule(3000, batch_size=min(128, len(train)), lr=1e-3)
     fit(network, train.batches(schedule.batch_size, steps=schedule.steps, seed=0), schedule)

@@ -140,7 +140,8 @@ class Cache:
         The first task that fails cancels those not yet begun; its error is raised with the task's label in a
         note. What is done by then is kept.
         """
-        tasks = list(tasks)
+        if not (tasks := list(tasks)):
+            return []
         ingredients = [_ingredients(task) for task in tasks]
         keys = [sha256(each) for each in ingredients]
         wanted = dict(zip(keys, zip(tasks, ingredients, strict=True), strict=True))
@@ -150,7 +151,7 @@ class Cache:
             (task.label, partial(_make, _with_inputs(task), key, content, self._place(task, key)))
             for key, (task, content) in ((key, wanted[key]) for key in missing)
         )
-        title, done = title or (tasks[0].label if tasks else ""), len(wanted) - len(missing)
+        title, done = title or tasks[0].label, len(wanted) - len(missing)
         made = gather(calls, executor or make_executor(), title, list(missing.values()), done, _keep)
         artefacts |= zip(missing, made, strict=True)
         return [artefacts[key] for key in keys]

@@ -195,7 +195,7 @@ def gather(
     waiting: dict[Future, tuple[int, str]] = {}  # place and label of what is not done
     results: dict[int, object] = {}
     seconds = [1.0] * len(calls) if seconds is None else seconds
-    with Progress(title, done + len(seconds), "task") as progress:
+    with Progress(title, done + len(seconds), "tasks") as progress:
         progress.work = 0.0, sum(seconds)
         progress.advance(done)
 
