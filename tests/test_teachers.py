@@ -20,10 +20,10 @@ from nkdlib.compendium.teachers import (
     deeper_teacher,
     divided,
     keep_teacher,
+    levels,
     linear_accuracy,
     open_teachers,
     published_teacher,
-    teacher_accuracies,
     train_teacher,
 )
 from nkdlib.data.load import DataNotFound
@@ -150,9 +150,9 @@ def test_teachers_are_judged_once_for_all_notebooks(short, tmp_path, monkeypatch
     pair = open_teachers("digits", 8, [0, 1], cache=Cache(tmp_path / "cache"))
     *_, test = divided("digits")
     expected = [accuracy(teacher, test.in_order()) for teacher in pair]
-    assert teacher_accuracies("digits", pair) == expected and expected[0] != expected[1]
+    assert levels("digits", pair) == (expected, linear_accuracy("digits")) and expected[0] != expected[1]
     monkeypatch.setattr(teachers, "accuracy", lambda network, batches: pytest.fail("judged again"))
-    assert teacher_accuracies("digits", pair[::-1]) == expected[::-1]
+    assert levels("digits", pair[::-1])[0] == expected[::-1]
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)

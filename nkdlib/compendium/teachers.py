@@ -187,13 +187,14 @@ def deeper_teacher(data: str, depth: int) -> tuple[str, ResNet, tuple[tuple[floa
         raise DataNotFound(f"{error}, or run: python -m nkdlib.compendium.teachers {name}") from None
 
 
-def teacher_accuracies(
+def levels(
     data: str, teachers: Iterable[ResNet], device: str = "cpu", executor: InProcess | Processes | None = None
-) -> list[float]:
-    """Test accuracy in percent of each teacher, measured once for all notebooks."""
+) -> tuple[list[float], float]:
+    """Test accuracies in percent that frame all others: each teacher's, and a linear classifier's; measured once."""
     fixed = {"judge": divided(data)[2], "device": device}
     cases = [{"teacher": teacher} for teacher in teachers]
-    return sweep(judged, cases, fixed=fixed, executor=executor, title="judging teachers").accuracy.to_list()
+    reached = sweep(judged, cases, fixed=fixed, executor=executor, title="judging teachers").accuracy.to_list()
+    return reached, linear_accuracy(data, executor)
 
 
 @experiment
