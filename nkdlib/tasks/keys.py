@@ -76,6 +76,7 @@ class Ingredients:
         self.code: dict[str, str] = {}
         self.variables: dict[str, str] = {}
         self._met: dict[int, tuple[int, object]] = {}  # id -> number, and the object, so that its id stays its own
+        self._members = functools.cache(_members)  # of a class, which most layers of a network share
 
     def canonical(self, value: object, name: str, inside: bool = False) -> object:
         """Return `value` as plain JSON types.
@@ -186,13 +187,7 @@ class Ingredients:
         described = []
         for base in kind.__mro__:
             self._add_module(base.__module__)
-            if _is_found(base):
-                members = {k: v for k, v in vars(base).items() if isinstance(v, FunctionType) and _is_foreign(v)}
-            elif base.__module__ == parametrize.__name__:
-                continue  # a module's own class, made for the parametrizations that stand among its children
-            else:
-                members = {key: _behind(value) for key, value in vars(base).items() if _is_own(key, value)}
-            if members:
+            if members := self._members(base):
                 described.append(
                     self._once(base, functools.partial(self.canonical, members, qualified_name(base), True))
                 )
@@ -236,6 +231,15 @@ class Ingredients:
         self.code[unit] = sha256(parts)
         for imported in {imported for *_, imports in parts for imported in imports if unit != "nkdlib"}:
             self._add_module(imported)
+
+
+def _members(kind: type) -> dict[str, object]:
+    """Return the members of a class that no module shows: all, or those that were replaced in a module's class."""
+    if _is_found(kind):
+        return {k: v for k, v in vars(kind).items() if isinstance(v, FunctionType) and _is_foreign(v)}
+    if kind.__module__ == parametrize.__name__:
+        return {}  # a module's own class, made for the parametrizations that stand among its children
+    return {key: _behind(value) for key, value in vars(kind).items() if _is_own(key, value)}
 
 
 def _behind(member: object) -> object:
