@@ -375,13 +375,13 @@ def test_a_method_that_somebody_replaced_counts(monkeypatch):
     assert len({before, first, fingerprint(nn.ReLU())}) == 3
 
 
-def test_five_million_parameters_have_a_key_in_a_fifth_of_a_second():
+def test_five_million_parameters_have_a_key_in_a_tenth_of_a_second():
     network, seconds = efficientnet_b0(), []
     for _ in range(5):
         start = time.process_time()
         fingerprint(network)
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.2  # 0.08 measured, a quarter of it hashing
+    assert min(seconds) < 0.1
 
 
 @pytest.mark.parametrize(
