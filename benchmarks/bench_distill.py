@@ -1,11 +1,12 @@
 """Neighbourhood Distillation against end-to-end distillation of the same student, step for step.
 
-A ResNet-20 at 32 pixels, all nine blocks at half the inner width, random weights, bfloat16 in training steps.
+A ResNet-20 at 32 pixels, all nine blocks at half the inner width, random weights, bfloat16 in training steps
+where it pays.
 
 - The capture pass: float32 in the teacher, bfloat16 in memory, against the teacher's bare forward pass. Aim: 1.3.
 - One step of all neighbourhoods on one worker, against one end-to-end step, the teacher's passes left out. Aim: 1.15.
   A step's cost is the difference of two lengths, so that what a training costs once does not count.
-- The share of the GEMM floor: a step's MACs, forward and backward, over the fastest matrix product in bfloat16.
+- The share of the GEMM floor: a step's MACs, forward and backward, over the fastest matrix product in their type.
 - By the wall clock, whole calls of equally many steps: ND on two processes against end to end on two threads.
 
 CPU seconds on one thread, by turns, medians; the wall clock where it is said.
@@ -33,6 +34,7 @@ from nkdlib.networks import resnet
 from nkdlib.tasks.executors import make_executor
 from nkdlib.training import Schedule, distill_end_to_end
 from nkdlib.training.end_to_end import EndToEnd
+from nkdlib.training.kernels import bfloat16_pays
 
 BATCH, SHORT, LONG, WALL, REPEATS, CORES = 128, 4, 16, 48, 3, 2
 AIMS = {"capture over the bare pass": 1.3, "a step of ND over one end to end": 1.15}
@@ -100,7 +102,8 @@ def main() -> None:
     passes = {"bare pass": partial(bare_pass, teacher, few)}
     passes["capture"] = partial(capture, teacher, parts, few, dtype=torch.bfloat16)
     seconds, ratios = defaultdict(list), defaultdict(list)
-    gemm_s = step_macs(student, batches[0][:BATCH]) / peaks("cpu", torch.bfloat16)[0]
+    kind = torch.bfloat16 if bfloat16_pays(torch.device("cpu")) else torch.float32
+    gemm_s = step_macs(student, batches[0][:BATCH]) / peaks("cpu", kind)[0]
     with make_executor("local", CORES) as pool:
         on_processes = partial(methods["ND"], WALL, executor=pool)
         timed(on_processes)  # starts the processes

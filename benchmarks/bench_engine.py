@@ -37,6 +37,7 @@ from nkdlib.neighbourhoods.local import squared_error
 from nkdlib.networks import BasicBlock, resnet
 from nkdlib.tasks.cache import Cache
 from nkdlib.tasks.measure import Stopwatch
+from nkdlib.training.kernels import autocast
 from nkdlib.training.loop import Schedule, Trainer
 from nkdlib.training.store import Store
 
@@ -86,7 +87,7 @@ def forward_backward(students: Students, ready: dict[str, list[tuple[Tensor, Ten
         for student in candidates.values():
             parameters = list(student.train().parameters())
             for x, gradient in ready[name]:
-                with torch.autocast(DEVICE, torch.bfloat16, enabled=AMP):
+                with autocast(torch.device(DEVICE), AMP):
                     output = student(x)
                 torch.autograd.grad(output, parameters, gradient)
 
@@ -126,7 +127,7 @@ def taken_apart(students: Students, stores: dict[str, Store]) -> dict[str, float
             trainer, now = Trainer(student, SCHEDULE, name), clock()
             for rows in stores[name].batches(BATCH_SIZE, steps=STEPS, seed=0):
                 lap("drawing")
-                with torch.autocast(DEVICE, torch.bfloat16, enabled=AMP):
+                with autocast(torch.device(DEVICE), AMP):
                     output = student(rows["x"])
                 lap("forward")
                 loss = squared_error(output, rows["y"])

@@ -14,6 +14,7 @@ from nkdlib.data.images import random_rows
 from nkdlib.neighbourhoods.local import step_dtype
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule
+from nkdlib.training.kernels import bfloat16_pays
 from nkdlib.training.store import Store
 
 WARM_UP = 3  # eager steps before the capture, which count like all others
@@ -71,7 +72,8 @@ class Together:
         part.module.zero_grad()  # to None: a captured backward pass then writes gradients instead of adding to them
         dtype = step_dtype(part.store, self.schedule.amp)
         rows = part.store.take(order.index_select(0, self.at).squeeze(0), dtype)
-        amp = {"enabled": self.schedule.amp, "cache_enabled": False}  # a cached cast would stay that of the capture
+        enabled = self.schedule.amp and bfloat16_pays(self.device)
+        amp = {"enabled": enabled, "cache_enabled": False}  # a cached cast would stay that of the capture
         with torch.autocast(self.device.type, torch.bfloat16, **amp):
             value = part.loss(rows)
         value.backward()

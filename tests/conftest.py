@@ -43,6 +43,12 @@ def runs(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture
+def capability(monkeypatch):
+    """Give this CPU's instructions another name."""
+    return lambda name: monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: name)
+
+
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory):
     """One folder for all notebooks, since the later ones and the report read what the earlier ones left."""

@@ -19,6 +19,7 @@ from nkdlib.neighbourhoods.local import squared_error, train_local
 from nkdlib.networks import BasicBlock, cost, resnet
 from nkdlib.tasks import Cache, make_executor
 from nkdlib.training import Schedule, reestimate_batchnorm
+from nkdlib.training.kernels import bfloat16_pays
 from nkdlib.training.store import Store
 
 RECIPE = Recipe(Schedule(6, batch_size=16, lr=2e-3), holdout=16, solve_images=64)
@@ -190,7 +191,8 @@ def test_inputs_that_differ_in_every_pass_are_refused_where_several_are_made(giv
         distill(teacher, students, Shuffled(), replace(COPIED, memory_limit_gb=boundary_gb((8, 8, 8), (8, 8, 8))))
 
 
-def test_steps_in_bfloat16_end_near_those_in_float32(given):
+def test_steps_in_bfloat16_end_near_those_in_float32(given, capability):
+    capability("AVX512")
     teacher, x = given
     schedules = (Schedule(30, 16, lr=5e-3, amp=amp) for amp in (False, True))
     plain, mixed = (distill(teacher, {"layer2.0": 0.5}, [x], replace(COPIED, schedule=s)) for s in schedules)
@@ -200,7 +202,19 @@ def test_steps_in_bfloat16_end_near_those_in_float32(given):
     assert {value.dtype for value in other.module.parameters()} == {torch.float32}
 
 
-def test_boundaries_in_bfloat16_stay_so_in_steps_that_use_it():
+@pytest.mark.parametrize("name", ["AVX2", "DEFAULT"])
+def test_steps_are_in_float32_on_a_cpu_without_fast_bfloat16(given, capability, name):
+    capability(name)
+    teacher, x = given
+    schedules = (Schedule(3, 16, lr=5e-3, amp=amp) for amp in (False, True))
+    recipes = [replace(COPIED, schedule=schedule, dtype=torch.bfloat16) for schedule in schedules]
+    plain, asked = (distill(teacher, {"layer2.0": 0.5}, [x], recipe)["layer2.0"] for recipe in recipes)
+    assert asked.losses == plain.losses and asked.local_error == plain.local_error
+    assert not bfloat16_pays(torch.device("cpu")) and bfloat16_pays(torch.device("cuda"))
+
+
+def test_boundaries_in_bfloat16_stay_so_in_steps_that_use_it(capability):
+    capability("AVX512")
     y, seen = torch.tensor([[1.0], [3.0], [0.0], [2.0]]).bfloat16(), []
     student = nn.Linear(1, 1)
     student.register_forward_pre_hook(lambda module, args: seen.append((module.training, args[0].dtype)))

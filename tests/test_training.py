@@ -3,6 +3,7 @@
 Behind claim ND-1.
 """
 
+import copy
 import dataclasses
 import math
 import re
@@ -30,8 +31,8 @@ from nkdlib.training import (
     reestimate_batchnorm,
 )
 from nkdlib.training.end_to_end import capture_logits, soft_targets
+from nkdlib.training.kernels import better_kernels
 from nkdlib.training.loop import Trainer, minimize
-from nkdlib.training.precision import slow_in_float32
 from nkdlib.training.store import images_of
 
 
@@ -158,7 +159,7 @@ def test_depthwise_convolutions_that_bfloat16_slows_are_float32(options, slow):
     exact = conv(x.float())
     with torch.autocast("cpu", torch.bfloat16):
         usual = conv(x)
-    with slow_in_float32(conv):
+    with better_kernels(conv):
         with torch.autocast("cpu", torch.bfloat16):
             y = conv(x)
         assert torch.equal(conv(x.float()), exact), "without autocast"
@@ -168,16 +169,57 @@ def test_depthwise_convolutions_that_bfloat16_slows_are_float32(options, slow):
     assert torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * theirs.abs().max())
 
 
+STRIDED = {  # options of nn.Conv2d(4, ...) with 1x1 weights
+    "stride": {"stride": 2},
+    "strides": {"stride": (3, 2), "bias": False},
+    "grouped": {"stride": 2, "groups": 2},
+    "three inputs": {"stride": 2, "in_channels": 3},
+    "valid": {"stride": 2, "padding": "valid"},
+}
+
+
+@pytest.mark.parametrize("options", STRIDED.values(), ids=STRIDED)
+def test_gradients_of_strided_convolutions_with_few_inputs_are_right(options):
+    conv = nn.Conv2d(**{"in_channels": 4, "out_channels": 8, "kernel_size": 1, **options})
+    x = torch.randn(32, conv.in_channels, 9, 9).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with better_kernels(conv):
+        y = conv(x)
+        found = torch.autograd.grad(y.square().sum(), (x, conv.weight))
+    double = copy.deepcopy(conv).double()
+    exact = double(x.double().contiguous())
+    wanted = torch.autograd.grad(exact.square().sum(), (x, double.weight))
+    torch.testing.assert_close((y, *found), (exact.float(), wanted[0], wanted[1].float()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "dims"), [(nn.Conv1d, 1), (nn.Conv3d, 3)])
+def test_strided_convolutions_of_other_dimensions_give_the_same(kind, dims):
+    conv, x = kind(2, 3, 1, stride=2), torch.randn(2, 2, *(5, 6, 7)[:dims])
+    usual = conv(x)
+    with better_kernels(conv):
+        torch.testing.assert_close(conv(x), usual)
+        assert "forward" in vars(conv)
+
+
+@pytest.mark.parametrize(
+    "conv", [nn.Conv2d(4, 4, 1), nn.Conv2d(16, 4, 1, 2), nn.Conv2d(4, 4, 3, 2), nn.Conv2d(4, 4, 1, 2, padding=1)]
+)
+def test_other_convolutions_keep_their_kernels(conv):
+    with better_kernels(conv):
+        assert "forward" not in vars(conv)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_weights_of_another_precision_keep_it_under_autocast(dtype):
     conv, x = nn.Conv2d(8, 8, 3, 2, groups=8).to(dtype), torch.randn(2, 8, 9, 9).to(dtype)
     with torch.autocast("cpu", torch.bfloat16):
         usual = conv(x)
-        with slow_in_float32(conv):
+        with better_kernels(conv):
             assert torch.equal(conv(x), usual)
 
 
-def test_a_step_that_computes_layers_once_more_is_the_same():
+def test_a_step_that_computes_layers_once_more_is_the_same(capability):
+    capability("AVX512")
+
     def losses(again):
         network = reset(nn.Sequential(nn.Conv2d(4, 4, 3, 2, 1, groups=4), nn.BatchNorm2d(4), nn.ReLU()), seed=0)
         trainer, x = Trainer(network, Schedule(2, amp=True)), torch.linspace(-1, 1, 1536).view(6, 4, 8, 8).sin()

@@ -15,6 +15,7 @@ from nkdlib.figs.budget import Scores
 from nkdlib.networks.channels import channel_groups
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule, predict
+from nkdlib.training.kernels import autocast
 
 STEP = 32  # crops
 ENDS = [*(f"features.{n}.conv.0.0" for n in (4, 7, 11, 14, 17)), "features.18.0", "classifier.1"]  # read blocks' ends
@@ -41,7 +42,7 @@ def cost_model(network: nn.Module, size: int, device: str = "cpu") -> figs.CostM
 def with_answers(network: nn.Module, batches: Iterable, amp: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Images with the network's logits as labels."""
     for x, _ in batches:
-        with torch.no_grad(), torch.autocast(x.device.type, torch.bfloat16, enabled=amp):
+        with torch.no_grad(), autocast(x.device, amp):
             answers = network(x.clone())
         yield x, answers.float()
 

@@ -11,6 +11,7 @@ from nkdlib.data import DeadLeaves, GaussianImages, Images, SmoothImages, Spectr
 from nkdlib.networks.module import device_of
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.evaluate import predict
+from nkdlib.training.kernels import autocast
 from nkdlib.training.store import Store
 
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's networks, white being 1
@@ -86,7 +87,7 @@ def cut_before(network: nn.Module, block: int) -> tuple[nn.Module, nn.Module]:
 def pass_on(front: nn.Module, inputs: Iterable, amp: bool = False) -> Tensor:
     """What `front` makes of batches of images, float16 and channels last as in a `Store`: (N, H, W, C)."""
     device, parts = device_of(front), []
-    with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+    with autocast(device, amp):
         for batch in inputs:
             x = batch if isinstance(batch, Tensor) else batch[0]
             parts.append(front(x.to(device)).permute(0, 2, 3, 1).half().contiguous())

@@ -16,6 +16,7 @@ from nkdlib.networks import cost, reset
 from nkdlib.tasks.executors import InProcess, Processes
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule, accuracy, fit
+from nkdlib.training.kernels import better_kernels
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def step_ms(model: CostModel, batches: Iterable, device: str) -> tuple[float, fl
     optimizer = torch.optim.AdamW(gates.train().parameters(), 1e-3, fused=True)
     for images, labels in batches:
         for gates.opened in ms:
-            with Stopwatch(device) as watch:
+            with Stopwatch(device) as watch, better_kernels(gates):
                 if not gates.opened:
                     gates.draw()
                 loss = F.cross_entropy(gates(images), labels)

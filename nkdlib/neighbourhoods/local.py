@@ -14,6 +14,7 @@ from nkdlib.networks.module import device_of
 from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.batchnorm import reestimate_batchnorm
+from nkdlib.training.kernels import bfloat16_pays
 from nkdlib.training.loop import Schedule, Trainer
 from nkdlib.training.store import Store
 
@@ -132,7 +133,7 @@ def local_error(student: nn.Module, store: Store) -> float:
 def step_dtype(store: Store, amp: bool) -> torch.dtype:
     """The type of rows in steps: bfloat16 if they are kept so and autocast hands it on between layers, else float32."""
     kept = {tensor.dtype for tensor in store.tensors.values()}
-    return torch.bfloat16 if amp and kept == {torch.bfloat16} else torch.float32
+    return torch.bfloat16 if amp and kept == {torch.bfloat16} and bfloat16_pays(store.device) else torch.float32
 
 
 def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, seed: int) -> dict[str, object]:

@@ -16,7 +16,7 @@ from nkdlib.networks.module import NORMS, device_of, seeded
 from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
 from nkdlib.training.distributed import Checkpoints, check_same, mean_over_processes, rank_and_size
-from nkdlib.training.precision import slow_in_float32
+from nkdlib.training.kernels import autocast, better_kernels
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Trainer:
         self.model.zero_grad()
         device, rank = device_of(self.model), rank_and_size()[0] if self.shared else 0
         draws = seeded(device, self.seed + step + (rank << 32))
-        amp = torch.autocast(device.type, torch.bfloat16, enabled=self.schedule.amp)
-        with slow_in_float32(self.model) if self.schedule.amp and device.type == "cpu" else nullcontext():
+        amp = autocast(device, self.schedule.amp)
+        with better_kernels(self.model) if device.type == "cpu" else nullcontext():
             with draws, amp, torch.enable_grad():  # a generator of batches may have left gradients off
                 value = loss()
             if value.numel() != 1:

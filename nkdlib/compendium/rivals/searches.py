@@ -16,6 +16,7 @@ from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import Gates
 from nkdlib.networks.module import device_of
 from nkdlib.networks.spaces import Sum
+from nkdlib.training.kernels import better_kernels
 from nkdlib.training.loop import Schedule, Trainer, minimize
 
 # DEVIATION D12: short versions; ranks within the budget decide what is kept, without a width multiplier.
@@ -149,7 +150,8 @@ def mix(
     try:
         for _, batch, other in zip(range(schedule.steps), batches, held_out, strict=False):
             chooser.zero_grad()
-            objective(other).backward()
+            with better_kernels(network):
+                objective(other).backward()
             chooser.step()
             trainer.step(lambda batch=batch: objective(batch))
         losses = trainer.finish()
