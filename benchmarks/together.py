@@ -14,7 +14,7 @@ from nkdlib.data.images import random_rows
 from nkdlib.neighbourhoods.local import step_dtype
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training import Schedule
-from nkdlib.training.kernels import bfloat16_pays
+from nkdlib.training.kernels import better_kernels, bfloat16_pays
 from nkdlib.training.store import Store
 
 WARM_UP = 3  # eager steps before the capture, which count like all others
@@ -74,9 +74,10 @@ class Together:
         rows = part.store.take(order.index_select(0, self.at).squeeze(0), dtype)
         enabled = self.schedule.amp and bfloat16_pays(self.device)
         amp = {"enabled": enabled, "cache_enabled": False}  # a cached cast would stay that of the capture
-        with torch.autocast(self.device.type, torch.bfloat16, **amp):
-            value = part.loss(rows)
-        value.backward()
+        with better_kernels(part.module):
+            with torch.autocast(self.device.type, torch.bfloat16, **amp):
+                value = part.loss(rows)
+            value.backward()
         nn.utils.clip_grad_norm_(part.module.parameters(), self.schedule.max_grad_norm)
         losses.index_copy_(0, self.at, value.detach().reshape(1))
 
