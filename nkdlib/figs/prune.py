@@ -6,6 +6,7 @@ layers read cut channels, and the output, back to what they were. (Our extension
 Zhang and Sun 2017, arXiv 1707.06168.)
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -209,6 +210,7 @@ def _kept_inputs(network: nn.Module, parts: list[tuple[str, slice]], kept: Mappi
 def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
     """Layers to whose output a constant can be added: the path of the BatchNorm that takes it, None for an own bias."""
     graph, found = trace(network, example), {}
+    times = Counter(layer_of(graph, node) for node in graph.graph.nodes)
     for node in graph.graph.nodes:
         if node.op != "call_module":
             continue
@@ -217,8 +219,7 @@ def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
             found[node.target] = None
         elif len(users) == 1 and users[0].op == "call_module":
             norm = graph.get_submodule(users[0].target)
-            calls = [other for other in graph.graph.nodes if layer_of(graph, other) is norm]  # it serves no other layer
-            if isinstance(norm, NORMS) and norm.running_mean is not None and calls == users:
+            if isinstance(norm, NORMS) and norm.running_mean is not None and times[norm] == 1:  # it serves this layer
                 found[node.target] = users[0].target
     return found
 
