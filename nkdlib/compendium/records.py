@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import nbformat
 from PIL import Image
 
 from nkdlib.compendium.tiers import portable
@@ -32,13 +31,13 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def without_places(path: Path) -> bytes:
     """Return an executed notebook without times and paths of the machine, its pictures in at most 256 colors."""
-    notebook = nbformat.read(path, as_version=4)
-    ran = notebook.metadata.get("papermill", {}).get("parameters", {})
-    notebook.metadata["papermill"] = {"parameters": portable(ran)}
-    for cell in notebook.cells:
+    notebook = json.loads(path.read_text(encoding="utf-8"))  # nbformat takes two seconds to import
+    ran = notebook["metadata"].get("papermill", {}).get("parameters", {})
+    notebook["metadata"]["papermill"] = {"parameters": portable(ran)}
+    for cell in notebook["cells"]:
         for name in ("papermill", "execution"):
-            cell.metadata.pop(name, None)
-    text = nbformat.writes(notebook)
+            cell["metadata"].pop(name, None)
+    text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False)
     for place, name in ((checkout(), "."), (Path.home(), "~")):
         text = re.sub(rf"(?<![\w+/]){re.escape(str(place))}(?![\w+=])", name, text)  # never inside of a picture
     return (re.sub(r'(?<=base64,)[\w+/=]+|(?<="image/png": ")[\w+/=\\n]+', _smaller, text) + "\n").encode()
