@@ -13,8 +13,8 @@ CONVOLUTIONS = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: tor
 def bfloat16_pays(device: torch.device) -> bool:
     """Whether a device is fast in bfloat16; a CPU needs AVX-512, or a step takes 14 to 17 times as long as in float32.
 
-    Without it oneDNN has no kernels in bfloat16, and torch computes convolutions element by element. CPUs with ARM
-    instructions count as slow, which was not measured.
+    Without it oneDNN has no kernels in bfloat16, and torch falls back to slow ones. CPUs with ARM instructions count as
+    slow, which was not measured.
     """
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
@@ -55,7 +55,7 @@ def _other_way(layer: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None
         return None
     strided = max(layer.stride) > 1
     if max(layer.kernel_size) == 1 and strided and layer.padding in ("valid", (0,) * len(layer.stride)):
-        return _sliced if layer.in_channels // layer.groups < 16 else None
+        return partial(_sliced, CONVOLUTIONS[kind]) if layer.in_channels // layer.groups < 16 else None
     depthwise = kind is nn.Conv2d and 1 < layer.groups == layer.in_channels
     if not depthwise or any(p.dtype != torch.float32 for p in layer.parameters()):
         return None
@@ -63,11 +63,10 @@ def _other_way(layer: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None
     return _in_float32 if large or layer.out_channels > layer.groups else None
 
 
-def _sliced(layer: nn.Module, x: Tensor) -> Tensor:
+def _sliced(convolve: Callable[..., Tensor], layer: nn.Module, x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return type(layer).forward(layer, x)
     x = x[(..., *(slice(None, None, stride) for stride in layer.stride))]
-    convolve = next(function for kind, function in CONVOLUTIONS.items() if isinstance(layer, kind))
     return convolve(x, layer.weight, layer.bias, groups=layer.groups)
 
 
