@@ -141,9 +141,10 @@ def intervals(ax: Axes, spans: Mapping[str, Interval], methods: Mapping[str, str
     ax.grid(axis="y", visible=False)
 
 
-def level(ax: Axes, name: str, value: float, linestyle: str = "-") -> None:
-    """Draw a horizontal line that frames the others, such as the teacher's accuracy or chance."""
-    ax.axhline(value, color=method_colors.get(name, "0.4"), linewidth=1, linestyle=linestyle, label=name, zorder=1)
+def level(ax: Axes, name: str, value: float, linestyle: str = "-", upright: bool = False) -> None:
+    """Draw a line that frames the others, such as the teacher's accuracy or chance; an upright one beside intervals."""
+    look = {"color": method_colors.get(name, "0.4"), "linewidth": 1, "linestyle": linestyle, "label": name, "zorder": 1}
+    (ax.axvline if upright else ax.axhline)(value, **look)
 
 
 def heat_map(ax: Axes, table: pd.DataFrame, numbers: str = ".2g", **look: object) -> None:
