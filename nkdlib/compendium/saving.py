@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from nkdlib.tasks.places import write_atomically
 
-DPI, QUALITY = 160, 85  # of pixels; of JPEG
+DPI, QUALITY = 160, 75  # of pixels; of JPEG
 
 
 def save(fig: Figure, path_stem: str | Path, alt: str, watermark: str = "") -> list[Path]:
