@@ -247,29 +247,34 @@ def executed(path, *pictures):
     nbformat.write(new_notebook(cells=[cell], metadata={"papermill": ran}), path)
 
 
-def png(size, colors):
+def picture(size, colors, kind="png"):
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, colors, (*size, 3), np.uint8) * (255 // max(colors - 1, 1))
-    Image.fromarray(pixels).save(buffer, "png", compress_level=0)
+    Image.fromarray(pixels).save(buffer, kind, compress_level=0)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def opened(encoded):
+    return Image.open(io.BytesIO(base64.b64decode(encoded)))
 
 
 def test_a_reference_keeps_its_executed_notebooks_small_and_without_the_machines_paths(figures, runs, clean):
     run()
-    before = png((40, 40), 2)
-    executed(runs / "cpu" / "02_distillation_speed.ipynb", before)
+    before = [picture((40, 40), 2), picture((40, 1600), 256, "jpeg"), picture((40, 800), 256, "jpeg")]
+    executed(runs / "cpu" / "02_distillation_speed.ipynb", *before)
     executed(runs / "cpu" / "02_distillation_speed.failed.ipynb")
     executed(runs / "cpu" / "03_student_search.ipynb")  # of another run: it left no results
     assert verify(["--write-reference"]) == 0
     (kept,) = (figures / "cpu").glob("*.ipynb")
     notebook = nbformat.read(kept, as_version=4)
     assert notebook.metadata.papermill == {"parameters": {"seeds": 3, "data": ".../photos"}}
-    picture, printed = notebook.cells[0].outputs
+    *shown, printed = notebook.cells[0].outputs
     assert printed.text == "./x and ~/y" and "papermill" not in notebook.cells[0].metadata
-    after = re.search('base64,([^"]+)', picture.data["text/html"])[1]
-    assert len(after) < len(before) / 2
-    same = [np.array(Image.open(io.BytesIO(base64.b64decode(one))).convert("RGB")) for one in (before, after)]
+    drawing, wide, narrow = (re.search('base64,([^"]+)', one.data["text/html"])[1] for one in shown)
+    assert len(drawing) < len(before[0]) / 2
+    same = [np.array(opened(one).convert("RGB")) for one in (before[0], drawing)]
     assert (same[0] == same[1]).all()  # eight colors need no more than a palette
+    assert (opened(wide).format, opened(wide).size) == ("JPEG", (800, 20)) and narrow == before[2]
 
 
 def test_executed_notebooks_of_more_than_5_mb_are_refused(figures, runs, clean, monkeypatch, capsys):

@@ -15,6 +15,7 @@ from nkdlib.tasks.places import checkout, write_atomically
 OBSERVATIONS = "observations.json"
 PROVENANCE = "provenance.json"
 REFERENCE = "reference.json"
+WIDEST = 800  # pixels of a photograph in a committed notebook; the folder of figures keeps all of them
 
 
 def write_json(path: Path, content: object) -> Path:
@@ -30,7 +31,7 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def without_places(path: Path) -> bytes:
-    """Return an executed notebook without times and paths of the machine, its pictures in at most 256 colors."""
+    """Return an executed notebook without times and paths of the machine, its pictures small."""
     notebook = json.loads(path.read_text(encoding="utf-8"))  # nbformat takes two seconds to import
     ran = notebook["metadata"].get("papermill", {}).get("parameters", {})
     notebook["metadata"]["papermill"] = {"parameters": portable(ran)}
@@ -44,8 +45,16 @@ def without_places(path: Path) -> bytes:
 
 
 def _smaller(found: re.Match) -> str:
-    """Write a PNG in base64 anew with a palette, if that is shorter."""
-    picture = Image.open(io.BytesIO(base64.b64decode(found[0].replace("\\n", "")))).convert("RGBA")
-    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-    on_white.quantize(256).save(buffer := io.BytesIO(), "png", optimize=True)
+    """Write a picture in base64 anew, if that is shorter: a PNG with a palette, a JPEG at most `WIDEST` pixels wide."""
+    picture = Image.open(io.BytesIO(base64.b64decode(found[0].replace("\\n", ""))))
+    buffer = io.BytesIO()
+    if picture.format == "JPEG":
+        if picture.width <= WIDEST:
+            return found[0]
+        height = round(picture.height * WIDEST / picture.width)
+        picture.resize((WIDEST, height), Image.Resampling.LANCZOS).save(buffer, "jpeg", quality=75)
+    else:
+        picture = picture.convert("RGBA")
+        on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        on_white.quantize(256).save(buffer, "png", optimize=True)
     return min(base64.b64encode(buffer.getvalue()).decode(), found[0], key=len)
