@@ -106,9 +106,9 @@ def test_the_picture_shows_each_claim_at_its_strongest_tier(tmp_path):
     rows = committed(tmp_path)
     assert 'src="figures/claims.png"' in parts(rows, tmp_path)["picture"]
     words = in_words(rows)
-    assert "ND-0: reproduced (cpu); kept lead over a linear classifier 2.1 [1.85, 2.35], n=3, holds; " in words
+    assert "ND-0: reproduced (cpu); kept lead over a linear classifier 2.1 [1.85, 2.35; n=3], holds; " in words
     assert ". FG-3: reproduced (night); " in words
-    assert words.endswith("; FiGS over DARTS for cells 2.1 [1.85, 2.35], n=3, holds.")
+    assert words.endswith("; FiGS over DARTS for cells 2.1 [1.85, 2.35; n=3], holds.")
 
 
 def test_a_part_is_put_between_its_marks():

@@ -89,7 +89,7 @@ def test_verdict_prints_itself(figures):
     results = speed()
     results.observe("ND-1", "closed_form_ratio", 0, None)
     text = repr(results.verdict("ND-1"))
-    assert "REPRODUCED" in text and "2.54 [2.4, 2.68], n=5" in text and "asked: above 1; holds" in text
+    assert "REPRODUCED" in text and "2.54 [2.4, 2.68; n=5]" in text and "asked: above 1; holds" in text
     assert (
         "seeds 2.5, 2.6, 2.7, 2.4, 2.5" in text and "our aim: speed-up of the closed form not reached by seed 0" in text
     )

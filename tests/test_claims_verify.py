@@ -180,7 +180,7 @@ def test_what_is_missing_fails_and_other_parameters_are_named(figures, clean, ca
     assert "DIFFERS: ND-1 verdict: not attempted; the reference: reproduced" in out
     (figures / "cpu" / "02_distillation_speed" / "observations.json").unlink()
     assert verify([]) == 1
-    assert "ND-1 speedup_critical_path: not observed; the reference: 2.54 [2.4, 2.68], n=5" in capsys.readouterr().out
+    assert "ND-1 speedup_critical_path: not observed; the reference: 2.54 [2.4, 2.68; n=5]" in capsys.readouterr().out
 
 
 def test_smoke_judges_nothing_and_is_no_reference(figures, capsys):

@@ -51,8 +51,8 @@ class Interval:
     def __str__(self) -> str:
         if self.mean is None:
             return f"not reached by seed {self.missed}, n={self.n}"
-        bounds = "" if self.low is None else f" [{short(self.low)}, {short(self.high)}]"
-        return f"{short(self.mean)}{bounds}, n={self.n}"
+        bounds = "" if self.low is None else f"{short(self.low)}, {short(self.high)}; "
+        return f"{short(self.mean)} [{bounds}n={self.n}]"
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,9 @@ def t_interval(values: Mapping[int, float | None], scale: Scale = "linear") -> I
         ValueError: no seed at all, a value that is not finite, or one that is not positive on the log scale.
 
     >>> print(t_interval({0: 1.0, 1: 2.0, 2: 3.0}))
-    2 [-0.484, 4.48], n=3
+    2 [-0.484, 4.48; n=3]
     >>> print(t_interval({0: 1.0, 1: 2.0, 2: 4.0}, "log"))
-    2 [0.357, 11.2], n=3
+    2 [0.357, 11.2; n=3]
     """
     if not values:
         raise ValueError("values is empty; a t-interval needs at least one seed")

@@ -137,7 +137,7 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str,
         verdict, reason = "not attempted", unjudged
     elif not deciding:
         others = sorted({name for c in claim.criteria if c.column == "paper" for name in c.tiers or ()})
-        verdict, reason = "not attempted", f"only the tier {', '.join(others)} can decide it"
+        verdict, reason = "not attempted", f"only the tier {' or '.join(others)} can decide it"
     elif lacking:
         verdict, reason = "not attempted", "; ".join(lacking) if values else f"no observations at {profile}"
     elif "holds" in outcomes:

@@ -6,7 +6,7 @@ Its runs are kept in the artefact cache, so a sweep that was interrupted goes on
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pandas as pd
 
@@ -101,6 +101,31 @@ def sweep(
             )
         row |= {**run.info, "run": run}
     return pd.DataFrame(rows)
+
+
+def at_the_edge(tried: pd.DataFrame, best: pd.DataFrame, by: Sequence[str], settings: Sequence[str]) -> list[str]:
+    """List in words the best settings that are the lowest or highest of those tried: a better one may lie beyond.
+
+    Args:
+        tried: a row a trial, with the columns `by` and `settings`.
+        best: a row each choice, with the same columns.
+        by: columns that name whose choice it is; each has a grid of its own.
+        settings: columns of numbers that were chosen from; one value alone has no edge.
+
+    >>> tried = pd.DataFrame({"method": ["ND"] * 3 + ["end to end"], "lr": [0.1, 0.2, 0.4, 0.1]})
+    >>> at_the_edge(tried, tried[2:], ["method"], ["lr"])
+    ['ND (lr 0.4, the highest of 3)']
+    """
+    said = []
+    for _, row in best.iterrows():
+        grid = tried[(tried[[*by]] == row[[*by]]).all(axis=1)]
+        for setting in settings:
+            values = sorted(grid[setting].unique())
+            sides = {values[0]: "lowest", values[-1]: "highest"} if len(values) > 1 else {}
+            if side := sides.get(row[setting]):
+                name = ", ".join(map(str, row[[*by]]))
+                said.append(f"{name} ({setting} {row[setting]:g}, the {side} of {len(values)})")
+    return said
 
 
 def _listed(name: str, values: Iterable) -> list:
