@@ -81,6 +81,7 @@ def run_at_smoke(path, reproduced, monkeypatch, capfd):
     for cell in executed.cells:
         for output in cell.get("outputs", []):
             assert not (output.output_type == "stream" and "Warning" in output.text), output.text
+            assert "image/png" not in output.get("data", {}), f"a figure is shown twice, first here: {cell.source}"
     assert run.main(command) == 0
     assert f"{path.stem}: up to date" in capfd.readouterr().out
 
