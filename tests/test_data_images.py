@@ -254,19 +254,3 @@ def test_every_second_random_crop_is_a_mixture_of_two_images():
     mixed = torch.stack(views[3::2])
     assert mixed.min() >= 0 and mixed.max() <= 200 and len(mixed.unique()) > 40
     assert mixed[:, 0].max() > 100 and mixed[:, 3].min() < 100  # the partner may weigh more
-
-
-def test_every_fourth_random_crop_is_a_mixture_with_another_image():
-    black = Images("black", "all", torch.zeros(4, 1, 8, 8).byte(), torch.arange(4), tuple("abcd"), (0.0,), (1.0,))
-    among = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 4, 4)
-    views = [x[:, 0, 0, 0] for x, _ in Crops(black, 4, views=40, among=among, batch_size=4, seed=1)]
-    assert not torch.stack([views[0], *views[1::2]]).any()
-    mixed = torch.stack(views[2::2])
-    assert not mixed[:, ::2].any()
-    assert mixed[:, 1::2].min() >= 0 and 2 < mixed.max() <= 3 and len(mixed.unique()) == 1 + 2 * 19
-    again = [x[:, 0, 0, 0] for x, _ in Crops(black, 4, views=40, among=among, batch_size=4, seed=1)]
-    assert torch.equal(torch.stack(again), torch.stack(views))
-    with pytest.raises(ValueError, match=r"among \(2, 1, 4, 4\) must be M images of the crops' shape \(1, 5, 5\)"):
-        Crops(black, 5, among=among)
-    with pytest.raises(ValueError, match=r"among \(0, 1, 4, 4\) must be M images"):
-        Crops(black, 4, among=among[:0])

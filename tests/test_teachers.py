@@ -12,8 +12,8 @@ from PIL import Image
 
 from nkdlib.compendium import teachers
 from nkdlib.compendium.teachers import (
+    IMAGENET,
     PUBLISHED,
-    PUBLISHED_NORMALIZATION,
     RECIPES,
     TeacherRecipe,
     build,
@@ -112,7 +112,7 @@ def test_published_teachers_are_refused_by_name(tmp_path):
 @pytest.mark.parametrize(("depth", "published"), [(20, 91.73), (32, 92.63), (56, 93.39)])
 def test_published_teachers_reach_what_was_published(depth, published):
     _, _, test = divided("cifar10")
-    batches = test.renormalized(*PUBLISHED_NORMALIZATION).in_order(count=2000)
+    batches = test.renormalized(*IMAGENET).in_order(count=2000)
     assert abs(accuracy(published_teacher(depth), batches) - published) < 1.5
 
 

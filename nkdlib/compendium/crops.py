@@ -17,8 +17,8 @@ class Crops:
     The first view is the center, the second the center mirrored, the others lie at random places, every second one
     mirrored; with `scale` these are parts of random size and shape, resized (as in Szegedy et al. 2014, arXiv
     1409.4842). With `mix` the mirrored ones of these are mixtures of two images of a batch, in random shares (Zhang et
-    al. 2017, arXiv 1710.09412), for training without labels: y is that of the first. With `among` every second of the
-    others is a mixture with one of these images, such as noise. Iterating again gives the same crops again.
+    al. 2017, arXiv 1710.09412), for training without labels: y is that of the first. Iterating again gives the same
+    crops again.
 
     >>> images = Images("gray", "all", torch.zeros(5, 1, 8, 8).byte(), torch.zeros(5).long(), ("none",), (0.5,), (0.5,))
     >>> [tuple(x.shape) for x, _ in Crops(images, 6, views=2, batch_size=4)]
@@ -30,7 +30,6 @@ class Crops:
     views: int = 1  # crops of every image
     scale: float | None = None  # least share of an image's area in a random view; None: always `size` pixels
     mix: bool = False  # every second random view is one of mixtures
-    among: Tensor | None = None  # normalized images, (M, C, size, size)
     seed: int = 0  # of the random places and shares
     batch_size: int = 64
     device: str = "cpu"
@@ -43,9 +42,6 @@ class Crops:
             )
         if self.scale is not None and not 0 < self.scale <= 1:
             raise ValueError(f"scale (={self.scale}) is a share of an image's area; choose above 0 to 1, or None")
-        wanted = (self.images.shape[0], self.size, self.size)
-        if self.among is not None and (self.among.shape[1:] != wanted or not len(self.among)):
-            raise ValueError(f"among {tuple(self.among.shape)} must be M images of the crops' shape {wanted}")
 
     def __len__(self) -> int:
         return self.views * -(-len(self.images) // self.batch_size)
@@ -65,14 +61,9 @@ class Crops:
                     rows = zip(x, places.tolist(), strict=True)
                     cut = torch.stack([one[:, t : t + self.size, left : left + self.size] for one, (t, left) in rows])
                 cut = cut.flip(-1) if view % 2 else cut
-                if view > 1 and (self.mix if view % 2 else self.among is not None):
-                    share = torch.rand(len(x), 1, 1, 1, generator=generator)
-                    if view % 2:
-                        others = cut[torch.randperm(len(x), generator=generator)]
-                    else:
-                        others = self.among[torch.randint(len(self.among), (len(x),), generator=generator)]
-                        share[::2] = 1
-                    cut = torch.lerp(others.to(cut), cut, share.to(x.device))
+                if self.mix and view > 1 and view % 2:
+                    share = torch.rand(len(x), 1, 1, 1, generator=generator).to(x.device)
+                    cut = torch.lerp(cut[torch.randperm(len(x), generator=generator)], cut, share)
                 yield cut.contiguous(memory_format=torch.channels_last), y
 
     def _resized(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
+from nkdlib.compendium.teachers import IMAGENET
 from nkdlib.data import DeadLeaves, GaussianImages, Images, SmoothImages, SpectrumImages, load, weights
 from nkdlib.networks.module import device_of
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -14,7 +15,7 @@ from nkdlib.training.evaluate import predict
 from nkdlib.training.kernels import autocast
 from nkdlib.training.store import Store
 
-PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's networks, white being 1
+PIXEL_MEAN, PIXEL_STD = IMAGENET
 SOURCES = {"white": GaussianImages, "smooth": SmoothImages, "spectrum": SpectrumImages, "leaves": DeadLeaves}
 BATCH = 16  # images at a time: a CPU is faster with few, and needs less memory
 

@@ -16,12 +16,11 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from nkdlib.compendium.teachers import IMAGENET
 from nkdlib.data import DataNotFound, load
 from nkdlib.data.load import NAMES
 from nkdlib.networks.module import seeded
 from nkdlib.training.distributed import rank_and_size
-
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation by channel, white being 1
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ KEPT = ("cifar10-resnet20", "cifar10-resnet32", "cifar10-resnet56")
 # Published for CIFAR-10 by akamaster/pytorch_resnet_cifar10 (BSD-2); names carry the files' SHA-256.
 PUBLISHED = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
 CIFAR10 = ("cifar10", "cifar10-webp95")
-PUBLISHED_NORMALIZATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation by channel, white being 1
 
 
 def divided(data: str) -> tuple[Images, Images, Images]:
@@ -139,7 +139,7 @@ def open_teachers(
 def published_teacher(depth: int, root: str | Path | None = None) -> ResNet:
     """A published ResNet for CIFAR-10: 91.7 % (20 layers), 92.6 (32) or 93.4 (56), in evaluation mode.
 
-    It takes images that are normalized by `PUBLISHED_NORMALIZATION`, see `Images.renormalized`.
+    It takes images that are normalized by `IMAGENET`, see `Images.renormalized`.
 
     Args:
         depth: of `PUBLISHED`.
@@ -182,7 +182,7 @@ def deeper_teacher(data: str, depth: int) -> tuple[str, ResNet, tuple[tuple[floa
     try:
         if data not in CIFAR10:
             raise DataNotFound(f"no teacher of {depth} layers for {data} is published")
-        return "published", published_teacher(depth), PUBLISHED_NORMALIZATION
+        return "published", published_teacher(depth), IMAGENET
     except DataNotFound as error:
         raise DataNotFound(f"{error}, or run: python -m nkdlib.compendium.teachers {name}") from None
 

@@ -82,11 +82,9 @@ def _not_controlling(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOCTTY)
 
 
-def progress(iterable: Iterable, title: str, total: int | None = None, unit: str = "it") -> Iterator:
-    """Yield from `iterable` and show how far it is; total: number of items, if `len(iterable)` is unknown."""
-    if total is None and hasattr(iterable, "__len__"):
-        total = len(iterable)
-    with Progress(title, total, unit) as steps:
+def progress(iterable: Iterable, title: str, unit: str = "it") -> Iterator:
+    """Yield from `iterable` and show how far it is, with the time left if it has a length."""
+    with Progress(title, len(iterable) if hasattr(iterable, "__len__") else None, unit) as steps:
         for item in iterable:
             yield item
             steps.advance()
