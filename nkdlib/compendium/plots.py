@@ -305,7 +305,15 @@ def architectures(spaces: Mapping[str, Mapping[str, Mapping[str, int]]]) -> Figu
 
 
 def _layer_name(path: str) -> str:
-    """Shorten a submodule path to the parts that tell layers apart."""
-    name = re.sub(r"\.(operators|body|paths)\b", "", path)
-    name = re.sub(r"^cells\.(\d+)\.nodes\.(\d+)\.(\d+)_", r"cell \1, \3 to \2: ", name)
-    return re.sub(r"(\.\d+)+$", "", name) or path
+    """Say in words which layer of a search space a path is; the states of a cell are counted as in its graph."""
+    if cell := re.match(r"cells\.(\d+)\.nodes\.(\d+)\.operators\.(\d+)_(\w+)", path):
+        number, node, state, operator = cell.groups()
+        return f"cell {number}, {state} to {2 + int(node)}: {operator}"
+    part, *rest = path.split(".")
+    place = "stem" if part in ("0", "stem") else f"block {part}"
+    kernel = next((name for name in rest if re.fullmatch(r"\d+x\d+", name)), "")
+    if kernel and not path.endswith(".5.0"):
+        return f"{place}: {kernel}, inside"
+    if kernel or "shortcut" in rest:
+        return f"{place}: handed on"
+    return f"cell {rest[0]}: input" if part == "cells" else place
