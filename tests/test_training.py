@@ -7,12 +7,15 @@ import copy
 import dataclasses
 import math
 import re
+from functools import partial
 from types import NoneType
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm
+from torch.nn.utils.prune import l1_unstructured
 from torch.utils.checkpoint import checkpoint
 
 from nkdlib.data import DeadLeaves, GaussianImages, SmoothImages, SpectrumImages
@@ -701,3 +704,59 @@ def test_frozen_weights_that_are_named_get_no_step():
     trainer.step(lambda: (model(torch.ones(1, 2)) * gate).sum())
     assert gate.grad.item() == pytest.approx(model(torch.ones(1, 2)).item()) and len(trainer.losses) == 1
     assert trainer.state_dict()["optimizer"] is None
+
+
+class Counting(nn.Linear):
+    """A layer with an order, flags, and a count of its training passes that `state_dict` leaves out."""
+
+    def __init__(self):
+        super().__init__(2, 1)
+        self.register_buffer("order", torch.arange(200))
+        self.register_buffer("chosen", torch.arange(5) > 2)
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        self.seen += self.training
+        return super().forward(x)
+
+
+def test_averages_copy_integers_and_take_in_every_buffer():
+    model, x = Counting(), torch.ones(4, 2)
+    minimize(model, [x] * 3, lambda x: model(x).square().mean(), Schedule(steps=3, ema=0.2))
+    assert model.order.equal(torch.arange(200)) and model.chosen.tolist() == [False, False, False, True, True]
+    assert model.seen.item() == pytest.approx(0.2 * (2 / 11 * 1 + 9 / 11 * 2) + 0.8 * 3)
+
+
+@pytest.mark.parametrize(
+    "norm", [spectral_norm, parametrizations.weight_norm, partial(l1_unstructured, name="weight", amount=0.5)]
+)
+def test_averages_of_a_network_with_computed_weights_after_a_pass_with_gradients(norm):
+    model, x = norm(nn.Linear(3, 3)), torch.randn(4, 3)
+    model(x).sum().backward()
+    trainer, passed = Trainer(model, Schedule(steps=2, lr=0.1, ema=0.2)), []
+    for _ in range(2):
+        trainer.step(lambda: model(x).square().mean())
+        passed.append([value.detach().clone() for value in model.parameters()])
+    trainer.finish()
+    for value, first, second in zip(model.parameters(), *passed, strict=True):
+        torch.testing.assert_close(value.detach(), first * 2 / 11 + second * 9 / 11)
+    model(x)
+
+
+def test_a_resumed_training_has_every_buffer_and_average_of_the_one_before():
+    x = torch.ones(4, 2)
+
+    def trained(model, steps, state=None):
+        trainer = Trainer(model, Schedule(steps=4, lr=0.1, ema=0.5))
+        if state:
+            trainer.load_state_dict(state)
+        for _ in range(steps):
+            trainer.step(lambda: model(x).square().mean())
+        return trainer
+
+    begun = Counting()
+    whole, state = copy.deepcopy(begun), trained(begun, 2).state_dict()
+    trained(whole, 4).finish()
+    resumed = Counting()
+    trained(resumed, 2, state).finish()
+    assert resumed.seen.equal(whole.seen) and resumed.weight.equal(whole.weight)

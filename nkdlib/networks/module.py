@@ -63,6 +63,23 @@ def copied(module: nn.Module, without: Iterable[str] = ()) -> nn.Module:
     return copy.deepcopy(module, memo | {id(module.get_submodule(path)): _Gone(path) for path in without})
 
 
+def state_of(module: nn.Module) -> dict[str, object]:
+    """A module's `state_dict`, and by their names the buffers that it leaves out (`persistent=False`)."""
+    state, buffers = module.state_dict(), module.named_buffers(remove_duplicate=False)
+    return state | {name: value.detach() for name, value in buffers if name not in state}
+
+
+def load_state(module: nn.Module, state: Mapping[str, object]) -> None:
+    """Give a module copies of what `state_of` found in one of the same layers."""
+    rest, own = dict(state), module.state_dict().keys()
+    for name in state.keys() - own:
+        path, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(path)
+        if leaf in owner._buffers:
+            setattr(owner, leaf, rest.pop(name).to(device_of(module), copy=True))
+    module.load_state_dict(rest)
+
+
 def tensors_of(value: object) -> list[Tensor]:
     """The tensors in a module's output, also in attributes of an object; ValueError if there are none to compare."""
     if found := list(_tensors_in(value, [])):

@@ -1,7 +1,8 @@
 """One loop for every training by gradient steps."""
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from nkdlib.networks.module import NORMS, device_of, seeded
+from nkdlib.networks.module import NORMS, device_of, load_state, seeded, state_of
 from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
 from nkdlib.training.distributed import Checkpoints, check_same, mean_over_processes, rank_and_size
@@ -93,9 +94,7 @@ class Trainer:
             else:
                 self.optimizer = torch.optim.AdamW(self.parameters, **options)
         self.losses: list[Tensor] = []
-        self.average = None
-        if schedule.ema:
-            self.average = AveragedModel(self.model, multi_avg_fn=partial(_average, schedule.ema), use_buffers=True)
+        self.average: dict[str, object] = {}  # by name in the model's state, after the first step
 
     def step(self, loss: Callable[[], Tensor]) -> None:
         """Make one optimizer step on `loss()`, a scalar.
@@ -124,11 +123,21 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
         if self.optimizer:
             self.optimizer.step()
-        if self.average:
-            self.average.update_parameters(self.model)
+        if self.schedule.ema:
+            self._average(step)
         self.losses.append(self.mean(value.detach().reshape(())))
         if step % 50 == 49 or step + 1 == self.schedule.steps:  # seldom: it waits for the device
             self.check()
+
+    def _average(self, count: int) -> None:
+        """Move averages of `count` steps towards the model, with less decay if these are few; integers are copied."""
+        kept, values = self.average, state_of(self.model)
+        real = [k for k in kept if torch.is_tensor(v := values.get(k)) and (v.is_floating_point() or v.is_complex())]
+        if real:
+            move = get_ema_multi_avg_fn(min(self.schedule.ema, (1 + count) / (10 + count)))
+            move([kept[key] for key in real], [values[key] for key in real], count)
+        rest = {key: value for key, value in values.items() if key not in real}
+        kept.update({k: v.clone() if torch.is_tensor(v) else copy.deepcopy(v) for k, v in rest.items()})
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over the processes that share a step."""
@@ -137,19 +146,18 @@ class Trainer:
     def state_dict(self) -> dict[str, object]:
         """Return everything that `load_state_dict` needs; raises FloatingPointError if a loss was not finite."""
         self.check()
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer and self.optimizer.state_dict()}
-        average = self.average.state_dict() if self.average else {}
-        return state | {"losses": torch.stack(self.losses), "average": average, "settings": self._settings}
+        state = {"model": state_of(self.model), "optimizer": self.optimizer and self.optimizer.state_dict()}
+        return state | {"losses": torch.stack(self.losses), "average": self.average, "settings": self._settings}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Continue from the step at which `state_dict` was called; ValueError for another schedule or seed."""
         check_same(self._settings, state.get("settings", {}), f"the training of {self.name}")
-        self.model.load_state_dict(state["model"])
+        load_state(self.model, state["model"])
         if self.optimizer:
             self.optimizer.load_state_dict(state["optimizer"])
         self.losses = list(state["losses"].to(device_of(self.model)))
-        if self.average:
-            self.average.load_state_dict(state["average"])
+        own = state_of(self.model)
+        self.average = {k: v.to(own[k], copy=True) if torch.is_tensor(v) else v for k, v in state["average"].items()}
 
     @property
     def _settings(self) -> dict[str, object]:
@@ -169,17 +177,12 @@ class Trainer:
     def finish(self) -> list[float]:
         """Put the model into evaluation mode, with averages if it has any; return the losses of all steps."""
         if self.average:
-            self.model.load_state_dict(self.average.module.state_dict())
+            load_state(self.model, self.average)
         if self.shared:
             for buffer in self.model.buffers():  # the first process's statistics, which are validated and saved
                 dist.broadcast(buffer, 0)
         self.model.eval()
         return torch.stack(self.losses).tolist() if self.losses else []
-
-
-def _average(decay: float, averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor) -> None:
-    """Move averages towards values; after few steps by a smaller decay, so that they average fewer."""
-    get_ema_multi_avg_fn(min(decay, (1 + int(count)) / (10 + int(count))))(averages, values, count)
 
 
 def minimize(
