@@ -211,6 +211,25 @@ def test_other_convolutions_keep_their_kernels(conv):
         assert "forward" not in vars(conv)
 
 
+class Standardized(nn.Conv2d):
+    """A convolution of a weight that it standardizes."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, (weight - weight.mean()) / weight.std(), bias)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 1}, {"kernel_size": 3, "groups": 4}])
+def test_convolutions_that_compute_by_themselves_still_do(options):
+    layer = Standardized(in_channels=4, out_channels=4, stride=2, **options)
+    other = nn.Conv2d(in_channels=4, out_channels=4, stride=2, **options)
+    other._conv_forward = lambda x, weight, bias: nn.Conv2d._conv_forward(other, x, 3 * weight, bias)
+    x = torch.randn(2, 4, 9, 9)
+    for conv in (layer, other):
+        usual = conv(x)
+        with better_kernels(conv):
+            assert torch.equal(conv(x), usual)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_weights_of_another_precision_keep_it_under_autocast(dtype):
     conv, x = nn.Conv2d(8, 8, 3, 2, groups=8).to(dtype), torch.randn(2, 8, 9, 9).to(dtype)

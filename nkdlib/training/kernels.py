@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+COMPUTING = ("forward", "_conv_forward")
 CONVOLUTIONS = {nn.Conv1d: torch.conv1d, nn.Conv2d: torch.conv2d, nn.Conv3d: torch.conv3d}
 
 
@@ -51,8 +52,8 @@ def better_kernels(model: nn.Module) -> Iterator[None]:
 def _other_way(layer: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None:
     """How a layer goes round a kernel, if it has to."""
     kind = next((kind for kind in CONVOLUTIONS if isinstance(layer, kind)), None)
-    if kind is None or type(layer).forward is not kind.forward or "forward" in vars(layer):
-        return None
+    if kind is None or any(getattr(layer, name) != getattr(kind, name).__get__(layer) for name in COMPUTING):
+        return None  # one that computes by itself, such as one that standardizes its weight
     strided = max(layer.stride) > 1
     if max(layer.kernel_size) == 1 and strided and layer.padding in ("valid", (0,) * len(layer.stride)):
         return partial(_sliced, CONVOLUTIONS[kind]) if layer.in_channels // layer.groups < 16 else None
