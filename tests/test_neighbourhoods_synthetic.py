@@ -55,6 +55,24 @@ def test_the_mismatch_is_zero_for_what_was_remembered_and_known_for_a_single_nor
         mismatch(norm, [])
 
 
+class Auxiliary(nn.Module):
+    """A BatchNorm, and one that only training runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+    def forward(self, x):
+        return self.second(self.first(x)) if self.training else self.first(x)
+
+
+def test_layers_that_only_training_runs_have_no_mismatch():
+    network, x = Auxiliary(), torch.randn(8, 2, 4, 4)
+    assert mismatch(network, [x]) == {"first": mismatch(network.first, [x])[""]}
+    with pytest.raises(ValueError, match="'first' gets 0 values a channel"):
+        mismatch(network, [])
+
+
 def test_statistics_are_replaced_only_within(teacher):
     network = copy.deepcopy(teacher[0])
     before = copy.deepcopy(network.state_dict())

@@ -103,7 +103,7 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
         images: how many to use at most.
 
     Returns:
-        By the name of each BatchNorm, front to back.
+        By the name of each BatchNorm that the network runs in evaluation mode, front to back.
 
     Raises:
         ValueError: no BatchNorm with running statistics, or fewer than two values of a channel.
@@ -124,8 +124,8 @@ def mismatch(model: nn.Module, inputs: Iterable, images: int = 2048) -> dict[str
             hooks.enter_context(norm.register_forward_pre_hook(note))
         for x in first_images(inputs, images):
             model(_as_weights(x, model))
-    found = {}
-    for name, norm in norms.items():
+    found, run = {}, {name: norm for name, norm in norms.items() if sums[norm].any()}
+    for name, norm in (run or norms).items():
         count, total, squares = sums[norm]
         if count.min() < 2:
             found = f"{name!r} gets {count.min():.0f} values a channel"
