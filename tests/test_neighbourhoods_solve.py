@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import torchvision.models as zoo
 from conftest import speaking
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 from nkdlib.neighbourhoods import Recipe, distill, local_error, narrow, recompose, solve, split
 from nkdlib.neighbourhoods.closed_form import elimination_order, solve_neighbourhood
@@ -428,6 +429,45 @@ def test_reset_draws_all_layers_from_the_seed():
         assert torch.equal(a[name], b[name])
         if value.dim() > 1:
             assert not torch.equal(a[name], value) and not torch.equal(a[name], c[name])
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_reset_draws_a_parametrized_weight_as_that_of_a_new_layer(norm):
+    norm, plain = getattr(parametrizations, norm), nn.Sequential(nn.Conv2d(4, 6, 3), nn.Linear(5, 5))
+    network = nn.Sequential(norm(copy.deepcopy(plain[0])), copy.deepcopy(plain[1]))
+    network[0](torch.randn(2, 4, 5, 5)).sum().backward()
+    before = copy.deepcopy(network.state_dict())
+    fresh, wanted = reset(network.eval(), seed=1), reset(plain, seed=1)
+    assert fresh[0].bias.equal(wanted[0].bias) and fresh[1].weight.equal(wanted[1].weight)
+    torch.testing.assert_close(fresh[0].weight, norm(wanted[0]).eval().weight, rtol=1e-3, atol=1e-4)
+    assert not any(part.training for part in fresh.modules()) and fresh[0].bias.requires_grad
+    assert all(value.equal(before[name]) for name, value in network.state_dict().items())
+
+
+class Symmetric(nn.Module):
+    """A parametrization without an inverse."""
+
+    def forward(self, weight):
+        return weight + weight.T
+
+
+UNREACHED = {
+    "spectral norm": spectral_norm,
+    "weight norm": nn.utils.weight_norm,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "no inverse": lambda layer: parametrize.register_parametrization(layer, "weight", Symmetric()),
+}
+
+
+@pytest.mark.parametrize("norm", UNREACHED.values(), ids=UNREACHED)
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_weights_that_new_ones_do_not_reach_are_refused_before_the_teacher_runs(norm):
+    student = nn.Sequential(nn.Linear(4, 4), norm(nn.Linear(4, 4)))
+    with pytest.raises(ValueError, match=r"layer '1' computes its weight .* new random weights do not reach"):
+        reset(student, seed=0)
+    teacher, recipe = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), Recipe(Schedule(1), start="random", holdout=4)
+    with pytest.raises(ValueError, match=r"students\['0'\]: layer '1' computes its weight"):
+        distill(teacher, {"0": student}, [torch.randn(4, 4)], recipe)
 
 
 def test_local_error_by_hand():

@@ -80,8 +80,9 @@ def check_student(part: Neighbourhood, student: Student, start: str, called: str
         student = copied(student).to(part.example.device).eval()
         _check_module(part, student, start, called)
     try:
-        if not isinstance(student, nn.Module):
-            narrow(part.module, part.example, student)
+        module = student if isinstance(student, nn.Module) else narrow(part.module, part.example, student)
+        if start == "random":
+            reset(module, 0)
         if start == "solved":
             check_solvable(part.module, student, part.example)
     except ValueError as error:

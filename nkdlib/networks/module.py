@@ -155,14 +155,50 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 def reset(module: nn.Module, seed: int) -> nn.Module:
     """A copy with new random weights, by each layer's own `reset_parameters`; others (a class token) stay.
 
+    A parametrized weight gets what a plain one would be drawn. Raises ValueError for one that this does not reach.
+
     >>> layer = nn.Linear(2, 2)
     >>> reset(layer, seed=0).weight.equal(reset(layer, seed=0).weight), reset(layer, seed=0).weight.equal(layer.weight)
     (True, False)
     """
     fresh = copied(module)
-    with seeded(device_of(fresh), seed):
-        for layer in fresh.modules():
-            again = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
-            if again is not None:
-                again()
+    with seeded(device_of(fresh), seed), torch.no_grad():
+        for path, layer in fresh.named_modules():
+            if again := getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None):
+                for name in [name for name, value in vars(layer).items() if isinstance(value, Tensor)]:
+                    if layer._forward_pre_hooks and any(own.startswith(f"{name}_") for own in layer._parameters):
+                        raise _unreached(path, name)  # a hook computes it
+                _redraw(path, layer) if nn.utils.parametrize.is_parametrized(layer) else again()
     return fresh
+
+
+def _redraw(path: str, layer: nn.Module) -> None:
+    """Reset a layer of which parametrizations compute weights, through them."""
+    plain, held = copied(layer), layer.parametrizations
+    plain.__class__ = type(layer).__base__  # to take them off a copy would take them off the original's class too
+    del plain.parametrizations
+    for name in held:
+        setattr(plain, name, nn.Parameter(getattr(layer, name).clone(), requires_grad=False))
+    (getattr(plain, "reset_parameters", None) or plain._reset_parameters)()
+    drawn = state_of(plain)
+    for name, parametrization in held.items():
+        before, wanted = getattr(layer, name).clone(), drawn.pop(name)
+        try:
+            setattr(layer, name, wanted)
+        except (RuntimeError, ValueError) as error:
+            raise _unreached(path, name) from error
+        parametrization.train()
+        for _ in range(15):  # spectral normalization finds the norm step by step, in training; torch begins with 15
+            now = getattr(layer, name)
+        parametrization.train(layer.training)
+        if now.equal(before) and not now.equal(wanted):
+            raise _unreached(path, name)
+    load_state(layer, state_of(layer) | drawn)
+
+
+def _unreached(path: str, name: str) -> ValueError:
+    return ValueError(
+        f"layer {path!r} computes its {name} (spectral or weight normalization, pruning), which new random weights do "
+        "not reach; use torch.nn.utils.parametrizations, whose weights can be set, or remove it before and put it back "
+        "afterwards, or use start='given' or 'copied'"
+    )
