@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-from nkdlib.neighbourhoods import Recipe, distill, recompose, solve
+from nkdlib.neighbourhoods import Library, Recipe, distill, recompose, solve
 from nkdlib.neighbourhoods.distill import Distillation, Distilled
 from nkdlib.neighbourhoods.local import squared_error, train_local
 from nkdlib.networks import BasicBlock, cost, resnet
@@ -91,6 +91,41 @@ def test_students_of_a_frozen_teacher_can_be_trained(given):
         module = distill(teacher, {"layer3.0": 0.5}, [given[1]], recipe)["layer3.0"].module
         assert all(parameter.requires_grad for parameter in module.parameters())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+class Drifting(nn.Module):
+    """A convolution less a mean that `state_dict` leaves out, and a weight named like a result."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.losses = nn.Conv2d(8, 8, 3, padding=1), nn.Parameter(torch.ones(1))
+        self.register_buffer("mean", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        y = self.conv(x) * self.losses
+        if self.training:
+            self.mean.mul_(0.5).add_(0.5 * y.detach().mean() - 1)
+        return y - self.mean
+
+
+@pytest.mark.parametrize("steps", [0, 4])
+def test_the_error_of_a_student_is_that_of_all_that_it_holds(given, steps):
+    (teacher, x), student = given, Drifting()
+    student.mean += 0.3
+    recipe = Recipe(Schedule(steps, batch_size=8), start="given", holdout=16, bn_images=0)
+    made = [distill(teacher, {"layer1.0": student}, [x], recipe, cache=cache)["layer1.0"] for cache in [Cache()] * 2]
+    library = Library(teacher, {"layer1.0": {"drifting": student}}, x, recipe)
+    library.fill()
+    candidate = library.candidates["layer1.0"]["drifting"]
+    with torch.no_grad():
+        y = teacher.layer1(h := teacher.stem(x[:16]))
+        for module, error in [
+            *((part.module, part.local_error) for part in made),
+            (candidate.build(), candidate.error),
+        ]:
+            wanted = (module(h) - y).square().mean() / (y - y.mean(0)).square().mean()
+            assert error == pytest.approx(wanted.item(), rel=0.02)
+            assert (module.mean == student.mean) == (module.losses == 1) == (steps == 0)
 
 
 class Spy(nn.Module):

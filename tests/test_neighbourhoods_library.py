@@ -13,10 +13,13 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import spectral_norm
+from torch.nn.utils.prune import l1_unstructured
 from torch.utils.data import DataLoader, TensorDataset
 
 from nkdlib.compendium.rivals.student_search import choose_at_random, choose_locally, choose_uniform
 from nkdlib.neighbourhoods import Library, Recipe, local_error, recompose, solve
+from nkdlib.neighbourhoods.local import STATE
 from nkdlib.networks import BasicBlock, cost, resnet
 from nkdlib.tasks import Cache, cache
 from nkdlib.tasks.executors import Processes
@@ -125,7 +128,7 @@ def test_widths_from_one_gram_matrix_are_those_solved_one_by_one(given, library)
             found = library.candidates[name][label]
             state = student.module.state_dict()
             assert found.error == student.local_error and found.cost == student.cost
-            assert all(torch.equal(found.artefact.tensors[key], value) for key, value in state.items())
+            assert all(torch.equal(found.artefact.state(STATE)[key], value) for key, value in state.items())
 
 
 def test_a_block_of_two_groups_is_solved_as_it_is_alone():
@@ -136,7 +139,7 @@ def test_a_block_of_two_groups_is_solved_as_it_is_alone():
     library.fill()
     for label, width in {"0.5": 0.5, "0.75": 0.75}.items():
         student = solve(teacher, {"0": width}, x, RECIPE)["0"]
-        found = library.candidates["0"][label].artefact.tensors
+        found = library.candidates["0"][label].artefact.state(STATE)
         assert all(torch.equal(found[key], value) for key, value in student.module.state_dict().items())
 
 
@@ -274,6 +277,23 @@ def test_gradient_steps_lower_the_error_of_a_start(given, library):
         assert trained.candidates[name][label].error < 0.8 * start.candidates[name][label].error
         info = trained.candidates[name][label].artefact.info
         assert len(info["losses"]) == 40 and info["device_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "norm", [spectral_norm, partial(l1_unstructured, name="weight", amount=0.5)], ids=["spectral", "pruned"]
+)
+def test_candidates_with_weights_that_a_hook_computes_are_distilled_timed_and_built(norm):
+    torch.manual_seed(0)
+    teacher, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), norm(nn.Linear(6, 2))), torch.randn(64, 4)
+    student = norm(nn.Linear(4, 6))
+    for module in (teacher, student):
+        module(x).sum().backward()
+    library = Library(teacher, {"0": {"normed": student}}, x, dataclasses.replace(GIVEN, schedule=Schedule(2)))
+    library.fill()
+    library.measure_latency(repeats=6)
+    built = library.compose({"0": "normed"}).build()
+    error = (built[0](x[:16]) - (y := teacher[0](x[:16]))).square().mean() / (y - y.mean(0)).square().mean()
+    assert library.candidates["0"]["normed"].error == pytest.approx(error.item(), rel=0.02)
 
 
 def test_latencies_have_an_interval_and_are_kept(given, made):

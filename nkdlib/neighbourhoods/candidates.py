@@ -4,7 +4,6 @@ A candidate is solved and trained on the teacher's own activations, never on the
 can stand beside any of them (ND, arXiv 2010.01189, with the closed form of `closed_form` as a start).
 """
 
-import copy
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.capture import Boundaries, input_pairs, repeatable
 from nkdlib.neighbourhoods.closed_form import Ranking, rank_channels
-from nkdlib.neighbourhoods.local import Recipe, train_local
+from nkdlib.neighbourhoods.local import STATE, Recipe, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood, Student
 from nkdlib.neighbourhoods.students import initialize_student
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
 from nkdlib.networks.least_squares import Normal
+from nkdlib.networks.module import copied, load_state
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.executors import make_executor
 from nkdlib.tasks.keys import digest, fingerprint, sha256
@@ -76,9 +76,9 @@ class Candidate:
 
     def build(self) -> nn.Module:
         """A copy with its learned weights, if there are any, in evaluation mode; all parameters get gradients."""
-        module = copy.deepcopy(self.module).requires_grad_(True)
+        module = copied(self.module).requires_grad_(True)
         if self.artefact:
-            module.load_state_dict(self.artefact.tensors)
+            load_state(module, self.artefact.state(STATE))
         return module.eval()
 
     def task(self, source: str, boundaries: Boundaries | None = None, ranking: Artefact | None = None) -> Task:
@@ -138,7 +138,8 @@ def distill_candidate(
     """
     with Stopwatch(boundary.device) as watch:
         pairs, shared = input_pairs(boundary[recipe.solved]), _ranking(ranking, boundary.device) if ranking else None
-        module = initialize_student(piece, copy.deepcopy(student), recipe, pairs, seed, shared)
+        given = copied(student) if isinstance(student, nn.Module) else student
+        module = initialize_student(piece, given, recipe, pairs, seed, shared)
     trained = train_local(name, module, boundary, recipe, seed)
     return dict(**trained, start_s=watch.device_s, ranking_s=ranking.info["seconds"] if ranking else 0.0)
 
@@ -174,14 +175,14 @@ def time_modules(
         example = torch.randn(shape, device=device) if dtype.is_floating_point else torch.zeros(shape, device=device)
         example = example.to(dtype)
         example = example.contiguous(memory_format=layout) if example.dim() == 4 else example
-        models.append((copy.deepcopy(module).to(memory_format=layout), example))
+        models.append((copied(module).to(memory_format=layout), example))
     return {"latencies": [asdict(latency) for latency in latencies(models, timing.repeats, hardware)]}
 
 
 @torch.no_grad()
 def _blank(module: nn.Module) -> nn.Module:
     """A copy with weights of zero, which take as long as others, so that modules of equal shapes are alike."""
-    module = copy.deepcopy(module).eval()
+    module = copied(module).eval()
     for value in module.state_dict().values():
         value.zero_()
     return module

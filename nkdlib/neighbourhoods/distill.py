@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.capture import Boundaries, capture, first_batch, input_pairs, passes, repeatable
 from nkdlib.neighbourhoods.closed_form import Pairs
-from nkdlib.neighbourhoods.local import Recipe, train_local
+from nkdlib.neighbourhoods.local import STATE, Recipe, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood, Student, recompose, split
 from nkdlib.neighbourhoods.students import check_student, initialize_student
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import check_float32, device_of, evaluating
+from nkdlib.networks.module import check_float32, device_of, evaluating, load_state
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
 from nkdlib.tasks.measure import Stopwatch
@@ -236,5 +236,6 @@ def _train(
         calls = [(task.label, partial(task.fn, **task.kwargs)) for task in tasks.values()]
         made = gather(calls, executor or make_executor(threads=torch.get_num_threads()), title)
     for name, found in zip(tasks, made, strict=True):
-        students[name].load_state_dict({key: found.pop(key) for key in students[name].state_dict()})
+        state = [key for key in found if key.startswith(STATE)]
+        load_state(students[name], {key.removeprefix(STATE): found.pop(key) for key in state})
     return dict(zip(tasks, made, strict=True))

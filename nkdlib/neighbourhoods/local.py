@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import device_of, state_of
 from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.measure import Stopwatch
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -18,6 +18,7 @@ from nkdlib.training.kernels import bfloat16_pays
 from nkdlib.training.loop import Schedule, Trainer
 from nkdlib.training.store import Store
 
+STATE = "state."  # with which names of a student's state begin in what a task returns
 CHOICES = {
     "start": ("given", "random", "copied", "solved"),
     "ridge_to": ("zero", "own"),
@@ -147,7 +148,7 @@ def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, see
         seed: of the order of examples and of dropout.
 
     Returns:
-        Tensors of its state by name, local_error, losses (one a step) and device_s.
+        Its state (`state_of`) by `STATE` and name, local_error, losses (one a step) and device_s.
 
     Raises:
         ValueError: a target that is the same for all held-out examples; a student without parameters.
@@ -155,7 +156,7 @@ def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, see
     """
     held_out, rest, schedule = store[: recipe.holdout], store[recipe.holdout :], recipe.schedule
     if schedule.steps == 0:
-        return dict(**student.state_dict(), local_error=local_error(student, held_out), losses=[], device_s=0.0)
+        return _state(student) | {"local_error": local_error(student, held_out), "losses": [], "device_s": 0.0}
     with Stopwatch(device_of(student)) as watch:
         if (spread := variance(held_out)) == 0:
             raise ValueError(
@@ -173,4 +174,8 @@ def train_local(name: str, student: nn.Module, store: Store, recipe: Recipe, see
             inputs = (rows["x"] for rows in rest.select(["x"]).chunks(256))
             reestimate_batchnorm(student, inputs, recipe.bn_images)
         error = _mean_squared_error(student, held_out) * scale
-    return dict(**student.state_dict(), local_error=error, losses=losses, device_s=watch.device_s)
+    return _state(student) | {"local_error": error, "losses": losses, "device_s": watch.device_s}
+
+
+def _state(student: nn.Module) -> dict[str, object]:
+    return {STATE + name: value for name, value in state_of(student).items()}

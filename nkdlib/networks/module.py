@@ -76,7 +76,11 @@ def load_state(module: nn.Module, state: Mapping[str, object]) -> None:
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         if leaf in owner._buffers:
-            setattr(owner, leaf, rest.pop(name).to(device_of(module), copy=True))
+            value, held = rest.pop(name).to(device_of(module), copy=True), owner._buffers[leaf]
+            if held is None:
+                setattr(owner, leaf, value)
+            else:
+                held.data = value  # may be of another shape, and under several names
     module.load_state_dict(rest)
 
 
