@@ -93,6 +93,23 @@ def test_students_of_a_frozen_teacher_can_be_trained(given):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+@pytest.mark.parametrize("start", ["copied", "random", "solved"])
+def test_a_fixed_filter_stays_fixed_and_all_else_is_trained(start):
+    torch.manual_seed(0)
+    fixed = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False).requires_grad_(False)
+    fixed.weight.fill_(1 / 9)
+    teacher = nn.Sequential(nn.Sequential(nn.Conv2d(3, 6, 1), fixed, nn.ReLU(), nn.Conv2d(6, 3, 1))).eval()
+    x, recipe = torch.randn(48, 3, 5, 5), Recipe(Schedule(3, batch_size=8), start=start, holdout=16)
+    library = Library(teacher, {"0": [0.5]}, x, recipe)
+    library.fill()
+    for student in (distill(teacher, {"0": 0.5}, [x], recipe)["0"].module, library.candidates["0"]["0.5"].build()):
+        assert [value.requires_grad for value in student.parameters()] == [True, True, False, True, True]
+        assert student[1].weight.shape[0] == 3 and student[1].weight.eq(1 / 9).all()
+    library.add("0", "given", copy.deepcopy(teacher[0]), replace(recipe, start="given"))
+    flags = [value.requires_grad for value in library.candidates["0"]["given"].build().parameters()]
+    assert flags == [value.requires_grad for value in teacher.parameters()]
+
+
 class Drifting(nn.Module):
     """A convolution less a mean that `state_dict` leaves out, and a weight named like a result."""
 

@@ -15,7 +15,7 @@ from nkdlib.neighbourhoods.capture import Boundaries, input_pairs, repeatable
 from nkdlib.neighbourhoods.closed_form import Ranking, rank_channels
 from nkdlib.neighbourhoods.local import STATE, Recipe, train_local
 from nkdlib.neighbourhoods.split import Neighbourhood, Student
-from nkdlib.neighbourhoods.students import initialize_student
+from nkdlib.neighbourhoods.students import initialize_student, thaw
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
 from nkdlib.networks.least_squares import Normal
@@ -75,11 +75,11 @@ class Candidate:
         return self.recipe.start == "solved" and isinstance(self.student, int | float)
 
     def build(self) -> nn.Module:
-        """A copy with its learned weights, if there are any, in evaluation mode; all parameters get gradients."""
-        module = copied(self.module).requires_grad_(True)
+        """A copy with its learned weights, if there are any, in evaluation mode; what is fixed stays so."""
+        module = copied(self.module)
         if self.artefact:
             load_state(module, self.artefact.state(STATE))
-        return module.eval()
+        return (module if isinstance(self.student, nn.Module) else thaw(module)).eval()
 
     def task(self, source: str, boundaries: Boundaries | None = None, ranking: Artefact | None = None) -> Task:
         """The task that distills it; without boundaries the task has a key and cannot be run.

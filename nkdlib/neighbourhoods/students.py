@@ -55,12 +55,24 @@ def initialize_student(
 
     `pairs` and `ranking` are for the closed form, see `solve_neighbourhood`, `seed` is for random weights.
     """
+    given = isinstance(student, nn.Module)
     if recipe.start == "solved":
         module = solve_neighbourhood(piece, student, pairs, recipe.ridge, ranking, recipe.ridge_to == "own")
     else:
-        module = student if isinstance(student, nn.Module) else narrow(piece, next(pairs())[0][:1], student)
-        module = reset(module, seed) if recipe.start == "random" else module
-    return module if isinstance(student, nn.Module) else module.requires_grad_(True)  # also of a frozen teacher
+        module = student if given else narrow(piece, next(pairs())[0][:1], student)
+    module = module if given else thaw(module)
+    if recipe.start == "random":
+        before, module = module, reset(module, seed)
+        for new, old in zip(module.parameters(), before.parameters(), strict=True):
+            if not (given or old.requires_grad):
+                new.data = old.data  # a filter that is fixed in the teacher stays what it is
+    return module
+
+
+def thaw(module: nn.Module) -> nn.Module:
+    """Let a module be trained that is a frozen teacher's; one that has some weights to train keeps the others fixed."""
+    trained = any(parameter.requires_grad for parameter in module.parameters())
+    return module if trained else module.requires_grad_(True)
 
 
 def check_student(part: Neighbourhood, student: Student, start: str, called: str) -> Student:
