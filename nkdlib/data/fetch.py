@@ -9,11 +9,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Load each data set once, and print its sizes and its digest."""
     parser = argparse.ArgumentParser(prog="python -m nkdlib.data.fetch", description=main.__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help=f"{', '.join(NAMES)}, or a folder of images")
-    parser.add_argument("--image-size", type=int, help="pixels, for folders whose images differ in size")
     options = parser.parse_args(arguments)
     for name in options.names:
         for split in ("train", "test"):
-            images = load(name, split, image_size=options.image_size)
+            images = load(name, split)
             size = "x".join(map(str, images.shape))
             print(f"{images.name} {split}: {len(images):,} images of {size}, {images.num_classes} classes")
             print(f"  SHA-256 {images.fingerprint}")

@@ -6,7 +6,7 @@ mean and deviation of the pixels; each class says what else it assumes.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Self
 
@@ -64,11 +64,6 @@ class NoiseImages:
     def like(cls, images: Images, count: int, seed: int, **options: object) -> Self:
         """A source with the shape and the normalization of a data set; the images themselves are not used."""
         return cls(images.shape, count, seed, images.mean, images.std, **options)
-
-    def batches(self, batch_size: int, *, steps: int | None = None, **where: object) -> Self:
-        """The same noise in other batches, or `steps` batches of new images; `where` is device and channels_last."""
-        count = self.count if steps is None else steps * batch_size
-        return replace(self, batch_size=batch_size, count=count, **where)
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
