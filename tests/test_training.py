@@ -315,50 +315,37 @@ def test_end_to_end_distillation_repeats_bit_for_bit():
     def run(seed):
         student = small(seed=2)
         schedule = Schedule(steps=4, batch_size=32)
-        return distill_end_to_end(
-            small(seed=1), student, pictures(), schedule, label_weight=0.5, seed=seed
-        ).losses, student
+        return distill_end_to_end(small(seed=1), student, pictures(), schedule, seed=seed).losses, student
 
     (one, a), (two, b), (other, _) = run(0), run(0), run(1)
     assert one == two != other
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
-def test_the_loss_mixes_soft_targets_and_labels():
+def test_the_loss_is_that_of_soft_targets():
     teacher, student, batches = small(1).eval(), small(2).train(), pictures(32)
-    images, labels = batches[0]
+    images, _ = batches[0]
     with torch.no_grad():
-        wanted, logits = teacher(images), student(images)
-    expected = 0.7 * soft_targets(logits, wanted, 4.0) + 0.3 * F.cross_entropy(logits, labels)
-    student = small(2)
-    schedule = Schedule(steps=1, batch_size=32)
-    result = distill_end_to_end(teacher, student, batches, schedule, label_weight=0.3)
+        expected = soft_targets(student(images), teacher(images), 4.0)
+    result = distill_end_to_end(teacher, small(2), batches, Schedule(steps=1, batch_size=32))
     assert result.losses == pytest.approx([expected.item()], rel=1e-5)
 
 
 def test_errors_of_end_to_end_distillation():
     images = [images for images, _ in pictures()]
-    for wrong in ({"label_weight": 1.5}, {"temperature": 0.0}, {"temperature": math.nan}, {"seed": -1}):
+    for wrong in ({"temperature": 0.0}, {"temperature": math.nan}, {"seed": -1}):
         with pytest.raises(ValueError, match=rf"{next(iter(wrong))} \(={next(iter(wrong.values()))}\) must be a"):
             distill_end_to_end(small(), small(), images, Schedule(steps=1), **wrong)
-    with pytest.raises(ValueError, match=r"label_weight \(=0.5\) needs labels; give inputs as \(images, labels\)"):
-        distill_end_to_end(small(), small(), images, Schedule(steps=1), label_weight=0.5)
-    labels = torch.full((len(images[1]),), 4)
-    with pytest.raises(ValueError, match=r"labels \(=4 to 4\) must be 0 to 3"):
-        distill_end_to_end(small(), small(), [(images[1], labels)], Schedule(steps=1), label_weight=0.5)
     broken = small()
     list(broken.parameters())[-1].data[2] = math.nan
     with pytest.raises(ValueError, match=r"the teacher's outputs for batch 0 must be finite; 32 of 32 .* hold NaN"):
         distill_end_to_end(broken, small(), images, Schedule(steps=1))
 
 
-def test_capture_logits_keeps_images_logits_and_labels_in_order():
+def test_capture_logits_keeps_images_and_logits_in_order():
     teacher, batches = small().eval(), pictures()
-    assert "labels" not in capture_logits(teacher, batches).tensors
-    store = capture_logits(teacher, batches, label_weight=0.5)
-    rows = store.take(slice(None))
+    rows = capture_logits(teacher, batches).take(slice(None))
     assert torch.equal(rows["images"], torch.cat([images for images, _ in batches]))
-    assert torch.equal(rows["labels"], torch.cat([labels for _, labels in batches]))
     torch.testing.assert_close(rows["logits"], predict(teacher, batches))
 
 
@@ -402,13 +389,14 @@ def fitted(model, batch):
 
 
 def distilled(model, batch):
-    distill_end_to_end(model, Affine(), [batch], Schedule(steps=1, batch_size=5), label_weight=0.5)
+    distill_end_to_end(model, Affine(), [batch], Schedule(steps=1, batch_size=5))
 
 
 USES = pytest.mark.parametrize("use", [evaluated, fitted, distilled])
+LABELS = pytest.mark.parametrize("use", [evaluated, fitted])
 
 
-@USES
+@LABELS
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -426,7 +414,7 @@ def test_labels_that_are_no_classes_are_refused_wherever_they_enter(use, labels,
         use(Affine(), (torch.zeros(5, 3, 2, 2), labels))
 
 
-@USES
+@LABELS
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_labels_may_be_integers_of_any_size(use, dtype):
     use(Affine(), (torch.zeros(5, 3, 2, 2), torch.tensor([0, 1, 2, 3, 0], dtype=dtype)))

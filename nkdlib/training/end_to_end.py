@@ -83,21 +83,16 @@ def soft_targets(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
 
 
 @torch.no_grad()
-def capture_logits(teacher: nn.Module, inputs: Iterable, label_weight: float = 0.0) -> Store:
-    """Images, the teacher's logits and, where `label_weight` is positive, labels of one pass over `inputs`."""
+def capture_logits(teacher: nn.Module, inputs: Iterable) -> Store:
+    """Images and the teacher's logits of one pass over `inputs`."""
     device = device_of(teacher)
 
     def rows() -> Iterator[dict[str, Tensor]]:
         for number, batch in enumerate(inputs):
             images = images_of(batch, number).to(device)
-            row = {"images": images, "logits": logits_of(teacher, images)}
-            check_finite(row["logits"], f"the teacher's outputs for batch {number}")
-            if label_weight:
-                if not isinstance(batch, tuple | list) or len(batch) < 2:
-                    raise ValueError(f"label_weight (={label_weight}) needs labels; give inputs as (images, labels)")
-                check_labels(batch[1], row["logits"])
-                row["labels"] = batch[1].to(device, torch.int64, copy=True)
-            yield row
+            logits = logits_of(teacher, images)
+            check_finite(logits, f"the teacher's outputs for batch {number}")
+            yield {"images": images, "logits": logits}
 
     with evaluating(teacher):
         return Store.collect(rows())
@@ -110,7 +105,6 @@ def distill_end_to_end(
     schedule: Schedule,
     *,
     temperature: float = 4.0,  # our choice, Hinton et al. use 1 to 20
-    label_weight: float = 0.0,
     seed: int = 0,
 ) -> EndToEnd:
     """Distill a whole network: the student learns the teacher's softened predictions.
@@ -118,15 +112,13 @@ def distill_end_to_end(
     Args:
         teacher: takes (B, C, H, W), returns logits (B, classes); not changed.
         student: likewise; trained in place.
-        inputs: batches of images, with labels if `label_weight` is positive; read once.
+        inputs: batches of images, with or without labels; read once.
         schedule: steps, batch size and rates.
         temperature: of both distributions; higher weighs the wrong classes more.
-        label_weight: share of the cross-entropy with true labels in the loss, 0 to 1.
         seed: of the order of examples, and of the random numbers that the student draws, such as dropout.
 
     Raises:
-        ValueError: `label_weight` outside 0 to 1, or positive if `inputs` has no labels; a temperature that is not
-            positive; NaN in images; logits of two shapes.
+        ValueError: a temperature that is not positive; NaN in images; logits of two shapes.
         FloatingPointError: a loss that is not finite.
 
     >>> from nkdlib.networks import resnet
@@ -135,20 +127,15 @@ def distill_end_to_end(
     >>> len(result.losses)
     2
     """
-    check_number("label_weight", label_weight, 0, 1)
     check_number("temperature", temperature, 0, above=True)
     check_seed(seed)
     device = device_of(teacher)
     with Stopwatch(device) as teacher_watch:
-        store = capture_logits(teacher, inputs, label_weight)
+        store = capture_logits(teacher, inputs)
     student.to(device)
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
-        logits = logits_of(student, batch["images"])
-        value = soft_targets(logits, batch["logits"], temperature)
-        if label_weight:
-            value = (1 - label_weight) * value + label_weight * F.cross_entropy(logits, batch["labels"])
-        return value
+        return soft_targets(logits_of(student, batch["images"]), batch["logits"], temperature)
 
     with Stopwatch(device) as watch:
         batches = store.batches(schedule.batch_size, steps=schedule.steps, seed=seed)
