@@ -434,6 +434,24 @@ def test_noise_of_few_images_has_its_size_on_average_and_one_is_refused():
             perturb(net, {"0": size}, seed=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_noise_has_the_type_and_the_size_of_what_it_is_added_to(dtype):
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).to(dtype), torch.randn(256, 3, 8, 8).to(dtype)
+    with torch.no_grad():
+        h, noisy = net[0](x), perturb(net, {"0": 0.5}, seed=0)
+        error = (noisy[0](x) - h).double().square().mean() / (h - h.mean(0)).double().square().mean()
+        assert noisy(x).dtype == dtype and error.item() == pytest.approx(0.25, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"), [(Pair(), "tuple"), (nn.AdaptiveMaxPool2d(1, True), "tuple"), (nn.Flatten(), "torch.int64")]
+)
+def test_noise_on_what_is_no_tensor_of_real_numbers_is_refused(part, kind):
+    net, x = nn.Sequential(nn.Identity(), part), torch.ones(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=rf"relative holds '1', which returns {kind}; name a part that returns one"):
+        perturb(net, {"1": 0.1}, seed=0)(x.long() if kind == "torch.int64" else x)
+
+
 class Stored(nn.Module):
     """A U-Net whose decoder reads what a hook, or the encoder itself, has stored."""
 

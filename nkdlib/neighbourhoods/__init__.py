@@ -7,8 +7,9 @@ from nkdlib.neighbourhoods.capture import capture
 from nkdlib.neighbourhoods.distill import distill, solve
 from nkdlib.neighbourhoods.library import Library
 from nkdlib.neighbourhoods.local import Recipe, local_error
+from nkdlib.neighbourhoods.perturb import perturb
 from nkdlib.neighbourhoods.select import Menu, Option, select
-from nkdlib.neighbourhoods.split import perturb, recompose, split
+from nkdlib.neighbourhoods.split import recompose, split
 from nkdlib.neighbourhoods.students import narrow
 
 __all__ = [

@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
 from nkdlib.networks.module import check_example, check_plain, copied, evaluating, tensors_of
-from nkdlib.tasks.checks import check_number
 from nkdlib.training.store import check_finite
 
 Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
@@ -45,7 +45,7 @@ class Neighbourhood:
         return cost(self.module, self.example)
 
 
-class Neighbourhoods(Sequence[Neighbourhood]):
+class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
     """Neighbourhoods of a model in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
 
     def __init__(self, members: Sequence[Neighbourhood], model: nn.Module, example: Tensor):
@@ -83,12 +83,6 @@ class Neighbourhoods(Sequence[Neighbourhood]):
                 "share of MACs": [n.cost.macs / max(self.total.macs, 1) for n in self],
             }
         )
-
-    def __repr__(self) -> str:
-        return self.table().to_string(index=False)
-
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False)
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -304,45 +298,4 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
         network.set_submodule(first, students[name])
         for path in others:
             network.set_submodule(path, nn.Identity())
-    return network.eval()
-
-
-class _Noisy(nn.Module):
-    def __init__(self, module: nn.Module, relative: float, seed: int):
-        super().__init__()
-        self.module, self.relative, self.seed = module, relative, seed
-        self.generators: dict[torch.device, torch.Generator] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.module(x)
-        if h.device not in self.generators:
-            self.generators[h.device] = torch.Generator(h.device).manual_seed(self.seed)
-        noise = torch.randn(h.shape, generator=self.generators[h.device], device=h.device)
-        if len(h) < 2:
-            raise ValueError("perturb measures the output's deviation over a batch of 2 or more images, it got 1")
-        return h + noise * self.relative * h.var(0).mean().sqrt()  # large batches give a fair estimate
-
-
-def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> nn.Module:
-    """The teacher with white noise added to the outputs of neighbourhoods.
-
-    Args:
-        teacher: copied, not changed.
-        relative: by neighbourhood name, the noise's standard deviation over that of the output; its square is the
-            local error of a student whose mistakes are white.
-        seed: of the noise.
-
-    >>> import torch
-    >>> from nkdlib.networks import resnet
-    >>> perturb(resnet(8, 10, seed=0), {"layer1.0": 0.2}, seed=0)(torch.zeros(2, 3, 8, 8)).shape
-    torch.Size([2, 10])
-    """
-    paths = resolve(teacher, list(relative))
-    for name, size in relative.items():
-        check_number(f"relative[{name!r}]", size, 0)
-    network = copied(teacher)
-    for index, (name, members) in enumerate(paths.items()):
-        last = members[-1]
-        noisy = _Noisy(network.get_submodule(last), relative[name], seed * 1_000 + index)
-        network.set_submodule(last, noisy)
     return network.eval()
