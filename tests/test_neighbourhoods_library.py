@@ -76,6 +76,24 @@ def weights(composition):
     return {name: value.tolist() for name, value in composition.build().state_dict().items()}
 
 
+def test_promised_parameters_are_those_of_the_built_network_where_weights_are_shared(tmp_path):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)) for _ in range(2)]
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), *blocks, nn.Conv2d(6, 2, 1))
+    net[1][2].weight, net[2][2].weight = net[1][0].weight, net[2][0].weight
+    small = {"small": nn.Conv2d(6, 6, 1)}
+    library = Library(net, {"1": small, "2": small}, torch.randn(20, 3, 4, 4), GIVEN, Cache(tmp_path))
+    library.fill()
+    by_hand = {"teacher": 6 * 6 * 9 + 2 * 6, "small": 42, "identity": 0}
+    for a, b in itertools.product(by_hand, repeat=2):
+        composed = library.compose({"1": a, "2": b})
+        assert composed.costs["params"] == cost(composed.build(), net[0].weight.new_zeros(1, 3, 4, 4)).params
+        assert composed.costs["params"] == 24 + 14 + by_hand[a] + by_hand[b]
+    net[2][2].weight = net[2][0].weight = net[1][0].weight
+    with pytest.raises(ValueError, match=r"names holds '1', whose layer '1.0' shares a weight with '2.0' outside it"):
+        Library(net, {"1": small}, torch.randn(20, 3, 4, 4), GIVEN, Cache(tmp_path))
+
+
 def test_candidates_are_distilled_once_and_a_new_one_alone(given, made):
     first = make_library(given)
     with pytest.raises(ValueError, match=r"14 of 18 candidates have not been distilled; call fill\(\)"):

@@ -239,6 +239,41 @@ def test_a_module_under_two_names_is_refused(name, alias):
     assert split(net, ["layers.1"], torch.zeros(1, 3, 4, 4)).names == ["layers.1"]
 
 
+def tied(where):
+    """Two blocks of two convolutions and a head, with one weight in two places."""
+    block = lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1))  # noqa: E731
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(block(), block()), nn.Conv2d(3, 3, 1))
+    a, b = (net.get_submodule(path) for path in where)
+    b.weight = a.weight
+    return net
+
+
+@pytest.mark.parametrize(
+    ("where", "refused", "whole"),
+    [
+        (["1.0.2", "1.1.2"], {"1.0": "'1.0.2' .* '1.1.2'", "1.1": "'1.1.2' .* '1.0.2'"}, ["1", "1.0:1.1"]),
+        (["1.0.1", "1.1.1"], {"1.0.0:1.0.1": "'1.0.1' .* '1.1.1'"}, ["1.0.0", "1.0.2", "1"]),
+        (["0", "1.0.0"], {"1": "'1.0.0' .* '0'", "0": "'0' .* '1.0.0'", "1.0.0:1.0.2": "'1.0.0' .* '0'"}, ["1.1", "2"]),
+        (["1.0.0", "1.0.2"], {"1.0.2": "'1.0.2' .* '1.0.0'"}, ["1.0", "1.0.1", "1.1", "1"]),
+    ],
+)
+def test_a_part_that_shares_weights_with_others_is_refused(where, refused, whole):
+    net, x = tied(where), torch.randn(2, 3, 4, 4)
+    for name, layers in refused.items():
+        with pytest.raises(ValueError, match=rf"names holds '{name}', whose layer {layers} outside it; give each a"):
+            split(net, [name], x)
+    for name in whole:
+        assert split(net, [name], x).names == [name]
+
+
+def test_a_layer_of_a_part_with_a_second_name_outside_it_is_refused():
+    net = nn.Sequential(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()), nn.Conv2d(3, 3, 1))
+    net.looked_at = net[0][0]
+    net.forward = lambda x: net[1](net[0](x))
+    with pytest.raises(ValueError, match=r"names holds '0', whose layer '0.0' shares a weight with 'looked_at' out"):
+        split(net, ["0"], torch.zeros(1, 3, 4, 4))
+
+
 def test_layer1_does_not_overlap_layer10():
     net = nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(11)))
     assert split(net, ["10", "1"], torch.zeros(1, 2, 3, 3)).names == ["1", "10"]

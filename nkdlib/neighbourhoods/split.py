@@ -126,6 +126,23 @@ def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]
     return paths
 
 
+def _check_own(model: nn.Module, paths: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise ValueError for a neighbourhood with a parameter of a layer outside it: a student would part the two."""
+    homes: dict[Tensor, dict[str, str]] = {}  # by parameter: a layer that holds it in each neighbourhood, and outside
+    for path, layer in model.named_modules(remove_duplicate=False):
+        home = next((name for name, run in paths.items() for part in run if f"{path}.".startswith(f"{part}.")), "")
+        for parameter in layer.parameters(recurse=False):
+            homes.setdefault(parameter, {}).setdefault(home, path)
+    for layers in homes.values():
+        if len(layers) > 1:
+            name = next(filter(None, layers))
+            inside, outside = layers.pop(name), next(iter(layers.values()))
+            raise ValueError(
+                f"names holds {name!r}, whose layer {inside!r} shares a weight with {outside!r} outside it; give each "
+                "a copy of its own, or name a part that holds both"
+            )
+
+
 @dataclass
 class _Call:
     """One call of a submodule; it keeps the tensors, so that `is` compares live ones."""
@@ -151,13 +168,14 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
 
     Raises:
         ValueError: a name that does not exist, overlaps another, is not run exactly once in a forward pass on one
-            tensor that gives one tensor, or does more than to give its output; examples that are not finite.
+            tensor that gives one tensor, shares weights with layers outside it, or does more than to give its output;
+            examples that are not finite.
 
     >>> from nkdlib.networks import resnet
     >>> split(resnet(8, 10, seed=0), ["layer1.0", "layer2.0"], torch.zeros(1, 3, 32, 32)).names
     ['layer1.0', 'layer2.0']
     """
-    paths = resolve(model, names)
+    _check_own(model, paths := resolve(model, names))
     check_example(example_inputs, "example_inputs")
     check_finite(example_inputs, "example_inputs")
     with evaluating(model):
