@@ -76,6 +76,26 @@ def weights(composition):
     return {name: value.tolist() for name, value in composition.build().state_dict().items()}
 
 
+class Scaled(nn.Module):
+    """Reads an attribute of its part."""
+
+    def __init__(self):
+        super().__init__()
+        self.part, self.head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)
+        self.part.scale = 2.0
+
+    def forward(self, x):
+        return self.head(self.part(x) * self.part.scale)
+
+
+def test_a_part_with_an_attribute_that_others_read_is_not_left_out(tmp_path):
+    library = Library(Scaled(), {"part": {}, "head": {}}, torch.randn(20, 3, 4, 4), GIVEN, Cache(tmp_path))
+    assert {name: list(family) for name, family in library.candidates.items()} == {
+        "part": ["teacher"],
+        "head": ["teacher"],
+    }
+
+
 def test_promised_parameters_are_those_of_the_built_network_where_weights_are_shared(tmp_path):
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1)) for _ in range(2)]

@@ -3,6 +3,7 @@
 Behind claim ND-0.
 """
 
+import dataclasses
 import itertools
 import math
 from types import SimpleNamespace
@@ -202,7 +203,7 @@ class Reading(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "run", "others"),
-    [(Skipping, "a:b", ["b", "c"]), (Hourglass, "encode:down", ["down:up"]), (Reading, "a:b", ["a", "b"])],
+    [(Skipping, "a:b", ["b", "c"]), (Hourglass, "encode:down", ["down:up"]), (Reading, "a:b", ["a"])],
 )
 def test_a_run_with_a_value_that_is_read_elsewhere_is_refused(net, run, others):
     torch.manual_seed(0)
@@ -513,6 +514,67 @@ class Storing(nn.Module):
     def forward(self, x):
         self.shelf["skip"] = self.conv(x)
         return self.shelf["skip"]
+
+
+class Looking(nn.Module):
+    """Gives what `look` makes of the output of a part and of the part itself."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.a, self.b, self.look = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), look
+        self.a.inner, self.a.scale, self.a.twice = nn.Conv2d(3, 3, 1), 2.0, lambda x: 2 * x
+
+    def forward(self, x):
+        return self.look(self.b(self.a(x)), self.a)
+
+
+@pytest.mark.parametrize(
+    ("look", "name"),
+    [
+        (lambda y, a: y * a.weight.norm(), "weight"),
+        (lambda y, a: y if a.weight.norm() > 0 else -y, "weight"),
+        (lambda y, a: y + a.bias[:, None, None].detach(), "bias"),
+        (lambda y, a: y * float(a.bias.data[0]), "bias"),
+        (lambda y, a: a.inner(y), "inner"),
+        (lambda y, a: y * a.inner.weight.norm(), "inner"),
+        (lambda y, a: a.twice(y), "twice"),
+        (lambda y, a: a._conv_forward(y, torch.ones(3, 3, 1, 1), None), "_conv_forward"),
+    ],
+)
+def test_a_part_whose_insides_another_layer_reads_is_refused_by_name(look, name):
+    torch.manual_seed(0)
+    net, x = Looking(look), torch.randn(2, 3, 4, 4)
+    with pytest.raises(
+        ValueError, match=rf"names holds 'a', .* reads a value inside it \('{name}'\) .* a larger one that holds both"
+    ):
+        split(net, ["a"], x)
+    assert split(net, ["b"], x).names == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("look", "name", "value"),
+    [
+        (lambda y, a: y * a.scale, "scale", "2.0"),
+        (lambda y, a: y.reshape(len(y), a.out_channels, -1), "out_channels", "3"),
+        (lambda y, a: F.pad(y, a.kernel_size * 2), "kernel_size", r"\(1, 1\)"),
+        (lambda y, a: y.to(a.weight.dtype), "weight", r"\(torch.float32, \(3, 3, 1, 1\)\)"),
+        (lambda y, a: y / a.weight.shape[0], "weight", r"\(torch.float32, \(3, 3, 1, 1\)\)"),
+    ],
+)
+def test_a_student_has_the_attributes_that_other_layers_read(look, name, value):
+    torch.manual_seed(0)
+    net, x, recipe = Looking(look), torch.randn(24, 3, 4, 4), Recipe(holdout=4, dtype=torch.float32)
+    message = rf"students\['a'\] must have {name} \(={value}\) as the teacher's part has, since layers outside 'a' read"
+    wrong = nn.Conv2d(3, 3, 3, padding=1)
+    wrong.scale, wrong.out_channels = 3.0, 4
+    for student in (nn.Sequential(nn.Conv2d(3, 3, 1)), wrong):
+        with pytest.raises(ValueError, match=message):
+            solve(net, {"a": student}, x.split(12), recipe)
+    right = nn.Conv2d(3, 3, 1)
+    right.scale = 2.0
+    found = solve(net, {"a": right}, x.split(12), dataclasses.replace(recipe, ridge=0))
+    with torch.no_grad():
+        torch.testing.assert_close(found.recompose(net)(x), net(x), atol=1e-4, rtol=1e-4)
 
 
 class Changing(nn.Module):

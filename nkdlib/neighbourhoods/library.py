@@ -94,7 +94,7 @@ class Library(Tabled):
         for piece in self.neighbourhoods:
             own = Candidate(piece, TEACHER, None, piece.module, self.recipe, 0, piece.cost)
             self.candidates[piece.name] = {TEACHER: own}
-            if piece.input_shape == piece.output_shape:
+            if piece.input_shape == piece.output_shape and not piece.read:
                 self.add(piece.name, IDENTITY, nn.Identity(), Recipe(Schedule(0), start="given"))
         for name, students in candidates.items():
             labeled = students if isinstance(students, Mapping) else {f"{width:g}": width for width in students}

@@ -8,7 +8,7 @@ import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import pandas as pd
@@ -21,6 +21,7 @@ from nkdlib.networks.module import check_example, check_plain, copied, evaluatin
 from nkdlib.training.store import check_finite
 
 Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
+PLAIN = bool | int | float | str | torch.dtype | torch.device | None  # attributes that a student can have too
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Neighbourhood:
     example: Tensor = field(repr=False, compare=False)  # an input, (1, *input_shape)
     output_shape: tuple[int, ...]  # without the batch
     chained: bool  # its input is the output of the neighbourhood before it, with nothing between
+    read: dict[str, object] = field(default_factory=dict, repr=False, compare=False)  # by other layers, as `seen`
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -194,8 +196,9 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
             chained = previous is not None and _follows(previous, first)
             members.append(Neighbourhood(name, run, module, first.example, tuple(last.output.shape[1:]), chained))
             previous = last
-        _prove(model, {here.name: calls[here.paths[-1]].result for here in members}, example_inputs, output)
-    return Neighbourhoods(members, model, example_inputs[:1])
+        results = {here.name: calls[here.paths[-1]].result for here in members}
+        read = _prove(model, results, example_inputs, output)
+    return Neighbourhoods([replace(here, read=read[here.name]) for here in members], model, example_inputs[:1])
 
 
 def _follows(a: _Call, b: _Call) -> bool:
@@ -245,33 +248,48 @@ def _observe(model: nn.Module, paths: list[str], example_inputs: Tensor) -> tupl
     return {path: calls[module][0] for path, module in modules.items()}, result
 
 
-class _Replay(nn.Module):
-    """Gives a known output in the place of a module; attributes are the module's."""
+def seen(value: object) -> object:
+    """What layers outside a neighbourhood may know of its attributes: plain values, and types and shapes of tensors."""
+    if isinstance(value, Tensor):
+        return value.dtype, tuple(value.shape)
+    parts = value if isinstance(value, tuple) else [value]
+    return value if all(isinstance(part, PLAIN) for part in parts) else type(value)
 
-    def __init__(self, module: nn.Module, output: Tensor):
+
+class _Replay(nn.Module):
+    """Gives a known output in the place of a module, and its attributes, of tensors without their numbers."""
+
+    def __init__(self, module: nn.Module, output: Tensor, read: dict[str, object]):
         super().__init__()
-        self.__dict__.update(original=module, output=output)
+        self.__dict__.update(original=module, output=output, read=read)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.__dict__["original"], name)
+        value = getattr(self.__dict__["original"], name)
+        self.read[name] = known = seen(value)
+        if isinstance(known, type):
+            raise AttributeError(f"{name!r} is a part of a neighbourhood, which a student need not have")
+        return value.to("meta") if isinstance(value, Tensor) else value
 
     def forward(self, _: Tensor) -> Tensor:
         return self.output.clone()
 
 
-def _prove(model: nn.Module, results: Mapping[str, Tensor], example_inputs: Tensor, output: object) -> None:
+def _prove(
+    model: nn.Module, results: Mapping[str, Tensor], example_inputs: Tensor, output: object
+) -> dict[str, dict[str, object]]:
     """Raise ValueError unless the model is the same with outputs in the place of neighbourhoods.
 
-    Images are in reverse order, so that nothing left from before helps.
+    Images are in reverse order, so that nothing left from before helps. Returns what other layers read, as `seen`.
     """
-    wanted = tensors_of(output)
+    wanted, read = tensors_of(output), {name: {} for name in results}
     alike = all(len(result) == len(example_inputs) for result in results.values())
 
     def turned(value: Tensor) -> Tensor:
         return value.flip(0) if alike and value.dim() and len(value) == len(example_inputs) else value
 
     def failure(names: Iterable[str]) -> bool:
-        replays = {name: _Replay(model.get_submodule(name.split(":")[0]), turned(results[name])) for name in names}
+        first = {name: model.get_submodule(name.split(":")[0]) for name in names}
+        replays = {name: _Replay(first[name], turned(results[name]), read[name]) for name in names}
         try:
             found = recompose(model, replays)(turned(example_inputs.clone()))
             for ours, theirs in zip(tensors_of(found), wanted, strict=True):
@@ -283,11 +301,14 @@ def _prove(model: nn.Module, results: Mapping[str, Tensor], example_inputs: Tens
 
     if failure(results):
         name = next((name for name in results if failure([name])), ", ".join(results))
+        values = ", ".join(map(repr, read.get(name, ())))
         raise ValueError(
             f"names holds {name!r}, but with its output in its place the model gives another one: a layer outside "
-            "reads a value inside it or skips a part, it changes its input, or a copy of the model is not the model "
-            "(random numbers, hooks on the original); name smaller parts"
+            f"reads a value inside it{f' ({values})' * bool(values)} or skips a part, it changes its input, or a copy "
+            "of the model is not the model (random numbers, hooks on the original); name smaller parts, or a larger "
+            "one that holds both"
         )
+    return read
 
 
 def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Module:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.closed_form import Pairs, Ranking, check_solvable, solve_neighbourhood
 from nkdlib.neighbourhoods.local import Recipe
-from nkdlib.neighbourhoods.split import Neighbourhood, Student
+from nkdlib.neighbourhoods.split import Neighbourhood, Student, seen
 from nkdlib.networks.channels import inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, cut
 from nkdlib.networks.module import NORMS, check_float32, check_plain, copied, reset
@@ -118,3 +118,9 @@ def _check_module(part: Neighbourhood, student: nn.Module, start: str, called: s
             f"{called} returns shape {shape}, the teacher's part {part.output_shape}; "
             "give a student with the same output shape"
         )
+    for name, value in part.read.items():
+        if not hasattr(student, name) or seen(getattr(student, name)) != value:
+            raise ValueError(
+                f"{called} must have {name} (={value}) as the teacher's part has, since layers outside {part.name!r} "
+                "read it; give it to the student, or name a larger part"
+            )
