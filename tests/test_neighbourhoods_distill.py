@@ -63,6 +63,39 @@ def test_students_learn_and_are_measured_on_held_out_images(given):
     assert network.layer1[0] is result["layer1.0"].module and network.layer2[0] is not teacher.layer2[0]
 
 
+class View(nn.Module):
+    """Flattens by `view`, which needs channels first."""
+
+    def forward(self, x):
+        return x.view(x.shape[0], -1)
+
+
+def flattening(flatten):
+    """A convolution, and a part that flattens what its own convolutions make."""
+    torch.manual_seed(0)
+    body = nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1), flatten, nn.Linear(48, 5)
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Sequential(*body)).eval()
+
+
+@pytest.mark.parametrize("start", ["solved", "given", "copied"])
+def test_parts_that_view_feature_maps_learn_like_those_that_reshape_them(start):
+    found, x = [], torch.randn(96, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    for net in (flattening(View()), flattening(nn.Flatten())):
+        students = {"0:1": copy.deepcopy(net[:2]), "2": copy.deepcopy(net[2]) if start == "given" else 3}
+        students = {"2": 3} if start == "copied" else students  # in sequence if solved, of which the first keeps maps
+        found.append(distill(net, students, [x], replace(RECIPE, start=start))["2"])
+    view, reshape = found
+    assert view.local_error == pytest.approx(reshape.local_error, rel=1e-3) and 0 < view.local_error < 1
+    torch.testing.assert_close(view.module(view.example), reshape.module(view.example), rtol=1e-3, atol=1e-4)
+
+
+def test_a_student_that_views_what_the_teacher_does_not_is_refused_before_it_is_trained():
+    net, x = flattening(nn.Flatten()), torch.randn(96, 3, 4, 4)
+    message = r"students\['2'\] cannot take the neighbourhood's input of shape \(4, 4, 4\): view size is not .*reshape"
+    with pytest.raises(ValueError, match=message):
+        distill(net, {"2": nn.Sequential(View(), nn.Linear(64, 5))}, [x], replace(RECIPE, start="given"))
+
+
 def test_the_teacher_and_the_given_students_stay_as_they_were(given):
     teacher, x = copy.deepcopy(given[0]).train(), given[1]
     teacher.layer2.eval()

@@ -24,11 +24,12 @@ class Boundaries:
 
     store: Store = field(repr=False)  # every boundary once
     names: dict[str, tuple[str, str]]  # by neighbourhood, the names of its input and output in the store
+    layouts: dict[str, torch.memory_format] = field(repr=False)  # by neighbourhood, of the feature maps that it takes
 
     def of(self, name: str) -> Store:
         """Inputs x and outputs y of one neighbourhood."""
         x, y = self.names[name]
-        return Store({"x": self.store.tensors[x], "y": self.store.tensors[y]})
+        return Store({"x": self.store.tensors[x], "y": self.store.tensors[y]}, self.layouts[name])
 
     def __repr__(self) -> str:
         return f"boundaries of {len(self.store):,} images kept in memory, {self.store.nbytes / 1e6:,.0f} MB"
@@ -141,7 +142,7 @@ def capture(
             raise OverflowError(
                 f"boundary {name!r} is not finite in dtype (={dtype}); use dtype=torch.float32 or bfloat16"
             )
-    return Boundaries(store, names)
+    return Boundaries(store, names, {neighbourhood.name: neighbourhood.layout for neighbourhood in neighbourhoods})
 
 
 def _check_rounding(name: str, exact: Tensor, kept: Tensor) -> None:
@@ -223,7 +224,11 @@ def input_pairs(rows: Store, previous: list[Tensor] | None = None) -> Pairs:
     def of_teacher() -> Iterator[Tensor]:
         return (row["x"] for row in rows.select(["x"]).chunks(BATCH))
 
-    return lambda: zip(of_teacher(), of_teacher() if previous is None else (x.clone() for x in previous), strict=True)
+    def copies() -> Iterator[Tensor]:
+        plain = rows.layout == torch.contiguous_format
+        return (x.clone(memory_format=torch.contiguous_format if plain else torch.preserve_format) for x in previous)
+
+    return lambda: zip(of_teacher(), of_teacher() if previous is None else copies(), strict=True)
 
 
 def repeatable(inputs: Iterable, images: int = sys.maxsize) -> Iterable:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
 from nkdlib.networks.module import check_example, check_plain, copied, evaluating, tensors_of
-from nkdlib.training.store import check_finite
+from nkdlib.training.store import check_finite, layout_for
 
 Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
 PLAIN = bool | int | float | str | torch.dtype | torch.device | None  # attributes that a student can have too
@@ -34,6 +34,7 @@ class Neighbourhood:
     example: Tensor = field(repr=False, compare=False)  # an input, (1, *input_shape)
     output_shape: tuple[int, ...]  # without the batch
     chained: bool  # its input is the output of the neighbourhood before it, with nothing between
+    layout: torch.memory_format  # of its inputs from a store: channels last, if it takes feature maps so
     read: dict[str, object] = field(default_factory=dict, repr=False, compare=False)  # by other layers, as `seen`
 
     @property
@@ -194,7 +195,8 @@ def split(model: nn.Module, names: Sequence[str], example_inputs: Tensor) -> Nei
             first, last, parts = calls[run[0]], calls[run[-1]], [model.get_submodule(path) for path in run]
             module = parts[0] if len(parts) == 1 else nn.Sequential(*parts)
             chained = previous is not None and _follows(previous, first)
-            members.append(Neighbourhood(name, run, module, first.example, tuple(last.output.shape[1:]), chained))
+            shape, layout = tuple(last.output.shape[1:]), layout_for(module, first.example)
+            members.append(Neighbourhood(name, run, module, first.example, shape, chained, layout))
             previous = last
         results = {here.name: calls[here.paths[-1]].result for here in members}
         read = _prove(model, results, example_inputs, output)

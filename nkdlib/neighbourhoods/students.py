@@ -106,8 +106,9 @@ def check_student(part: Neighbourhood, student: Student, start: str, called: str
 def _check_module(part: Neighbourhood, student: nn.Module, start: str, called: str) -> None:
     if start == "copied":
         raise ValueError(f"start (='copied') needs a width for {called}, not a module; give 0.5, or start='given'")
+    layout = part.layout if part.example.dim() == 4 else torch.contiguous_format
     try:
-        output = student(part.example.clone())
+        output = student(part.example.clone(memory_format=layout))
     except RuntimeError as error:
         raise ValueError(
             f"{called} cannot take the neighbourhood's input of shape {part.input_shape}: {error}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nkdlib.data.images import random_rows
 from nkdlib.tasks.executors import shared_empty
@@ -61,6 +61,17 @@ def first_images(inputs: Iterable[Batch], images: int = sys.maxsize) -> Iterator
             return
 
 
+@torch.no_grad()
+def layout_for(module: nn.Module, example: Tensor) -> torch.memory_format:
+    """Channels last, the fastest for convolutions, if a module takes feature maps so, which `x.view` may not."""
+    try:
+        if example.dim() == 4:
+            module(torch.cat([example, example]).contiguous(memory_format=torch.channels_last))
+    except Exception:  # of any layer that asks for channels first
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 @dataclass
 class Store:
     """Named tensors of the same N examples; feature maps are kept with channels last, fastest for convolutions.
@@ -71,6 +82,7 @@ class Store:
     """
 
     tensors: dict[str, Tensor]  # (N, ...); feature maps are (N, H, W, C)
+    layout: torch.memory_format = torch.channels_last  # of the feature maps that it gives
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Store":
@@ -132,19 +144,20 @@ class Store:
 
     def select(self, names: Iterable[str]) -> "Store":
         """A store of some of the tensors."""
-        return Store({name: self.tensors[name] for name in names})
+        return Store({name: self.tensors[name] for name in names}, self.layout)
 
     def __getitem__(self, rows: slice) -> "Store":
-        return Store({name: tensor[rows] for name, tensor in self.tensors.items()})
+        return Store({name: tensor[rows] for name, tensor in self.tensors.items()}, self.layout)
 
     def take(self, index: Tensor | slice, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """The rows `index` as float32 or `dtype`, feature maps as (B, C, H, W) in channels-last layout."""
+        """The rows `index` as float32 or `dtype`, feature maps as (B, C, H, W) in the store's layout."""
         rows = {}
         for name, tensor in self.tensors.items():
             value = tensor[index] if isinstance(index, slice) else tensor.index_select(0, index)
             if value.is_floating_point():
                 value = value.to(dtype, copy=isinstance(index, slice))  # no view: layers may work in place
-            rows[name] = value.permute(0, 3, 1, 2) if value.dim() == 4 else value
+            maps = value.dim() == 4
+            rows[name] = value.permute(0, 3, 1, 2).contiguous(memory_format=self.layout) if maps else value
         return rows
 
     def batches(
