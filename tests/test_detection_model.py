@@ -444,3 +444,15 @@ def test_too_few_batches():
     detector = ssdlite(residual_space(9, in_channels=1, blocks=(1, 1), widths=(8, 8)), 1, 64, (2,), extra=())
     with pytest.raises(ValueError, match="batches ended after 1 of the "):
         train_detector(detector, rectangles(1, 2, 0), Schedule(steps=2, batch_size=2))
+    before = copy.deepcopy(detector.state_dict())
+    with pytest.raises(ValueError, match="batches ended after 1 of the 2 steps of detector; give more batches or few"):
+        train_detector(detector, list(rectangles(1, 2, 0)), Schedule(steps=2, batch_size=2))
+    torch.testing.assert_close(detector.state_dict(), before, rtol=0, atol=0)  # known before any step
+
+
+def test_a_batch_that_is_too_small_for_batchnorm_is_named():
+    detector = ssdlite(residual_space(9, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=(2,), extra=(8,) * 4)
+    images, targets = batch(2, 3, 32)
+    message = r"batch 1 of batches, images \(1, 3, 32, 32\), is too small for BatchNorm in training .*drop_last=True"
+    with pytest.raises(ValueError, match=message):
+        train_detector(detector, [(images, targets), (images[:1], targets[:1])], Schedule(steps=2))

@@ -218,6 +218,42 @@ def test_what_cannot_be_searched_is_named(change, error, match):
     assert not any("parametriz" in key for key in given["network"].state_dict())
 
 
+def frozen():
+    """A network of which nothing is to be trained."""
+    return resnet(8, 2, seed=0).requires_grad_(False)
+
+
+def normalizing():
+    """A network with a BatchNorm over single values."""
+    layers = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 2)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), *layers)
+
+
+@pytest.mark.parametrize(
+    ("network", "count", "single", "message"),
+    [
+        (frozen, 10, None, r"network \(=ResNet\) has no parameters to train, all are frozen; .*finetune_share=0"),
+        (normalizing, 9, None, r"batches ended after 9, recipe.schedule.steps asks for 10 or more; give more batches"),
+        (normalizing, 10, 3, r"batch 3 of batches, images \(1, 3, 8, 8\), is too small for BatchNorm .*drop_last"),
+        (normalizing, 10, 9, r"batch 9 of batches, images \(1, 3, 8, 8\), is too small for BatchNorm .*drop_last"),
+    ],
+)
+def test_what_would_end_a_search_late_is_named(network, count, single, message, capsys):
+    given = [(x[:1], y[:1]) if step == single else (x, y) for step, (x, y) in enumerate(batches(count))]
+    network, x = network(), torch.zeros(1, 3, 8, 8)
+    target = 0.7 * cost(network, x).params
+    with pytest.raises(ValueError, match=message):
+        search(network, x, given, target, recipe=Search(Schedule(steps=10)))
+    assert ("searching" in capsys.readouterr().out) == (single is not None)  # before any step, if it can be known
+
+
+def test_a_frozen_network_is_searched_for_channels_alone():
+    network, x = frozen(), torch.zeros(1, 3, 8, 8)
+    recipe, target = Search(Schedule(steps=10), finetune_share=0.0), 0.7 * cost(network, x).params
+    found = search(network, x, iter(list(batches(10))), target, recipe=recipe)
+    assert 0.5 * target < found.cost.params <= target and not any(p.requires_grad for p in found.network.parameters())
+
+
 def test_both_parts_of_a_search_have_its_settings():
     shared = {"batch_size": 7, "lr": 0.3, "warmup": 0.2, "weight_decay": 0.4, "max_grad_norm": 2.0, "amp": True}
     recipe = Search(Schedule(steps=50, **shared, ema=0.5))

@@ -5,6 +5,7 @@ images: uint8 (B, C, S, S). targets: B of {"boxes": float32 (N, 4) as x1 y1 x2 y
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import length_hint
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from nkdlib.detection.ssdlite import Detector
 from nkdlib.networks.module import device_of
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, minimize
+from nkdlib.training.store import naming_batch
 
 Batch = tuple[Tensor, Sequence[Mapping]]
 
@@ -51,14 +53,19 @@ def train_detector(
     >>> [sorted(found) for found in detect(detector, [batch])][0]
     ['boxes', 'image_id', 'labels', 'scores']
     """
-    device = device_of(detector)
+    device, start = device_of(detector), checkpoints.start if checkpoints else 0
+    if (given := start + length_hint(batches, schedule.steps)) < schedule.steps:
+        raise ValueError(
+            f"batches ended after {given} of the {schedule.steps} steps of {name}; give more batches or fewer steps"
+        )
 
-    def loss(batch: Batch) -> Tensor:
-        images, targets = batch
+    def loss(numbered: tuple[int, Batch]) -> Tensor:
+        number, (images, targets) = numbered
         targets = [{key: target[key].to(device) for key in ("boxes", "labels")} for target in targets]
-        return sum(detector(images.to(device), targets).values())
+        with naming_batch(number, images):
+            return sum(detector(images.to(device), targets).values())
 
-    return minimize(detector, batches, loss, schedule, name, seed, checkpoints)
+    return minimize(detector, enumerate(batches, start), loss, schedule, name, seed, checkpoints)
 
 
 @torch.no_grad()

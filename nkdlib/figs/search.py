@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from operator import length_hint
 from typing import Any
 
 import pandas as pd
@@ -25,7 +26,7 @@ from nkdlib.tasks.checks import check_number
 from nkdlib.tasks.progress import Progress
 from nkdlib.training.distributed import Checkpoints, check_same
 from nkdlib.training.loop import Schedule, Trainer, minimize
-from nkdlib.training.store import labeled
+from nkdlib.training.store import labeled, naming_batch
 
 MOMENTS = 21  # of a search at which the log-odds are kept
 ROWS = 10_000  # of a history at most: longer searches note every second step, or every third, ...
@@ -117,7 +118,8 @@ def search(
         wrap: of each module before it is trained: `data_parallel` if the processes of a group share each step.
 
     Raises:
-        ValueError: a target that no slim network has, batches that end too soon, a network that cannot be gated.
+        ValueError: a target that no slim network has, batches that end too soon or are too small for BatchNorm, a
+            network that cannot be gated or trained.
         FloatingPointError: a loss that is not finite.
 
     >>> from nkdlib.networks import residual_space
@@ -131,10 +133,18 @@ def search(
     recipe, model = recipe or Search(), cost_model or CostModel(network, example)
     if model.network is not network:
         raise ValueError("cost_model is of another network; build it of the network that is searched")
-    gates, inputs = Gates(model, recipe.log_odds, recipe.temperature), iter(batches)
+    gates, start = Gates(model, recipe.log_odds, recipe.temperature), checkpoints.start if checkpoints else 0
+    inputs = enumerate(batches, start)
     with evaluating(network), ExitStack() as undo:
         undo.callback(gates.remove)
         check_target(model, metric, target)
+        if (given := start + length_hint(batches, recipe.schedule.steps)) < recipe.schedule.steps:
+            raise _too_few(given, recipe)
+        if recipe.finetuning.steps and not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ValueError(
+                f"network (={type(network).__name__}) has no parameters to train, all are frozen; unfreeze some "
+                "(requires_grad_), or search for channels alone (recipe.finetune_share=0)"
+            )
         history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
         scores = {name: score.detach().clone() for name, score in gates.scores.items()}
         counts = keep_best(model, scores, metric, target)
@@ -142,18 +152,27 @@ def search(
         slim = gates.slim()
     forward, device = wrap(slim), device_of(slim)
 
-    def objective(batch: tuple[Tensor, Any]) -> Tensor:
-        x, labels = _moved(batch, device)
-        return loss(forward(x), labels)
+    def objective(batch: tuple[int, Any]) -> Tensor:
+        output, labels = _forward(forward, batch, device)
+        return loss(output, labels)
 
     minimize(forward, inputs, objective, recipe.finetuning, "the slim network", seed, checkpoints)
     return SearchResult(slim, model(counts), counts, scores, history, alive, log_odds)
 
 
-def _moved(batch: tuple[Tensor, Any], device: torch.device) -> tuple[Tensor, Any]:
-    """Images and labels of a batch on a device."""
-    x, labels = labeled(batch)
-    return x.to(device, copy=True), labels.to(device) if isinstance(labels, Tensor) else labels
+def _too_few(given: int, recipe: Search) -> ValueError:
+    return ValueError(
+        f"batches ended after {given}, recipe.schedule.steps asks for {recipe.schedule.steps} or more; give more "
+        "batches or fewer steps"
+    )
+
+
+def _forward(model: nn.Module, numbered: tuple[int, Any], device: torch.device) -> tuple[Any, Any]:
+    """A model's output for a numbered batch, and the batch's labels, on a device."""
+    x, labels = labeled(numbered[1])
+    with naming_batch(numbered[0], x):
+        output = model(x.to(device, copy=True))
+    return output, labels.to(device) if isinstance(labels, Tensor) else labels
 
 
 def _accuracy(output: Any, labels: Any) -> Tensor:
@@ -189,10 +208,9 @@ def _train(
     (charged,) = torch.autograd.grad(gates.expected_cost(metric), gates.log_odds)
     charged = charged > 0  # gates that the cost depends on
 
-    def objective(path: float, seen: list[Tensor], batch: tuple[Tensor, Any]) -> Tensor:
+    def objective(path: float, seen: list[Tensor], batch: tuple[int, Any]) -> Tensor:
         gates.draw(generator)
-        x, labels = _moved(batch, device)
-        output, expected = forward(x), gates.expected_cost(metric)
+        (output, labels), expected = _forward(forward, batch, device), gates.expected_cost(metric)
         value = loss(output, labels)
         seen.extend(n.detach().double().to(device) for n in (value, expected, _accuracy(output, labels)))
         penalty = 0.0 if gates.opened else recipe.penalty  # the log-odds always get a gradient, if of zeros
@@ -215,10 +233,7 @@ def _train(
         for step in range(begin, steps):
             batch = next(inputs, None)
             if batch is None:
-                raise ValueError(
-                    f"batches ended after {step}, recipe.schedule.steps asks for {recipe.schedule.steps} or more; "
-                    "give more batches or fewer steps"
-                )
+                raise _too_few(step, recipe)
             # DEVIATION D11: a path to the target that the user names, in place of a weight for the cost.
             path = whole * (target / whole) ** min(max(step - opened, 0) / arrival, 1.0)
             gates.opened, seen = step < opened, []

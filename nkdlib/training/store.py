@@ -3,6 +3,7 @@
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,20 @@ def labeled(batch: tuple | list, called: str = "batches") -> tuple[Tensor, Any]:
         said = type(batch).__name__ + f" ({kinds})" * bool(kinds)
         raise ValueError(f"{called} gives a batch of type {said}; give pairs (images, labels), the images one tensor")
     return batch[0], batch[1]
+
+
+@contextmanager
+def naming_batch(number: int, images: Tensor) -> Iterator[None]:
+    """Name the batch in torch's error for a BatchNorm that gets one value for each channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"batch {number} of batches, images {tuple(images.shape)}, is too small for BatchNorm in training "
+            f"({error}); leave it out (drop_last=True in a DataLoader), or give larger ones"
+        ) from error
 
 
 def check_finite(values: Tensor, what: str) -> None:
