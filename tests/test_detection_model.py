@@ -146,6 +146,36 @@ def test_dropout_drop_path_and_branches_follow_the_mode():
     assert torch.equal(feature_maps(network, images, ["second"]).eval()(images)["second"], seen)
 
 
+class StillNorms(nn.Sequential):
+    """Keeps its BatchNorms in evaluation mode, and a dropout in training mode."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, nn.BatchNorm2d | nn.Dropout):
+                layer.train(isinstance(layer, nn.Dropout))
+        return self
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("copied", [lambda module: module, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_layers_keep_the_modes_that_the_network_gives_them(inner, copied):
+    layers = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Conv2d(4, 4, 1)
+    network = nn.Sequential(StillNorms(*layers), nn.BatchNorm2d(4)) if inner else StillNorms(*layers)
+    detector = copied(ssdlite(network, 2, 32, ("0.3" if inner else "3",), extra=(8,)))
+    own = dict(network.named_modules())
+    for mode in (True, False, True):
+        network.train(mode), detector.train(mode)
+        body = dict(detector.backbone["body"].named_modules())
+        prefix = "0." if inner else ""
+        assert [body[f"{prefix}{path}"].training for path in range(4)] == [mode, False, True, mode]
+        assert all(part.training == own[path].training for path, part in body.items() if path in own and path)
+        assert all(part.training == mode for part in detector.backbone["extra"].modules())
+    before = own["0.1" if inner else "1"].running_mean.clone()
+    detector(*batch(2, 3, 32))
+    assert torch.equal(detector.backbone["body"].get_submodule("0.1" if inner else "1").running_mean, before)
+
+
 class Frozen(nn.Module):
     def __init__(self):
         super().__init__()

@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -60,8 +60,9 @@ def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx
         raise ValueError(f"taps (={taps}) name one feature map twice; give each once")
     maps = create_feature_extractor(network, chosen, suppress_diff_warning=True)
     graphs = (fx.GraphModule(maps, graph) for graph in (maps.train_graph, maps.eval_graph))
-    maps = _joined(maps, *graphs, maps.training)
+    maps = _joined(maps, *graphs, maps.training, {})
     _check_kept(network, set(maps.modules()), example)
+    maps.contrary = _contrary(network, maps)
     return maps
 
 
@@ -71,19 +72,44 @@ class FeatureMaps(DualGraphModule):
     Its own pickle keeps one graph, and its own copy is in training mode.
     """
 
+    contrary: Mapping[bool, Sequence[str]] = {}  # by mode, layers that the network's own `train` leaves in the other
     __deepcopy__ = None  # copied by what it is pickled as
+
+    def train(self, mode: bool = True) -> "FeatureMaps":
+        super().train(mode)
+        for path in self.contrary.get(mode, ()):
+            self.get_submodule(path).training = not mode
+        return self
 
     def __reduce__(self) -> tuple:
         parts = nn.Module()
         for kind in ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
             getattr(parts, kind).update(getattr(self, kind))
         graphs = (fx.GraphModule(self, graph) for graph in (self.train_graph, self.eval_graph))
-        return _joined, (parts, *graphs, self.training)
+        return _joined, (parts, *graphs, self.training, self.contrary)
 
 
-def _joined(parts: nn.Module, train: fx.GraphModule, evaluation: fx.GraphModule, mode: bool) -> FeatureMaps:
+def _joined(
+    parts: nn.Module, train: fx.GraphModule, evaluation: fx.GraphModule, mode: bool, contrary: Mapping
+) -> FeatureMaps:
     with evaluating(parts):  # layers get their own modes back
-        return FeatureMaps(parts, train.graph, evaluation.graph).train(mode)
+        maps = FeatureMaps(parts, train.graph, evaluation.graph)
+        maps.contrary = contrary
+        return maps.train(mode)
+
+
+def _contrary(network: nn.Module, maps: FeatureMaps) -> dict[bool, list[str]]:
+    """By mode, the layers of maps that a network's own `train` leaves in the other one, such as frozen BatchNorms."""
+    found = {}
+    with evaluating(network), evaluating(maps):
+        for mode in (True, False):
+            network.train(mode)
+            modes = {part: part.training for part in network.modules()}
+            maps.train(mode)
+            found[mode] = [
+                path for path, part in maps.named_modules() if modes.get(part, part.training) != part.training
+            ]
+    return found
 
 
 def _strides(graph: fx.Graph, shapes: dict[str, tuple[int, ...]], size: int) -> dict[int, str]:
