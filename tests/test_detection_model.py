@@ -176,6 +176,37 @@ def test_layers_keep_the_modes_that_the_network_gives_them(inner, copied):
     assert torch.equal(detector.backbone["body"].get_submodule("0.1" if inner else "1").running_mean, before)
 
 
+class Helped(nn.Module):
+    """Holds a layer first that it does not run on images."""
+
+    def __init__(self):
+        super().__init__()
+        self.helper, self.stem = nn.Conv2d(8, 4, 1), nn.Conv2d(3, 8, 3, 2, 1)
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+@pytest.mark.parametrize(
+    ("network", "tap", "guess"),
+    [(Helped, "stem", 8), (lambda: nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 1)), 2, 12)],
+)
+def test_channels_of_images_that_do_not_follow_from_the_network_are_given(network, tap, guess):
+    with pytest.raises(ValueError, match=rf"does not take images \(1, {guess}, 32, 32\): .* ssdlite: channels or size"):
+        ssdlite(network(), 2, 32, (tap,), extra=(8,))
+    detector = ssdlite(network(), 2, 32, (tap,), extra=(8,), channels=3)
+    assert sum(detector(*batch(2, 3, 32)).values()).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_are_integers_of_any_type(dtype):
+    detector = ssdlite(residual_space(9, blocks=(1, 1), widths=(8, 8)), 2, 32, taps=(2,), extra=(8,))
+    images, targets = batch(2, 3, 32)
+    schedule, short = Schedule(steps=1), [{**target, "labels": target["labels"].to(dtype)} for target in targets]
+    found = [train_detector(copy.deepcopy(detector), [(images, given)], schedule) for given in (targets, short)]
+    assert found[0] == found[1] and short[0]["labels"].dtype == dtype
+
+
 class Frozen(nn.Module):
     def __init__(self):
         super().__init__()
@@ -258,6 +289,7 @@ def test_errors_of_batches():
         ({"num_classes": 0}, r"num_classes \(=0\)"),
         ({"size": 32.5}, r"size \(=32.5\)"),
         ({"extra": (0,)}, r"extra \(=0\)"),
+        ({"channels": 0}, r"channels \(=0\)"),
         ({"seed": -1}, r"seed \(=-1\)"),
         ({"mean": (0.5, 0.5)}, r"mean \(=\[0.5, 0.5\]\) .* must have 3 values"),
         ({"std": 0.0}, r"std \(=\[0.0, 0.0, 0.0\]\) .* std above 0"),

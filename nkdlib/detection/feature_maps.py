@@ -52,7 +52,10 @@ def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx
         with torch.no_grad():
             values = whole(example.clone())  # by node; the network may begin by working in place
     except Exception as error:
-        raise ValueError(f"network (={name}) does not take images {tuple(example.shape)}: {error}") from error
+        raise ValueError(
+            f"network (={name}) does not take images {tuple(example.shape)}: {error}; give others (to ssdlite: "
+            "channels or size)"
+        ) from error
     shapes = {node: tuple(getattr(value, "shape", ())) for node, value in values.items()}
     strides = _strides(whole.graph, shapes, example.shape[-1])
     chosen = {_node(tap, strides, shapes): str(tap) for tap in taps}

@@ -28,7 +28,7 @@ class Detector(SSD):
 
     In training mode `detector(images, targets)` returns the losses {"bbox_regression", "classification"}, scalars; in
     evaluation mode `detector(images)` returns for each image {"boxes": (N, 4) as x1 y1 x2 y2 in pixels, "scores": (N,),
-    "labels": (N,) from 1}, best first. `targets` are B of {"boxes": float32 (N, 4), "labels": int64 (N,) from 1}.
+    "labels": (N,) from 1}, best first. `targets` are B of {"boxes": float32 (N, 4), "labels": integers (N,) from 1}.
 
     Raises:
         ValueError: images of another size or type, a box without area, a label that is no class.
@@ -61,6 +61,7 @@ class Detector(SSD):
             self.proposal_matcher(box_iou(target["boxes"], self.anchors)) if len(target["boxes"]) else nothing
             for target in targets
         ]
+        targets = [{**target, "labels": target["labels"].long()} for target in targets]
         return self.compute_loss(targets, outputs, anchors, matches)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
@@ -108,6 +109,7 @@ def ssdlite(
     size: int = 320,
     taps: Sequence[Tap] = (16, 32),
     *,
+    channels: int | None = None,
     extra: Sequence[int] = (512, 256, 256, 128),
     scales: tuple[float, float] = (0.2, 0.95),
     ratios: Sequence[int] = (2, 3),
@@ -122,10 +124,11 @@ def ssdlite(
     because torch 2.14 then writes beyond its memory in the gradient of 1x1 convolutions of stride 2 with few channels.
 
     Args:
-        network: images (B, C, size, size) to anything; copied with its weights. C is what its first convolution takes.
+        network: images (B, channels, size, size) to anything; copied with its weights.
         num_classes: of objects, without the background (torchvision counts it).
         size: height and width of the images in pixels.
         taps: maps of the network to detect on (see `feature_maps`); layers behind the last are left out.
+        channels: of the images; by default those that the convolution takes which the network holds first.
         extra: output channels of the blocks behind the last tap, each of which halves height and width.
         scales: side of the anchors on the first and on the last map, as a share of `size`.
         ratios: of the longer to the shorter side of the anchors that are no squares.
@@ -142,10 +145,12 @@ def ssdlite(
     >>> len(detector.eval()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     1
     """
-    for name, value in (("num_classes", num_classes), ("size", size), *(("extra", width) for width in extra)):
+    given = ("channels", 1 if channels is None else channels), *(("extra", width) for width in extra)
+    for name, value in (("num_classes", num_classes), ("size", size), *given):
         check_number(name, value, 1, whole=True)
     check_seed(seed)
-    channels = next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), None)
+    if channels is None:
+        channels = next((part.in_channels for part in network.modules() if isinstance(part, nn.Conv2d)), None)
     if channels is None or not taps:
         raise ValueError(
             f"network (={type(network).__name__}) must hold a convolution, and taps (={taps}) name its maps"
