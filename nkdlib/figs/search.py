@@ -83,7 +83,6 @@ class SearchResult:
     counts: dict[str, int]  # channels left, by the layer that makes them; 0 or 1 for an operator, by its path
     scores: Scores = field(repr=False)  # log-odds at the end, by the same names, as `prune` takes them
     history: pd.DataFrame = field(repr=False)  # by step: loss, expected and counted cost, path, accuracy (%)
-    alive: pd.DataFrame = field(repr=False)  # by step and name: channels or operators with log-odds above 0
     log_odds: Tensor = field(repr=False)  # of all gates, (moments, gates): before, at equal distances, and at the end
 
 
@@ -145,7 +144,7 @@ def search(
                 f"network (={type(network).__name__}) has no parameters to train, all are frozen; unfreeze some "
                 "(requires_grad_), or search for channels alone (recipe.finetune_share=0)"
             )
-        history, alive, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
+        history, log_odds = _train(gates, inputs, target, metric, recipe, loss, seed, checkpoints, wrap)
         scores = {name: score.detach().clone() for name, score in gates.scores.items()}
         counts = keep_best(model, scores, metric, target)
         gates.keep(counts)
@@ -157,7 +156,7 @@ def search(
         return loss(output, labels)
 
     minimize(forward, inputs, objective, recipe.finetuning, "the slim network", seed, checkpoints)
-    return SearchResult(slim, model(counts), counts, scores, history, alive, log_odds)
+    return SearchResult(slim, model(counts), counts, scores, history, log_odds)
 
 
 def _too_few(given: int, recipe: Search) -> ValueError:
@@ -193,15 +192,15 @@ def _train(
     seed: int,
     checkpoints: Checkpoints | None,
     wrap: Callable[[nn.Module], nn.Module],
-) -> tuple[pd.DataFrame, pd.DataFrame, Tensor]:
-    """Train weights and log-odds; returns history, alive and log-odds as in `SearchResult`."""
+) -> tuple[pd.DataFrame, Tensor]:
+    """Train weights and log-odds; returns history and log-odds as in `SearchResult`."""
     model, device, generator = gates.model, device_of(gates), torch.Generator().manual_seed(seed)
     forward, name = wrap(gates), f"a search for {target:,.6g} {metric}"
     weights = Trainer(forward, recipe.searching, name, seed, gates.network.parameters())
     chooser = torch.optim.Adam([gates.log_odds], recipe.gate_lr, recipe.gate_betas)
     opened, steps = round(recipe.open_share * recipe.schedule.steps), recipe.searching.steps
     arrival = max(round(recipe.path_share * (steps - opened)), 1)  # steps with gates until the path is at the target
-    whole, rows, alive = model.total(model.sizes, metric), [], []
+    whole, rows = model.total(model.sizes, metric), []
     moments = {round(part * (steps - 1) / (MOMENTS - 1)) for part in range(MOMENTS)}
     log_odds = [gates.log_odds.detach().cpu().clone()]
     asked = {**vars(recipe), "schedule": None, "target": float(target), "metric": metric}  # the weights have it
@@ -218,7 +217,7 @@ def _train(
 
     def state() -> dict[str, object]:
         rows[:] = [{name: float(value) for name, value in row.items()} for row in rows]
-        kept = {"rows": rows, "alive": alive, "moments": log_odds, "noise": generator.get_state(), "settings": asked}
+        kept = {"rows": rows, "moments": log_odds, "noise": generator.get_state(), "settings": asked}
         return kept | {"weights": weights.state_dict(), "chooser": chooser.state_dict()}
 
     if checkpoints and (saved := checkpoints.load("search")):
@@ -226,7 +225,7 @@ def _train(
         weights.load_state_dict(saved["weights"])
         chooser.load_state_dict(saved["chooser"])
         generator.set_state(saved["noise"])
-        rows, alive, log_odds = saved["rows"], saved["alive"], saved["moments"]
+        rows, log_odds = saved["rows"], saved["moments"]
     begin = len(weights.losses)
     with Progress(f"searching for {target:,.6g} {metric}", steps, "steps") as bar:
         bar.advance(begin)
@@ -246,7 +245,6 @@ def _train(
                 numbers, counts = weights.mean(torch.stack([n.reshape(()) for n in seen])), gates.counts
                 row = dict(zip(("loss", "expected", "accuracy"), numbers, strict=True))
                 rows.append({"step": step, "path": path, **row, "counted": model.total(counts, metric)})
-                alive.append({"step": step, **counts})
                 if step % 10 == 0:
                     channels, operators = (sum(counts[n] for n in names) for names in (model.groups, model.operators))
                     text = f"{rows[-1]['counted']:,.6g} {metric}, loss {row['loss']:.3g}, {channels} channels"
@@ -259,4 +257,4 @@ def _train(
     gates.opened = False
     weights.finish()
     history = pd.DataFrame([{name: float(value) for name, value in row.items()} for row in rows])
-    return history, pd.DataFrame(alive), torch.stack(log_odds)
+    return history, torch.stack(log_odds)
