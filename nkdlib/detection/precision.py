@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class AveragePrecision:
-    """COCO's twelve numbers, 0 to 1, and precision over recall; NaN if there is no such object to be found.
+    """COCO's twelve numbers, 0 to 1; NaN if there is no such object to be found.
 
     Averages over the IoU thresholds 0.5, 0.55 to 0.95 unless the name says otherwise, and over classes.
     """
@@ -29,12 +29,9 @@ class AveragePrecision:
     ar_small: float  # recall with the 100 best
     ar_medium: float
     ar_large: float
-    recall: np.ndarray  # (101,), thresholds of the curves below, 0 to 1
-    precision_by_class: np.ndarray  # (classes, 101), at IoU 0.5, rows as the labels 1, 2, ...
-    precision: np.ndarray  # (101,), mean over the classes that have objects
 
 
-NUMBERS = tuple(AveragePrecision.__annotations__)[:12]  # in COCO's order
+NUMBERS = tuple(AveragePrecision.__annotations__)  # in COCO's order
 
 
 def evaluate(predictions: Iterable[Mapping], ground_truth: Mapping) -> AveragePrecision:
@@ -73,12 +70,7 @@ def evaluate(predictions: Iterable[Mapping], ground_truth: Mapping) -> AveragePr
         both = ({"images": images, "categories": categories, "annotations": part} for part in (true, found))
         evaluation = COCOeval_faster(*(COCO(part, **quiet) for part in both), iouType="bbox", **quiet)
         evaluation.run()
-    numbers = [np.nan if value < 0 else float(value) for value in evaluation.stats]
-    curves = np.array(evaluation.eval["precision"])[0, :, :, 0, -1].T  # (classes, 101)
-    curves = np.where(curves < 0, np.nan, curves)
-    known = curves[~np.isnan(curves[:, 0])]
-    mean = known.mean(0) if len(known) else np.full(curves.shape[1], np.nan)
-    return AveragePrecision(*numbers, evaluation.params.recThrs, curves, mean)
+    return AveragePrecision(*(np.nan if value < 0 else float(value) for value in evaluation.stats))
 
 
 @contextmanager
