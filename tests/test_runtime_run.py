@@ -142,6 +142,22 @@ def test_a_failure_is_shown_and_mended_and_a_notebook_runs_again_only_after_a_ch
     assert re.search(r"1 run, 0 up to date, 0 failed, 00:\d\d, at most [\d,]+ MB at once \(in 00_nap\)$", last)
 
 
+def test_a_notebook_that_was_changed_while_it_ran_runs_again(notebook, command, monkeypatch, tmp_path, capfd):
+    text, execute = nbformat.read(notebook, as_version=4), run.papermill.execute_notebook
+
+    def changed_meanwhile(*arguments, **options):
+        execute(*arguments, **options)
+        text.cells[0].source += ", longer"
+        nbformat.write(text, notebook)
+
+    with monkeypatch.context() as first:
+        first.setattr(run.papermill, "execute_notebook", changed_meanwhile)
+        assert run.main(command()) == 0
+    for said in ("1 run, 0 up to date", "0 run, 1 up to date"):
+        capfd.readouterr()
+        assert run.main(command()) == 0 and said in capfd.readouterr().out
+
+
 def test_a_notebook_that_lacks_its_data_says_so_and_leaves_what_is_committed(notebook, command, tmp_path, capfd):
     text = nbformat.read(notebook, as_version=4)
     text.metadata["nkdlib"] = {"needs": ["data"]}

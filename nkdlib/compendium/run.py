@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -115,15 +115,21 @@ def state(job: Job) -> dict[str, object]:
     """
     notebook = nbformat.read(job.notebook, as_version=4)
     figures = figures_root() / job.profile
-    files = [*SOURCES.rglob("*.py"), *SOURCES.rglob("*.toml"), *SOURCES.parent.glob("requirements.txt")]
-    for pattern in (f"{job.notebook.stem}/**/*", *notebook.metadata.get("nkdlib", {}).get("reads", [])):
-        files += filter(Path.is_file, figures.glob(pattern))
+    left = set(filter(Path.is_file, figures.glob(f"{job.notebook.stem}/**/*")))
+    files = {*SOURCES.rglob("*.py"), *SOURCES.rglob("*.toml"), *SOURCES.parent.glob("requirements.txt")}
+    for pattern in notebook.metadata.get("nkdlib", {}).get("reads", []):
+        files |= set(filter(Path.is_file, figures.glob(pattern)))
     return {
         "cells": [[cell.cell_type, cell.source] for cell in notebook.cells],
         "parameters": json.loads(json.dumps(job.parameters)),
         "images": own_digest(job.parameters.get("data", NAMES[0])),
-        "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "files": _digests(files - left),
+        "left": _digests(left),
     }
+
+
+def _digests(paths: Iterable[Path]) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def lacking(job: Job) -> str:
@@ -168,7 +174,7 @@ def execute(job: Job) -> str | None:
     job.output("stamp.json").write_text(json.dumps({"seconds": expected}))  # for who goes on after an interruption
     failed.unlink(missing_ok=True)
     print(f"{stem}: started", flush=True)
-    started, begun, error = time.monotonic(), [], None
+    started, begun, error, before = time.monotonic(), [], None, state(job)
     steps = Path(os.environ.get("NKD_PROGRESS", ""))  # what the kernel says of them, if no terminal shows its bars
     if steps.is_file():
         steps.write_text("")
@@ -203,7 +209,8 @@ def execute(job: Job) -> str | None:
         print(f"{stem}: FAILED after {tqdm.format_interval(seconds)}; as far as it came: {failed}", flush=True)
         return error
     running.replace(job.output("ipynb"))
-    job.output("stamp.json").write_text(json.dumps({"seconds": seconds, "state": state(job)}, indent=1))
+    done = before | {"left": state(job)["left"]}  # what was changed meanwhile is not what ran
+    job.output("stamp.json").write_text(json.dumps({"seconds": seconds, "state": done}, indent=1))
     print(f"{stem}: done in {tqdm.format_interval(seconds)}", flush=True)
     return None
 
