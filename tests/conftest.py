@@ -27,9 +27,9 @@ def speaking(network, x):
     for layer in network.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 1.0
-            if layer.affine:
-                layer.weight.uniform_(0.5, 1.5)
-                layer.bias.uniform_(-0.5, 1.0)
+            for value, ends in ((layer.weight, (0.5, 1.5)), (layer.bias, (-0.5, 1.0))):
+                if value is not None:
+                    value.uniform_(*ends)
     network.train()(x)
     return network.eval()
 

@@ -278,6 +278,9 @@ BODIES = {
     "a hook before a layer": lambda: changed(
         two(), lambda body: body.b.register_forward_pre_hook(lambda layer, inputs: (inputs[0] + 1,))
     ),
+    "BatchNorm without bias": lambda: two(
+        lambda s, x: s.m(s.b(F.relu(s.n(s.a(x))))), n=nn.BatchNorm2d(12, bias=False), m=nn.BatchNorm2d(8, bias=False)
+    ),
     "a value kept as an attribute": lambda: two(lambda s, x: s.b(keep(s, F.relu(s.a(x))))),
     "work in place on the input": lambda: two(lambda s, x: s.b(F.relu(s.a(x.mul_(2))))),
     "a choice by values": lambda: two(lambda s, x: s.b(s.a(x)) if x.mean() < 1e9 else x),

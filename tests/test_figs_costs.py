@@ -11,7 +11,7 @@ from conftest import speaking
 from torch import nn
 from torchvision.ops import SqueezeExcitation
 
-from nkdlib.figs import CostModel, Gates, keep_best, prune, score_by_scale
+from nkdlib.figs import CostModel, Gates, keep_best, prune, rebuild, score_by_scale
 from nkdlib.networks import Cost, Sum, cost
 from nkdlib.networks.channels import channel_groups
 
@@ -424,3 +424,35 @@ def test_operators_that_share_weights_are_refused():
     network.a.bias = network.s.operators.conv[0].bias
     with pytest.raises(ValueError, match=r"layers 'a' and 's.operators.conv.0' share a weight; give each a copy"):
         CostModel(network, torch.zeros(1, 3, 4, 4))
+
+
+def without(*names, fixed=()):
+    """A BatchNorm of six channels that lacks some of its tensors, or holds them as buffers."""
+    norm = nn.BatchNorm2d(6)
+    for name in (*names, *fixed):
+        value = getattr(norm, name).detach()
+        delattr(norm, name)
+        norm.register_buffer(name, value) if name in fixed else norm.register_parameter(name, None)
+    return norm
+
+
+@pytest.mark.parametrize(
+    ("norm", "learned"),
+    [
+        (without("bias"), 1),
+        (without("weight"), 1),
+        (without("weight", "bias"), 0),
+        (without(fixed=["weight"]), 1),
+        (nn.BatchNorm2d(6, bias=False), 1),
+    ],
+)
+def test_parameters_that_a_layer_lacks_are_not_counted(norm, learned):
+    network, x = nn.Sequential(conv(3, 6), norm, nn.ReLU(), conv(6, 2)).eval(), torch.zeros(1, 3, 4, 4)
+    for filters in (nn.ReLU(), depthwise := nn.Conv2d(6, 6, 3, 1, 1, groups=6, bias=False)):
+        network[2] = filters
+        model = CostModel(network, x)
+        by_hand = 4 * (3 + 1 + learned + 2 + 9 * (filters is depthwise)) + 2
+        assert model({"0": 4}).params == by_hand == cost(rebuild(network, x, {"0": 4}), x).params
+    if norm.weight is None:
+        with pytest.raises(ValueError, match="'0' makes pass no BatchNorm with a scale"):
+            score_by_scale(model)

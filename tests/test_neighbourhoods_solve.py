@@ -229,6 +229,17 @@ def test_the_last_layer_of_a_given_student_is_solved_and_its_norm_passes_it_on_i
     assert result["0"].local_error < 0.5 * copied.local_error
 
 
+@pytest.mark.parametrize("lacking", ["weight", "bias"])
+def test_a_layer_before_a_norm_that_lacks_a_tensor_is_solved_itself(lacking):
+    block = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)).eval()
+    setattr(block[3], lacking, None)
+    student, x = copy.deepcopy(block), torch.randn(80, 4, 5, 5)
+    nn.init.normal_(student[2].weight)
+    solved = solve(nn.Sequential(block), {"0": student}, [x], RECIPE)["0"]
+    assert solved.local_error < 1e-8 and getattr(solved.module[3], lacking) is None
+    torch.testing.assert_close(solved.module[2].weight, block[2].weight, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("piece", [nn.Conv2d(4, 3, 3, padding=1), nn.Sequential(nn.Conv2d(4, 3, 3, padding=1))])
 def test_a_bare_layer_is_solved_to_what_it_imitates(piece):
     student = nn.Conv2d(4, 3, 3, padding=1)

@@ -194,7 +194,7 @@ def scales(model: CostModel, name: str) -> Tensor:
     group, found = model.groups[name], []
     for path in group.carriers:
         norm = model.network.get_submodule(path)
-        if isinstance(norm, NORMS) and norm.affine:
+        if isinstance(norm, NORMS) and norm.weight is not None:
             found += [norm.weight[part].abs() for part in group.slices(path)]
     if not found:
         raise ValueError(f"the channels that {name!r} makes pass no BatchNorm with a scale; score them otherwise")

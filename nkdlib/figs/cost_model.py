@@ -124,8 +124,9 @@ class CostModel:
             layer = next((p for p in counted if _within(path, p)), path)  # a parametrization holds its layer's weights
             params[layer] += sum(parameter.numel() for parameter in {*part.parameters(recurse=False)} - seen)
             seen.update(part.parameters(recurse=False))
-        for path, spent in counted.items():
-            params[path] -= spent.params
+        for term in self.terms:
+            params[term.path] -= term.whole.params
+            assert params[term.path] >= 0 or not (term.made or term.read), f"{term.path}: counted more than is there"
         macs: dict[str, int] = {}  # each module's own
         for path in sorted(together, key=len, reverse=True):  # parts before wholes
             known = sum(spent.macs for p, spent in counted.items() if _within(p, path))
@@ -228,11 +229,12 @@ def _areas_and_macs(
 
 def _rates(layer: nn.Module, area: float) -> tuple[int, int, dict[str, Rates]]:
     """Inputs and outputs of a layer, and its rates in each metric."""
+    fixed = dict(layer.named_buffers(recurse=False))
+    weight, bias = (getattr(layer, name) is not None and name not in fixed for name in ("weight", "bias"))
     if isinstance(layer, NORMS):
-        return 0, layer.num_features, {"params": (0, 2 * layer.affine, 0, 0), "macs": (0, 0, 0, 0)}
-    bias, kernel = int(layer.bias is not None), layer.weight[0, 0].numel()
-    outputs = layer.weight.shape[0]
+        return 0, layer.num_features, {"params": (0, weight + bias, 0, 0), "macs": (0, 0, 0, 0)}
+    outputs, kernel = layer.weight.shape[0], layer.weight[0, 0].numel()
     if getattr(layer, "groups", 1) > 1:  # one filter reads the inputs of its own group only
         each = layer.weight[0].numel()
-        return 0, outputs, {"params": (0, each + bias, 0, 0), "macs": (0, each * area, 0, 0)}
-    return layer.weight.shape[1], outputs, {"params": (kernel, bias, 0, 0), "macs": (kernel * area, 0, 0, 0)}
+        return 0, outputs, {"params": (0, each * weight + bias, 0, 0), "macs": (0, each * area, 0, 0)}
+    return layer.weight.shape[1], outputs, {"params": (kernel * weight, bias, 0, 0), "macs": (kernel * area, 0, 0, 0)}

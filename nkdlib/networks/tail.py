@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
+from nkdlib.networks.cutting import TENSORS
 from nkdlib.networks.module import NORMS
 from nkdlib.networks.trace import shape_of
 
@@ -125,7 +126,7 @@ def _find_tail(graph: fx.GraphModule) -> Tail:
 def _settable(graph: fx.GraphModule, layer: fx.Node, node: fx.Node) -> bool:
     """Whether a node is a BatchNorm of the layer's channels that nothing else depends on."""
     norm = layer_of(graph, node)
-    if not isinstance(norm, NORMS) or not norm.affine or norm.running_mean is None or len(layer.users) != 1:
+    if not isinstance(norm, NORMS) or len(layer.users) != 1 or any(getattr(norm, name) is None for name in TENSORS):
         return False
     channels = isinstance(layer_of(graph, layer), nn.Conv2d) or len(shape_of(layer)) == 2
     return channels and readers(graph, norm) == [node] and _writable(norm, "weight") and _writable(norm, "bias")
