@@ -106,6 +106,16 @@ def test_a_batchnorm_that_serves_two_layers_takes_no_constant():
     assert torch.allclose(pruned.network(x), net(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("tokens", [5, 2])  # as many as channels, or not
+def test_a_batchnorm_over_tokens_takes_no_constant_of_a_layers_channels(tokens):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2, bias=False), nn.BatchNorm1d(tokens)).eval()
+    x = torch.randn(16, tokens, 3)
+    model = CostModel(net, x[:1])
+    pruned = prune(model, score_evenly(model), "params", model.total({"0": 2}, "params"), input_moments(model, [x]))
+    assert not pruned.network[3].running_mean.any() and pruned.network(x).shape == (16, tokens, 2)
+
+
 def test_tokens_are_cut_solved_and_mimicked():
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval(), torch.randn(16, 5, 3)

@@ -24,7 +24,7 @@ from nkdlib.networks.cutting import channel_dim
 from nkdlib.networks.least_squares import Normal, columns
 from nkdlib.networks.module import NORMS, device_of, evaluating
 from nkdlib.networks.tail import layer_of
-from nkdlib.networks.trace import trace
+from nkdlib.networks.trace import shape_of, trace
 from nkdlib.tasks.checks import check_number
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import first_images
@@ -217,7 +217,7 @@ def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
         layer, users = graph.get_submodule(node.target), [*node.users]
         if getattr(layer, "bias", None) is not None:
             found[node.target] = None
-        elif len(users) == 1 and users[0].op == "call_module":
+        elif len(users) == 1 and users[0].op == "call_module" and channel_dim(layer) in (1, 1 - len(shape_of(node))):
             norm = graph.get_submodule(users[0].target)
             if isinstance(norm, NORMS) and norm.running_mean is not None and times[norm] == 1:  # it serves this layer
                 found[node.target] = users[0].target
