@@ -229,6 +229,27 @@ def test_the_last_layer_of_a_given_student_is_solved_and_its_norm_passes_it_on_i
     assert result["0"].local_error < 0.5 * copied.local_error
 
 
+class Clamp(nn.Module):
+    """At least 0, and at most a number."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def forward(self, x):
+        return x.clamp(0, self.most)
+
+
+@pytest.mark.parametrize("most", [3, 9, 30])
+def test_activations_that_differ_only_at_large_values_are_told_apart(most):
+    block = nn.Sequential(nn.Conv2d(4, 4, 1), Clamp(most)).eval()
+    with torch.no_grad():
+        block[0].weight.mul_(2 * most)
+    student, x = nn.Sequential(copy.deepcopy(block[0]), nn.ReLU()), torch.randn(80, 4, 5, 5)
+    given = distill(nn.Sequential(block), {"0": student}, [x], Recipe(Schedule(0), holdout=16, start="given"))["0"]
+    assert solve(nn.Sequential(block), {"0": student}, [x], RECIPE)["0"].local_error < 0.9 * given.local_error
+
+
 @pytest.mark.parametrize("lacking", ["weight", "bias"])
 def test_a_layer_before_a_norm_that_lacks_a_tensor_is_solved_itself(lacking):
     block = nn.Sequential(nn.Conv2d(4, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.BatchNorm2d(4)).eval()

@@ -203,7 +203,10 @@ def pose_least_squares(
     path, tail = group.consumers[-1] if group else None, find_tail(ours, strict=group is None)
     if tail and path in (None, tail.layer.target):
         layer, norm, given, wanted = tail.layer, tail.norm, tail.norm or tail.layer, tail.before
-        probe, end = torch.linspace(-8, 8, 999, device=example.device), find_end(theirs)
+        end = find_end(theirs)
+        (value,) = tap(theirs, [read_by(end)])(example.clone())
+        span = value.abs().max().clamp_min(1.0)  # of the values at hand, of one image: others may have eight times more
+        probe = torch.cat([torch.linspace(-8, 8, 999, device=example.device) * size for size in (1, span)])
         same = activate(theirs, end, probe).equal(activate(ours, tail.end, probe))
         target = read_by(end if same else output_of(theirs))
     else:  # an inner layer, which should give what the teacher's gives
