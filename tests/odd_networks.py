@@ -56,6 +56,28 @@ class Doubled(nn.Conv2d):
         return 2 * super().forward(x)
 
 
+class Tripled(nn.Conv2d):
+    """A convolution that convolves in its own way."""
+
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, 3 * weight, bias)
+
+
+class Padded(nn.Conv2d):
+    """A convolution with arguments of its own, and torch's forward pass."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, 3, padding=1)
+
+
+class Norm(nn.BatchNorm2d):
+    """A BatchNorm by another name."""
+
+
+class Act(nn.ReLU):
+    """An activation by another name."""
+
+
 def conv(inputs=8, outputs=8, kernel=3, **how):
     return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **how)
 
@@ -140,6 +162,11 @@ BODIES = {
     "pruned by a mask": lambda: two(b=prune.l1_unstructured(conv(12, 8), "weight", 0.5)),
     "standardized in forward": lambda: two(a=Standardized(8, 12, 3, padding=1), b=Standardized(12, 8, 3, padding=1)),
     "doubled in forward": lambda: two(b=Doubled(12, 8, 3, padding=1)),
+    "tripled in its own convolution": lambda: two(b=Tripled(12, 8, 3, padding=1)),
+    "subclasses of layers": lambda: two(
+        lambda s, x: s.q(s.m(s.b(s.p(s.n(s.a(x)))))),
+        **{"a": Padded(8, 12), "b": Padded(12, 8), "n": Norm(12), "m": Norm(8), "p": Act(), "q": Act()},
+    ),
     "functional convolutions": lambda: Net(
         lambda s, x: F.conv2d(F.relu(F.conv2d(x, s.v, padding=1)), s.w, padding=1),
         v=nn.Parameter(torch.randn(12, 8, 3, 3) / 8),
@@ -251,6 +278,9 @@ BODIES = {
         n=nn.BatchNorm2d(12, affine=False),
         m=nn.BatchNorm2d(8, affine=False),
     ),
+    "BatchNorm without bias": lambda: two(
+        lambda s, x: s.m(s.b(F.relu(s.n(s.a(x))))), n=nn.BatchNorm2d(12, bias=False), m=nn.BatchNorm2d(8, bias=False)
+    ),
     "BatchNorm without statistics": lambda: two(
         lambda s, x: s.m(s.b(F.relu(s.n(s.a(x))))),
         n=nn.BatchNorm2d(12, track_running_stats=False),
@@ -277,9 +307,6 @@ BODIES = {
     "a hook on a block": lambda: changed(two(), hooked("", lambda layer, inputs, output: output + 1)),
     "a hook before a layer": lambda: changed(
         two(), lambda body: body.b.register_forward_pre_hook(lambda layer, inputs: (inputs[0] + 1,))
-    ),
-    "BatchNorm without bias": lambda: two(
-        lambda s, x: s.m(s.b(F.relu(s.n(s.a(x))))), n=nn.BatchNorm2d(12, bias=False), m=nn.BatchNorm2d(8, bias=False)
     ),
     "a value kept as an attribute": lambda: two(lambda s, x: s.b(keep(s, F.relu(s.a(x))))),
     "work in place on the input": lambda: two(lambda s, x: s.b(F.relu(s.a(x.mul_(2))))),
@@ -511,7 +538,7 @@ REFUSED = {  # by operation and network, what the error names
         "pruned by a mask": "layer 'b' computes",
         "a parametrized bias": "layer 'a' computes",
         "standardized in forward": r"mean \(a",
-        "doubled in forward": r"conv2d \(b",
+        **dict.fromkeys(["doubled in forward", "tripled in its own convolution"], r"conv2d \(b"),
         "functional convolutions": "conv2d",
         "a ParameterList": "conv2d",
         "a weight read outside its layer": r"called 2 times \(b",
@@ -557,6 +584,7 @@ REFUSED = {  # by operation and network, what the error names
     | UNTRACEABLE
     | dict.fromkeys(["half", "bfloat16", "double"], r"'stem.weight' in \w+")
     | dict.fromkeys(["standardized in forward", "doubled in forward"], "'body'.* ends in conv2d")
+    | {"tripled in its own convolution": "'body'.* ends in conv2d"}
     | dict.fromkeys(["functional convolutions", "a ParameterList"], "'body'.* ends in conv2d")
     | dict.fromkeys(["spectral norm by a hook", "pruned by a mask"], "layer 'b' computes")
     | dict.fromkeys(["BatchNorm without statistics", "a hook before a block", "a hook on a block"], "'body'.* hooks")

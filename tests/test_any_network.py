@@ -17,6 +17,7 @@ from odd_networks import BY_HAND, EXAMPLES, FAMILIES, NETWORKS, PARTS, REFUSED
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nkdlib.detection.feature_maps import feature_maps
 from nkdlib.figs import CostModel, Gates, rebuild
 from nkdlib.neighbourhoods import Recipe, capture, narrow, recompose, solve, split
 from nkdlib.networks import cost
@@ -277,6 +278,12 @@ def test_images_stay_as_they_are(act):
     images = x.clone()
     act(network, images)
     assert torch.equal(images, x)
+
+
+def test_feature_maps_take_subclasses_of_layers():
+    network, x = made("subclasses of layers")
+    with torch.no_grad():
+        assert torch.equal(feature_maps(network, x, ["body"])(x)["body"], network.body(network.stem(x)))
 
 
 def test_a_part_that_a_plain_list_holds_too_is_not_left_to_the_teacher():

@@ -10,6 +10,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.models.feature_extraction import DualGraphModule, create_feature_extractor, get_graph_node_names
 
 from nkdlib.networks.module import evaluating
+from nkdlib.networks.trace import layer_class
 
 Tap = int | str  # a stride, or the name of a submodule or of a node of the traced network
 
@@ -40,14 +41,16 @@ def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx
     torch.Size([1, 8, 16, 16])
     """
     name, network = type(network).__name__, copy.deepcopy(network)
+    leaves = [type(layer) for layer in network.modules() if layer_class(layer) not in (None, type(layer))]
+    how = {"tracer_kwargs": {"leaf_modules": leaves}, "suppress_diff_warning": True}
     try:
-        train, evaluation = get_graph_node_names(network, suppress_diff_warning=True)
+        train, evaluation = get_graph_node_names(network, **how)
     except Exception as error:
         raise ValueError(
             f"network (={name}) cannot be traced by torch.fx ({error}); "
             "rewrite its forward without branches on the values of tensors"
         ) from error
-    whole = create_feature_extractor(network, None, train, evaluation, suppress_diff_warning=True).eval()
+    whole = create_feature_extractor(network, None, train, evaluation, **how).eval()
     try:
         with torch.no_grad():
             values = whole(example.clone())  # by node; the network may begin by working in place
@@ -61,7 +64,7 @@ def feature_maps(network: nn.Module, example: Tensor, taps: Sequence[Tap]) -> fx
     chosen = {_node(tap, strides, shapes): str(tap) for tap in taps}
     if len(chosen) < len(taps):
         raise ValueError(f"taps (={taps}) name one feature map twice; give each once")
-    maps = create_feature_extractor(network, chosen, suppress_diff_warning=True)
+    maps = create_feature_extractor(network, chosen, **how)
     graphs = (fx.GraphModule(maps, graph) for graph in (maps.train_graph, maps.eval_graph))
     maps = _joined(maps, *graphs, maps.training, {})
     _check_kept(network, set(maps.modules()), example)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from nkdlib.networks.cutting import TENSORS
 from nkdlib.networks.module import NORMS
-from nkdlib.networks.trace import shape_of
+from nkdlib.networks.trace import layer_class, shape_of
 
 ACTIVATIONS = {"relu", "relu6", "silu", "gelu", "hardswish", "leakyrelu", "elu", "clamp", "clampmin"}
 PASSING = {"identity", "dropout", "dropout2d", "stochasticdepth", "contiguous"}
@@ -57,10 +57,11 @@ def layer_of(graph: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:
 
 
 def _named(graph: fx.GraphModule, node: fx.Node) -> str:
-    """What a node calls: the name of a module's class, of a function or a method."""
+    """What a node calls: the name of a module's class (of torch.nn, if it runs that), of a function or a method."""
     if node.op == "call_function":
         return getattr(node.target, "__name__", str(node.target))
-    return node.target if node.op == "call_method" else type(layer_of(graph, node)).__name__
+    layer = layer_of(graph, node)
+    return node.target if layer is None else (layer_class(layer) or type(layer)).__name__
 
 
 def _kind(graph: fx.GraphModule, node: fx.Node) -> str:

@@ -11,13 +11,30 @@ from torch.fx.passes.shape_prop import ShapeProp
 from nkdlib.networks.module import check_example, check_plain, evaluating
 
 
-def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -> fx.GraphModule:
+def layer_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch.nn whose forward pass a layer runs, as a subclass too; None of other modules.
+
+    >>> class Small(nn.Conv2d):
+    ...     pass
+    >>> layer_class(Small(1, 1, 1)).__name__, layer_class(nn.Sequential())
+    ('Conv2d', None)
+    """
+    kind = next(base for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+    own = any(getattr(type(module), name, 0) is not getattr(kind, name, 0) for name in ("forward", "_conv_forward"))
+    return None if own or "forward" in vars(module) or kind in (nn.Module, nn.Sequential) else kind
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or layer_class(m) is not None
+
+
+def trace(module: nn.Module, example: Tensor) -> fx.GraphModule:
     """Trace a module by torch.fx in evaluation mode and run an example through the graph.
 
     Args:
         module: it stays as it is.
         example: (B, ...), an input of the module.
-        tracer: decides which submodules stay as they are; torch.fx's own by default.
 
     Raises:
         ValueError: a module that cannot be traced, that wraps the real one, or that does not take the example.
@@ -30,7 +47,7 @@ def trace(module: nn.Module, example: Tensor, tracer: fx.Tracer | None = None) -
     check_example(example)
     with evaluating(module), _unchanged(module), torch.no_grad():  # tracing writes the mode into stochastic depth
         try:
-            graph = fx.GraphModule(module, (tracer or fx.Tracer()).trace(module), name)
+            graph = fx.GraphModule(module, _Tracer().trace(module), name)
         except Exception as error:
             raise ValueError(
                 f"module (={name}) cannot be traced by torch.fx ({error}); its forward must not depend on values; "
