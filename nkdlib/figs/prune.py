@@ -20,7 +20,7 @@ from nkdlib.figs.budget import Scores, keep_best
 from nkdlib.figs.cost_model import CostModel
 from nkdlib.figs.gates import cut_out
 from nkdlib.networks.cost import Cost
-from nkdlib.networks.cutting import channel_dim
+from nkdlib.networks.cutting import channel_dim, stays
 from nkdlib.networks.least_squares import Normal, columns
 from nkdlib.networks.module import NORMS, device_of, evaluating
 from nkdlib.networks.tail import layer_of
@@ -111,7 +111,7 @@ def input_moments(
         found[path] = found.get(path, 0.0) + (z @ z.T).double()
 
     with evaluating(network), ExitStack() as hooks:
-        for path in _readers(model):
+        for path in dict.fromkeys(path for group in model.groups.values() for path in group.consumers):
             hooks.enter_context(network.get_submodule(path).register_forward_pre_hook(partial(note, path)))
         for x in first_images(inputs, images):
             network(x.to(device, copy=True))
@@ -146,16 +146,16 @@ def mimic(
     Raises:
         ValueError: a network pruned from another model, a layer that it lacks, an output that is no tensor.
     """
-    teacher, device, readers = model.network, device_of(pruned.network), _readers(model)
+    teacher, device = model.network, device_of(pruned.network)
     if other := sorted(pruned.counts.keys() ^ model.sizes.keys()):
         raise ValueError(f"pruned and model differ in the group {other[0]!r}; give the model behind it")
     present = {path for path, _ in pruned.network.named_modules()}
-    layers = [path for path in readers if path in present] if layers is None else list(layers)
+    inputs = {path: kept for (path, dim), kept in stays(teacher, [*model.groups.values()], pruned.kept).items() if dim}
+    layers = [path for path in inputs if path in present] if layers is None else list(layers)
     if unknown := [path for path in layers if path not in present]:
         raise ValueError(f"layers holds {unknown[0]!r}, which the pruned network lacks; name layers that it has")
-    cut = [path for path in layers if path in readers]
-    dims = {path: channel_dim(teacher.get_submodule(path)) for path in cut}
-    stays = {path: _kept_inputs(teacher, readers[path], pruned.kept, path).to(device) for path in cut}
+    dims = {path: channel_dim(teacher.get_submodule(path)) for path in inputs}
+    inputs = {path: kept.nonzero()[:, 0].to(device) for path, kept in inputs.items()}
 
     def values(network: nn.Module, x: Tensor) -> list[Tensor]:
         seen: dict[str, Tensor] = {}
@@ -174,7 +174,7 @@ def mimic(
         with torch.no_grad(), evaluating(teacher):
             wanted = values(teacher, x.clone())
         wanted = [
-            y.index_select(dims[path], stays[path]) if path in stays else y
+            y.index_select(dims[path], inputs[path]) if path in inputs else y
             for path, y in zip([*layers, ""], wanted, strict=True)
         ]
         found = values(pruned.network, x.clone())
@@ -186,25 +186,6 @@ def mimic(
 def _relative(found: Tensor, wanted: Tensor) -> Tensor:
     """The squared error of values relative to their variance, both means over the batch."""
     return (found - wanted).square().mean() / wanted.var().clamp_min(torch.finfo(wanted.dtype).tiny)
-
-
-def _readers(model: CostModel) -> dict[str, list[tuple[str, slice]]]:
-    """For each layer that reads groups of channels, the groups and where in its input they lie."""
-    readers: dict[str, list[tuple[str, slice]]] = {}
-    for name, group in model.groups.items():
-        for path in group.consumers:
-            readers.setdefault(path, []).extend((name, part) for part in group.slices(path))
-    return readers
-
-
-def _kept_inputs(network: nn.Module, parts: list[tuple[str, slice]], kept: Mapping[str, Tensor], path: str) -> Tensor:
-    """Indices of the input channels that a reading layer keeps."""
-    stays = torch.ones(network.get_submodule(path).weight.shape[1], dtype=torch.bool)
-    for name, part in parts:
-        mask = torch.zeros(part.stop - part.start, dtype=torch.bool)
-        mask[kept[name]] = True
-        stays[part] = mask
-    return stays.nonzero()[:, 0]
 
 
 def _constants(network: nn.Module, example: Tensor) -> dict[str, str | None]:
@@ -229,24 +210,22 @@ def _solve(
     slim: nn.Module, model: CostModel, kept: Mapping[str, Tensor], moments: Mapping[str, Tensor], ridge: float
 ) -> None:
     """Give the layers that read cut channels the weights, and constants, that make up for them best."""
-    readers, constants = _readers(model), _constants(model.network, model.example)
-    if moments.keys() != readers.keys():
-        raise ValueError(f"moments and the layers that read channels differ in {sorted(moments.keys() ^ readers)[:9]}")
-    made = {path: name for name, group in model.groups.items() for path in group.producers}
+    left, constants = stays(model.network, [*model.groups.values()], kept), _constants(model.network, model.example)
+    inputs = {path: channels for (path, dim), channels in left.items() if dim}
+    if wrong := sorted(moments.keys() ^ inputs):
+        raise ValueError(f"moments and the layers that read channels differ in {wrong[:9]}")
     present = {path for path, _ in slim.named_modules()}
-    for path, parts in readers.items():
-        whole, inputs = model.network.get_submodule(path), _kept_inputs(model.network, parts, kept, path)
-        if path not in present or len(inputs) == whole.weight.shape[1]:
-            continue
+    for path in [path for path, channels in inputs.items() if path in present and not channels.all()]:
+        whole = model.network.get_submodule(path)
         own = F.pad(whole.weight.double().flatten(1), (0, 1)).T  # (F + 1, outputs), no constant beside the bias
         if (shape := tuple(moments[path].shape)) != (len(own), len(own)):
             raise ValueError(f"moments of {path!r} have shape {shape}, not {2 * (len(own),)}; measure this network's")
         size = len(own) - (path not in constants)
         gram = moments[path].to(own.device)[:size, :size]
         normal = Normal(gram, gram @ own[:size], 1, whole.weight[0, 0].numel(), path in constants, own[:size])
-        layer, weights = slim.get_submodule(path), normal.solve(ridge, inputs)
-        if path in made:  # outputs of it may have gone as well
-            weights = weights[:, kept[made[path]].to(weights.device)]
+        layer, weights = slim.get_submodule(path), normal.solve(ridge, inputs[path].nonzero()[:, 0])
+        if (path, 0) in left:  # outputs of it may have gone as well
+            weights = weights[:, left[path, 0].to(weights.device)]
         linear = weights[: len(weights) - normal.intercept]
         layer.weight.copy_(linear.T.reshape(layer.weight.shape))
         if not normal.intercept:

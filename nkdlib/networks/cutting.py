@@ -57,32 +57,32 @@ def cut(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor
             raise ValueError(f"keep names {name!r}, which is no inner channel group; choose from {list(known)}")
         if len(index) == 0:
             raise ValueError(f"keep[{name!r}] is empty; leave at least one channel")
-    stays = {place: kept for place, kept in _stays(module, groups, keep).items() if not kept.all()}
-    check_own(module, [path for path, _ in stays])
-    for path, _ in stays:
+    less = {place: kept for place, kept in stays(module, groups, keep).items() if not kept.all()}
+    check_own(module, [path for path, _ in less])
+    for path, _ in less:
         layer = module.get_submodule(path)
         own = {None, *layer.parameters(recurse=False), *layer.buffers(recurse=False)}
         if any(getattr(layer, name, None) not in own for name in TENSORS):
             raise ValueError(f"layer {path!r} computes its weight from others; take its parametrization off first")
     slim = copied(module)
-    for (path, dim), kept in stays.items():
+    for (path, dim), kept in less.items():
         _slice(slim.get_submodule(path), kept.nonzero()[:, 0], dim)
     return slim
 
 
-def _stays(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
+def stays(module: nn.Module, groups: list[ChannelGroup], keep: Mapping[str, Tensor]) -> dict[tuple[str, int], Tensor]:
     """Which channels stay, bool (channels,), by layer and dimension of its weight."""
-    stays: dict[tuple[str, int], Tensor] = {}
+    found: dict[tuple[str, int], Tensor] = {}
     for group in [group for group in groups if group.name in keep]:
         mask = torch.zeros(group.size, dtype=torch.bool)
         mask[torch.as_tensor(keep[group.name]).cpu()] = True
         for dim, paths in enumerate(((*group.producers, *group.carriers), group.consumers)):
             for path in paths:
                 whole = torch.ones(_channels(module.get_submodule(path), dim), dtype=torch.bool)
-                layer = stays.setdefault((path, dim), whole)
+                layer = found.setdefault((path, dim), whole)
                 for part in [slice(0, group.size)] if path in group.producers and dim == 0 else group.slices(path):
                     layer[part] = mask
-    return stays
+    return found
 
 
 def check_own(module: nn.Module, paths: Iterable[str]) -> None:
