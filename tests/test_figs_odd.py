@@ -557,3 +557,74 @@ def test_scores_that_are_no_numbers_are_refused():
     scores["0"][3] = math.nan
     with pytest.raises(ValueError, match=r"scores of '0' hold NaN"):
         keep_best(model, scores, "params", 40)
+
+
+def flipped(dim):
+    return lambda layer, inputs, output: output.flip(dim)
+
+
+def behind_a_zero():
+    network = Net(lambda m, x: x + m.g * Net.tail(m, x).mean(1, keepdim=True) * m.b.weight.norm())
+    network.g = nn.Parameter(torch.zeros(1))
+    return network
+
+
+def vit_with_a_hook():
+    network = vit()
+    assert not network.heads.head.weight.any()  # torchvision's default
+    network.encoder.layers[0].mlp[1].register_forward_hook(flipped(-1))
+    return network
+
+
+def tokens_with_a_hook():
+    network = nn.Sequential(nn.Embedding(9, 4, padding_idx=0), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    network[2].register_forward_hook(flipped(-1))
+    return network
+
+
+def constant_scales():
+    return Net(lambda m, x: Net.tail(m, x) * m.n.weight.mean() + m.n.running_var.mean())
+
+
+@pytest.mark.parametrize(
+    ("make", "example", "names"),
+    [
+        (behind_a_zero, torch.zeros(1, 3, 5, 5), ["c", "d"]),
+        (vit_with_a_hook, torch.zeros(1, 3, 32, 32), ["encoder.layers.encoder_layer_1.mlp.0"]),
+        (tokens_with_a_hook, torch.zeros(1, 3).long(), []),
+        (constant_scales, torch.zeros(1, 3, 5, 5), ["a", "b", "d"]),
+    ],
+)
+def test_what_weights_at_the_start_hide_is_found(make, example, names):
+    network = make().eval()
+    before = traces(network)
+    assert [group.name for group in channel_groups(network, example)] == names
+    assert traces(network) == before
+
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return (x.float() / 255).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("constant", "varied", "why"),
+    [
+        (
+            torch.zeros(1, 3, 5, 5).byte(),
+            torch.arange(75).view(1, 3, 5, 5).byte(),
+            "all channels are zero for the example",
+        ),
+        (torch.ones(1, 3, 5, 5), torch.rand(1, 3, 5, 5), "outputs are zero or not finite for random numbers"),
+        (torch.zeros(1, 3, 5, 5), torch.rand(1, 3, 5, 5), "outputs are zero or not finite for random numbers"),
+    ],
+)
+def test_a_trial_that_shows_nothing_is_named_with_its_remedy(constant, varied, why):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 12, 3, bias=False), nn.ReLU(), nn.Conv2d(12, 2, 1)
+    network = nn.Sequential(Scaled(), *layers).eval()
+    assert [group.name for group in channel_groups(network, varied)] == ["1"]
+    with pytest.raises(
+        ValueError, match=rf"a trial that shows nothing: .*{why}.*; give an example of typical .* \(1\)"
+    ):
+        Gates(CostModel(network, constant))

@@ -4,7 +4,7 @@
 convolution or linear layer reads one group and makes another; depthwise convolutions, BatchNorm and element-wise
 operations carry a group on; sums and products tie two groups into one; a concatenation sets groups side by side. Groups
 that touch the module's input or output, a layer that is called twice, or an operation that is not known here, stay
-whole; so do those that cannot be cut as this graph says, as one trial on random inputs shows: weights that are shared,
+whole; so do those that cannot be cut as this graph says, as one trial of them shows: weights that are shared,
 computed, or read outside their layer, and values that only training reads. (Our own; MorphNet's OpRegularizerManager
 plays this role for TensorFlow graphs.)
 """
@@ -14,7 +14,7 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from nkdlib.networks.cutting import ChannelGroup, Trial
+from nkdlib.networks.cutting import NOTHING, ChannelGroup, Trial
 from nkdlib.networks.module import NORMS
 from nkdlib.networks.trace import shape_of, trace
 
@@ -61,11 +61,11 @@ def inner_groups(module: nn.Module, example: Tensor, joined: bool = True) -> lis
 
 
 def obstacles(module: nn.Module, example: Tensor) -> str:
-    """What keeps channels whole, the most frequent first, and where it comes first."""
+    """What keeps channels whole, an uninformative example and the most frequent first, and where it comes first."""
     way = _find(module, example)[1]
     if len(way) > 1:
         way.pop(OUTSIDE, None)  # an operation says more
-    most = sorted(way.items(), key=lambda item: -len(item[1]))[:3]
+    most = sorted(way.items(), key=lambda item: (not item[0].startswith(NOTHING), -len(item[1])))[:3]
     said = [
         f"{what} ({places[0] or 'itself'}{f' and {len(places) - 1} more' * (len(places) > 1)})" for what, places in most
     ]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nkdlib.networks.module import NORMS, copied, device_of, evaluating, seeded, tensors_of
 
+NOTHING = "a trial that shows nothing"
 TENSORS = ("weight", "bias", "running_mean", "running_var")  # of a layer, an entry a channel each
 
 
@@ -121,14 +122,31 @@ def _slice(layer: nn.Module, index: Tensor, dim: int) -> None:
 class Trial:
     """A comparison of a module with what is left of it when every second channel of some groups is cut out.
 
-    The slim module must give what the whole one gives with these channels set to zero where they are read, on random
-    inputs of the example's shape; and in training mode the shapes that the whole one gives there, if it can be run so.
+    The slim module must give what the whole one gives with these channels set to zero where they are read, on the
+    example, or on random numbers if that is constant; and in training mode the shapes that the whole one gives there,
+    if it can be run so. Both have changed weights, such that none hides what training may bring to light.
     """
 
     def __init__(self, module: nn.Module, example: Tensor):
-        self.module = module
-        with seeded(device_of(module), 0):
-            self.x = torch.randn_like(example) if example.is_floating_point() else example
+        self.whole, self.x, self.given = module, example, "the example"
+        self.read: list[bool] = []  # whether channels to be cut were anything but zero
+        tells = not example.is_meta and example.isfinite().all() and (example != example.flatten()[0]).any()
+        if example.is_floating_point() and not tells:
+            with seeded(device_of(module), 0):
+                self.x, self.given = torch.randn_like(example), "random numbers in place of the constant example"
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """A copy in which no weight is zero, or the same throughout."""
+        module = copied(self.whole)
+        named = {tensor: name for layer in module.modules() for name, tensor in layer.named_parameters(recurse=False)}
+        norms = [layer for layer in module.modules() if isinstance(layer, NORMS)]
+        named |= {tensor: name for norm in norms for name, tensor in norm.named_buffers(recurse=False)}
+        with seeded(torch.device("cpu"), 0), torch.no_grad():
+            for tensor, name in named.items():
+                if tensor.is_floating_point() and tensor.numel():
+                    _vary(tensor, added=name.endswith(("bias", "mean")))
+        return module
 
     @cached_property
     def trained(self) -> list[tuple[int, ...]] | str:
@@ -145,23 +163,38 @@ class Trial:
         with seeded(device_of(module), 1):
             return tensors_of(module(torch.cat([self.x] * times)))
 
-    @torch.no_grad()
     def fault(self, groups: list[ChannelGroup]) -> str:
         """What goes wrong without these channels; empty if nothing does."""
+        fault = self._fault(groups)
+        if fault.startswith(NOTHING) and self.x.is_floating_point():
+            self.x = -8 * self.x  # which passes where ReLU and biases let nothing pass
+            return self._fault(groups) and fault
+        return fault
+
+    @torch.no_grad()
+    def _fault(self, groups: list[ChannelGroup]) -> str:
         keep = {group.name: torch.arange(0, group.size, 2) for group in groups}
+        told = False  # whether the outputs tell anything
         try:
             slim = cut(self.module, groups, keep).eval()
             with evaluating(self.module), ExitStack() as hooks:
-                for (path, dim), kept in _stays(self.module, groups, keep).items():
+                for (path, dim), kept in stays(self.module, groups, keep).items():
                     if dim == 1:
                         layer = self.module.get_submodule(path)
-                        hooks.enter_context(layer.register_forward_pre_hook(_masked(kept, channel_dim(layer))))
+                        hooks.enter_context(
+                            layer.register_forward_pre_hook(_masked(kept, channel_dim(layer), self.read))
+                        )
                 wanted = self._run(self.module)
             for ours, theirs in zip(self._run(slim), wanted, strict=True):
-                size = theirs.abs().max().item() if theirs.numel() and not theirs.is_meta else 0.0
                 exact = torch.finfo(theirs.dtype).eps if theirs.is_floating_point() else 0.0
                 near = max(exact, theirs.is_cuda * 2**-11) ** 0.5  # TF32 has ten bits
+                finite = theirs.new_zeros(1) if theirs.is_meta else theirs[theirs.isfinite()].abs()
+                size = finite.max().item() if finite.numel() else 0.0
+                told |= size > 0 or theirs.is_meta or not theirs.is_floating_point()
                 torch.testing.assert_close(ours, theirs, rtol=near, atol=near * size, equal_nan=True)
+            if not (told and any(self.read)):
+                why = "all channels are zero" if told else "all outputs are zero or not finite"
+                return f"{NOTHING}: {why} for {self.given}; give an example of typical inputs that differ"
             trained = self._train(slim)
             if trained != [(2 * len(self.x), *each.shape[1:]) for each in wanted] and trained != self.trained:
                 return f"training reads these channels elsewhere and gives {trained} instead of {self.trained}"
@@ -172,17 +205,34 @@ class Trial:
         return ""
 
 
+def _vary(tensor: Tensor, added: bool) -> None:
+    """Scale a tensor along its first two dimensions by random factors around 1, and put numbers in place of zeros.
+
+    Zeros that are `added` to values hide nothing, and stay.
+    """
+    noise = torch.ones(())
+    for dim in range(min(tensor.dim(), 2)):
+        noise = noise + (torch.rand(tensor.shape[dim]) - 0.5).view(-1, *(1,) * (tensor.dim() - 1 - dim))
+    noise = noise.to(tensor)
+    zero = False if added or tensor.is_meta or tensor.all() else tensor == 0
+    tensor.mul_((1 + noise) / 2)
+    if zero is not False:
+        tensor.add_(zero * (noise / (tensor[0].numel() if tensor.dim() else 1) ** 0.5))
+
+
 def channel_dim(layer: nn.Module) -> int:
     """The dimension of a layer's channels in what it takes and gives: of a linear layer the last, else 1."""
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
-def _masked(kept: Tensor, dim: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    """A hook that sets all other channels of a layer's input to zero."""
+def _masked(kept: Tensor, dim: int, read: list[bool]) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """A hook that sets all other channels of a layer's input to zero, and notes if that tells anything."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
         shape = [1] * inputs[0].dim()
         shape[dim] = len(kept)
-        return (inputs[0] * kept.view(shape).to(inputs[0]),)
+        masked = inputs[0] * kept.view(shape).to(inputs[0])
+        read.append(masked.is_meta or bool(kept.all()) or not masked.equal(inputs[0]))
+        return (masked,)
 
     return hook
