@@ -30,8 +30,10 @@ def speaking(network, x):
             for value, ends in ((layer.weight, (0.5, 1.5)), (layer.bias, (-0.5, 1.0))):
                 if value is not None:
                     value.uniform_(*ends)
-    network.train()(x)
-    return network.eval()
+    network.train()
+    network(x)
+    network.eval()
+    return network
 
 
 @pytest.fixture(autouse=True)

@@ -343,7 +343,17 @@ def wrapped(wrap):
     return wrap(around(two()))
 
 
+class Silent(Net):
+    """One whose `train` returns nothing, as that of many published backbones that freeze their BatchNorms."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
 WHOLES = {
+    "a train that returns nothing": lambda: Silent(
+        forward, stem=conv(3), body=two(lambda s, x: s.b(F.relu(s.n(s.a(x)))), n=nn.BatchNorm2d(12)), head=head()
+    ),
     "auxiliary head": lambda: whole(trained, aux=head()),
     "a dict of outputs": lambda: whole(
         lambda s, x: (lambda y: {"out": s.head(s.body(y)), "aux": s.aux(y)})(s.stem(x)), aux=head()

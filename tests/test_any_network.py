@@ -21,6 +21,7 @@ from nkdlib.detection.feature_maps import feature_maps
 from nkdlib.figs import CostModel, Gates, rebuild
 from nkdlib.neighbourhoods import Recipe, capture, narrow, recompose, solve, split
 from nkdlib.networks import cost
+from nkdlib.networks.module import in_evaluation, in_training
 from nkdlib.tasks import fingerprint
 from nkdlib.training import Schedule, accuracy, distill_end_to_end, fit, mismatch, predict, reestimate_batchnorm
 
@@ -35,7 +36,7 @@ def made(name):
     torch.manual_seed(0)
     network = EVERY[name]()
     x = torch.randn(EXAMPLES.get(name, (64, 3, 8, 8)), dtype=next(network.parameters()).dtype)
-    return speaking(network, x) if name != "two inputs" else network.eval(), x
+    return speaking(network, x) if name != "two inputs" else in_evaluation(network), x
 
 
 def tensors(value):
@@ -141,7 +142,7 @@ def test_at_full_width_a_part_is_itself_and_at_half_it_costs_what_it_holds(name)
         assert flags(full) == flags(half) == flags(member.module)
         assert cost(half, h).params == distinct(half) < distinct(full) and runs(half, h)
         assert [p.training for p in half.modules()] == [p.training for p in member.module.modules()]
-        assert runs(half.train(), h)
+        assert runs(in_training(half), h)
 
     holds("narrow", name, equality)
 
@@ -180,10 +181,10 @@ def test_open_gates_change_nothing_and_the_slim_network_is_the_gated_one_and_cos
             gates.remove()
         assert predicted == cost(slim, x) and predicted.params == distinct(slim) < distinct(network)
         assert flags(slim) == own_flags
-        assert runs(slim.train(), x) and slim.eval()
+        assert runs(in_training(slim), x) and in_evaluation(slim)
         rebuilt = rebuild(network, x, counts)
         rebuilt.load_state_dict(slim.state_dict())
-        assert difference(slim, rebuilt.eval(), x) == 0 and difference(plain, network, x) == 0
+        assert difference(slim, in_evaluation(rebuilt), x) == 0 and difference(plain, network, x) == 0
 
     holds("gates", name, equality)
 

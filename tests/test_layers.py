@@ -136,3 +136,18 @@ def test_nothing_is_imported_by_chance(path):
         if isinstance(node, ast.ExceptHandler) and node.type is not None:
             caught = ast.unparse(node.type)
             assert "ImportError" not in caught, f"{name(path)}:{node.lineno} falls back in silence"
+
+
+NOT_A_USERS = {"networks/trace.py", "networks/tail.py", "data/weights.py", "detection/feature_maps.py"}  # torch's own
+
+
+def test_nothing_relies_on_what_a_users_train_returns():
+    for path in MODULES:
+        if folder_of(module_name(path)) == "compendium" or name(path).removeprefix("nkdlib/") in NOT_A_USERS:
+            continue
+        tree = ast.parse(path.read_text())
+        alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node not in alone]
+        for called in (call.func for call in calls):
+            if isinstance(called, ast.Attribute) and called.attr in ("eval", "train"):
+                raise AssertionError(f"{name(path)}:{called.lineno} uses what {called.attr}() returns: in_evaluation")

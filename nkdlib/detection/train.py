@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nkdlib.detection.ssdlite import Detector
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import device_of, in_evaluation
 from nkdlib.training.distributed import Checkpoints
 from nkdlib.training.loop import Schedule, minimize
 from nkdlib.training.store import naming_batch
@@ -79,7 +79,7 @@ def detect(detector: Detector, batches: Iterable[Batch]) -> list[dict]:
         For each image {"image_id", "boxes": (N, 4) as x1 y1 x2 y2 in pixels, "scores": (N,), "labels": (N,) from 1},
         best first, on the CPU, as `evaluate` takes them.
     """
-    detector, device, found = detector.eval(), device_of(detector), []
+    detector, device, found = in_evaluation(detector), device_of(detector), []
     for images, targets in batches:
         for target, result in zip(targets, detector(images.to(device)), strict=True):
             found.append({"image_id": int(target["image_id"]), **{key: value.cpu() for key, value in result.items()}})

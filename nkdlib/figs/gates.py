@@ -19,7 +19,7 @@ from nkdlib.figs.budget import living
 from nkdlib.figs.cost_model import CostModel, check_counts
 from nkdlib.networks.channels import channel_groups, obstacles
 from nkdlib.networks.cutting import ChannelGroup, cut
-from nkdlib.networks.module import copied, device_of, evaluating
+from nkdlib.networks.module import copied, device_of, evaluating, in_evaluation
 from nkdlib.networks.spaces import Sum
 
 
@@ -182,7 +182,7 @@ class Gates(nn.Module):
             self._attach()
         for path, weight in masked.items():
             network.get_submodule(path).weight.copy_(weight)
-        return cut_out(network, list(self.model.groups.values()), self.alive).eval()
+        return in_evaluation(cut_out(network, list(self.model.groups.values()), self.alive))
 
     def remove(self) -> nn.Module:
         """Take the gates off again; the network with its own weights."""

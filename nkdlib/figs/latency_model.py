@@ -21,6 +21,7 @@ from nkdlib.figs.budget import counts_above, score_at_random, score_evenly
 from nkdlib.figs.cost_model import CostModel, Rates
 from nkdlib.figs.gates import rebuild
 from nkdlib.networks.latency import latencies
+from nkdlib.networks.module import in_evaluation
 from nkdlib.tasks.progress import progress
 
 METRIC = "latency_ms"
@@ -62,7 +63,7 @@ def measure_latency(model: CostModel, batch: int = 1, networks: int = 16, rounds
     found: list[dict[str, _Point]] = []  # by path, of each slim network
     for number in range(networks):
         counts = _some_counts(model, number)
-        network = rebuild(model.network, model.example, counts).eval()
+        network = in_evaluation(rebuild(model.network, model.example, counts))
         calls = _calls(network, example, [term.path for term in model.terms])
         layers.update((call, network.get_submodule(path)) for path in calls for call in calls[path])
         numbers = zip(model.terms, *model.channels(torch.tensor([counts[name] for name in model.sizes])), strict=True)

@@ -19,7 +19,7 @@ from nkdlib.neighbourhoods.students import initialize_student, thaw
 from nkdlib.networks.cost import Cost
 from nkdlib.networks.latency import Latency, latencies
 from nkdlib.networks.least_squares import Normal
-from nkdlib.networks.module import copied, load_state
+from nkdlib.networks.module import copied, in_evaluation, load_state
 from nkdlib.tasks.cache import Artefact, Cache, Task
 from nkdlib.tasks.executors import make_executor
 from nkdlib.tasks.keys import digest, fingerprint, sha256
@@ -79,7 +79,7 @@ class Candidate:
         module = copied(self.module)
         if self.artefact:
             load_state(module, self.artefact.state(STATE))
-        return (module if isinstance(self.student, nn.Module) else thaw(module)).eval()
+        return in_evaluation(module if isinstance(self.student, nn.Module) else thaw(module))
 
     def task(self, source: str, boundaries: Boundaries | None = None, ranking: Artefact | None = None) -> Task:
         """The task that distills it; without boundaries the task has a key and cannot be run.
@@ -182,7 +182,7 @@ def time_modules(
 @torch.no_grad()
 def _blank(module: nn.Module) -> nn.Module:
     """A copy with weights of zero, which take as long as others, so that modules of equal shapes are alike."""
-    module = copied(module).eval()
+    module = in_evaluation(copied(module))
     for value in module.state_dict().values():
         value.zero_()
     return module

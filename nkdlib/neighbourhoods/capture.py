@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.closed_form import Pairs
 from nkdlib.neighbourhoods.split import Neighbourhood
-from nkdlib.networks.module import copied
+from nkdlib.networks.module import copied, in_evaluation
 from nkdlib.training.batchnorm import reestimate_batchnorm
 from nkdlib.training.store import Store, first_images
 
@@ -77,7 +77,7 @@ def capture(
     """
     most = sys.maxsize if images is None else images
     # DEVIATION D9: the paper's abstract does not say how synthetic data were made or corrected.
-    front = teacher.eval()
+    front = in_evaluation(teacher)
     if adapt:
         inputs = repeatable(inputs, most)
         front = copied(teacher)

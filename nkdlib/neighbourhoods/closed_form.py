@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from nkdlib.networks.channels import channel_groups, inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, channel_dim, cut
 from nkdlib.networks.least_squares import Normal, columns, normal_equations, outputs
-from nkdlib.networks.module import evaluating
+from nkdlib.networks.module import evaluating, in_evaluation
 from nkdlib.networks.tail import (
     activate,
     check_settable,
@@ -113,7 +113,7 @@ def solve_neighbourhood(
         whole = _whole(student)
         problem = pose_least_squares(_whole(piece), whole, pairs, example)
         _set_weights(whole, problem, problem.normal(to_own), ridge)
-        return student.eval()
+        return in_evaluation(student)
     width, student = student, piece
     kept: dict[str, Tensor] = {}  # by layer that makes them, the channels that stay
     for name in [group.name for group in inner_groups(piece, example, joined=False)]:
@@ -127,7 +127,7 @@ def solve_neighbourhood(
         student = cut(student, [group], {group.name: channels})
         _set_weights(student, problem, ranking.normal, ridge, channels)
         ranking = None  # the next group is read from a student that is narrower already
-    return student.eval()
+    return in_evaluation(student)
 
 
 @torch.no_grad()

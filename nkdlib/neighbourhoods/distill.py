@@ -20,7 +20,7 @@ from nkdlib.neighbourhoods.split import Neighbourhood, Student, recompose, split
 from nkdlib.neighbourhoods.students import check_student, initialize_student
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import check_float32, device_of, evaluating, load_state
+from nkdlib.networks.module import check_float32, device_of, evaluating, in_evaluation, load_state
 from nkdlib.tasks.cache import Cache, Task
 from nkdlib.tasks.executors import InProcess, Processes, gather, make_executor
 from nkdlib.tasks.measure import Stopwatch
@@ -182,7 +182,7 @@ def distill(
             said = f"{boundaries}, pass {number} of {len(sets)}" if len(sets) > 1 else repr(boundaries)
             infos = _train(parts, students, boundaries, recipe, executor, cache, said)
             for part in parts:
-                student = students[part.name].eval()
+                student = in_evaluation(students[part.name])
                 done[part.name] = Distilled(part.name, student, part.example, start_s[part.name], **infos[part.name])
             del boundaries, rows, pairs  # room for the next set
     if len(sets) > 1:

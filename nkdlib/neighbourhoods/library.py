@@ -25,7 +25,7 @@ from nkdlib.neighbourhoods.students import check_student, narrow
 from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import cost
 from nkdlib.networks.latency import Latency
-from nkdlib.networks.module import check_float32, copied, device_of
+from nkdlib.networks.module import check_float32, copied, device_of, in_evaluation
 from nkdlib.tasks.cache import Cache
 from nkdlib.tasks.keys import fingerprint, sha256
 from nkdlib.training.batchnorm import reestimate_batchnorm
@@ -75,7 +75,7 @@ class Library(Tabled):
     ):
         self.recipe, self.cache = recipe or Recipe(Schedule(0)), cache or Cache()
         check_float32(teacher, "teacher")
-        self.teacher = copied(teacher).eval()
+        self.teacher = in_evaluation(copied(teacher))
         self.inputs = SameImages(inputs)
         examples = first_batch(self.inputs)[:2].to(device_of(self.teacher))
         self.example = examples[:1]

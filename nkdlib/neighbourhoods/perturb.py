@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nkdlib.neighbourhoods.split import resolve
-from nkdlib.networks.module import copied
+from nkdlib.networks.module import copied, in_evaluation
 from nkdlib.tasks.checks import check_number
 
 
@@ -52,4 +52,4 @@ def perturb(teacher: nn.Module, relative: Mapping[str, float], *, seed: int) -> 
         last = members[-1]
         noisy = _Noisy(name, network.get_submodule(last), relative[name], seed * 1_000 + index)
         network.set_submodule(last, noisy)
-    return network.eval()
+    return in_evaluation(network)

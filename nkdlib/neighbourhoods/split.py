@@ -15,9 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nkdlib.neighbourhoods.tables import Tabled
 from nkdlib.networks.cost import Cost, cost
-from nkdlib.networks.module import check_example, check_plain, copied, evaluating, tensors_of
+from nkdlib.networks.module import check_example, check_plain, copied, evaluating, in_evaluation, tensors_of
 from nkdlib.training.store import check_finite, layout_for
 
 Student = nn.Module | float | int  # a module, or an inner width of the teacher's own layers
@@ -48,7 +47,7 @@ class Neighbourhood:
         return cost(self.module, self.example)
 
 
-class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
+class Neighbourhoods(Sequence[Neighbourhood]):
     """Neighbourhoods of a model in the order in which they run; `[name]` or `[index]`; prints itself as a table."""
 
     def __init__(self, members: Sequence[Neighbourhood], model: nn.Module, example: Tensor):
@@ -86,6 +85,12 @@ class Neighbourhoods(Tabled, Sequence[Neighbourhood]):
                 "share of MACs": [n.cost.macs / max(self.total.macs, 1) for n in self],
             }
         )
+
+    def __repr__(self) -> str:
+        return self.table().to_string(index=False)
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html(index=False)
 
 
 def resolve(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -339,4 +344,4 @@ def recompose(teacher: nn.Module, students: Mapping[str, nn.Module]) -> nn.Modul
         network.set_submodule(first, students[name])
         for path in others:
             network.set_submodule(path, nn.Identity())
-    return network.eval()
+    return in_evaluation(network)

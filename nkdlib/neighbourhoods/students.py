@@ -8,7 +8,7 @@ from nkdlib.neighbourhoods.local import Recipe
 from nkdlib.neighbourhoods.split import Neighbourhood, Student, seen
 from nkdlib.networks.channels import inner_groups, width_of
 from nkdlib.networks.cutting import ChannelGroup, cut
-from nkdlib.networks.module import NORMS, check_float32, check_plain, copied, reset
+from nkdlib.networks.module import NORMS, check_float32, check_plain, copied, in_evaluation, reset
 
 
 def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
@@ -89,7 +89,7 @@ def check_student(part: Neighbourhood, student: Student, start: str, called: str
     if isinstance(student, nn.Module):
         check_plain(student, called)
         check_float32(student, called)
-        student = copied(student).to(part.example.device).eval()
+        student = in_evaluation(copied(student).to(part.example.device))
         _check_module(part, student, start, called)
     try:
         module = student if isinstance(student, nn.Module) else narrow(part.module, part.example, student)

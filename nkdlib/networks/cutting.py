@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import NORMS, copied, device_of, evaluating, seeded, tensors_of
+from nkdlib.networks.module import NORMS, copied, device_of, evaluating, in_evaluation, in_training, seeded, tensors_of
 
 NOTHING = "a trial that shows nothing"
 TENSORS = ("weight", "bias", "running_mean", "running_var")  # of a layer, an entry a channel each
@@ -155,7 +155,7 @@ class Trial:
 
     def _train(self, module: nn.Module) -> list[tuple[int, ...]] | str:
         try:
-            return [tuple(each.shape) for each in self._run(module.train(), 2)]  # BatchNorm needs two
+            return [tuple(each.shape) for each in self._run(in_training(module), 2)]  # BatchNorm needs two
         except Exception as error:  # a layer may raise anything on another shape
             return str(error).partition("\n")[0]
 
@@ -176,7 +176,7 @@ class Trial:
         keep = {group.name: torch.arange(0, group.size, 2) for group in groups}
         told = False  # whether the outputs tell anything
         try:
-            slim = cut(self.module, groups, keep).eval()
+            slim = in_evaluation(cut(self.module, groups, keep))
             with evaluating(self.module), ExitStack() as hooks:
                 for (path, dim), kept in stays(self.module, groups, keep).items():
                     if dim == 1:

@@ -7,6 +7,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from nkdlib.networks.module import in_evaluation
 from nkdlib.tasks.measure import Stopwatch
 
 TURN = 5  # timed passes in a row
@@ -53,7 +54,7 @@ def latencies(models: Sequence[tuple[nn.Module, Tensor]], repeats: int = 50, har
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(-(-repeats // TURN) + 1):
         for (model, example), taken in zip(models, seconds, strict=True):
-            model.eval()(example)
+            in_evaluation(model)(example)
             for _ in range(TURN):
                 with Stopwatch(example.device) as watch:
                     model(example)

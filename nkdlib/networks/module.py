@@ -28,6 +28,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.train(mode)  # its own method: a module may do more than set the flag
 
 
+def in_evaluation(module: nn.Module) -> nn.Module:
+    """Put a module into evaluation mode and return it, also one whose own `train` returns nothing."""
+    module.eval()
+    return module
+
+
+def in_training(module: nn.Module) -> nn.Module:
+    """Put a module into training mode and return it, as `in_evaluation`."""
+    module.train()
+    return module
+
+
 class _Gone(nn.Module):
     """Stands in a copy wherever a part that was left out is held, such as in a plain list, and cannot be run."""
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import NORMS
+from nkdlib.networks.module import NORMS, in_evaluation, in_training
 from nkdlib.training.store import first_images
 
 
@@ -64,7 +64,7 @@ def reestimate_batchnorm(
     >>> norm.running_mean, norm.running_var * 31 / 32
     (tensor([1.5000]), tensor([2.2500]))
     """
-    norms = [m for m in model.eval().modules() if isinstance(m, NORMS) and m.track_running_stats]
+    norms = [m for m in in_evaluation(model).modules() if isinstance(m, NORMS) and m.track_running_stats]
     if not norms:
         return model
     replaced = {m for name in within for m in model.get_submodule(name).modules()}
@@ -74,7 +74,7 @@ def reestimate_batchnorm(
         for norm in norms:
             undo.callback(norm.load_state_dict, copy.deepcopy(norm.state_dict()))
             undo.callback(setattr, norm, "momentum", norm.momentum)
-            norm.train().momentum = 1.0
+            in_training(norm).momentum = 1.0
             if norm in found:
                 undo.enter_context(norm.register_forward_hook(found[norm]))
         for x in first_images(inputs, images):

@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from nkdlib.networks.module import device_of
+from nkdlib.networks.module import device_of, in_evaluation
 from nkdlib.training.store import first_images, images_of, labeled
 
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Iterable) -> Tensor:
     """Logits for all batches, (N, classes), float32 on the CPU; the model is left in evaluation mode."""
-    model, device = model.eval(), device_of(model)
+    model, device = in_evaluation(model), device_of(model)
     logits = [logits_of(model, images.to(device)).float().cpu() for images in first_images(inputs)]
     if not logits:
         raise ValueError("inputs holds no batch; give at least one")
@@ -55,7 +55,7 @@ def accuracy(model: nn.Module, inputs: Iterable) -> float:
     >>> accuracy(nn.Identity(), [(torch.eye(4), torch.tensor([0, 1, 2, 0]))])
     75.0
     """
-    device, right = device_of(model.eval()), []
+    device, right = device_of(in_evaluation(model)), []
     with torch.no_grad():
         for number, batch in enumerate(inputs):
             images, labels = labeled(batch, "inputs")

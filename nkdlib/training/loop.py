@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from nkdlib.networks.module import NORMS, device_of, load_state, seeded, state_of
+from nkdlib.networks.module import NORMS, device_of, in_training, load_state, seeded, state_of
 from nkdlib.tasks.checks import check_number, check_seed
 from nkdlib.tasks.progress import progress
 from nkdlib.training.distributed import Checkpoints, check_same, mean_over_processes, rank_and_size
@@ -78,7 +78,7 @@ class Trainer:
         parameters: Iterable[Tensor] | None = None,
     ):
         check_seed(seed)
-        self.shared = isinstance(model.train(), DistributedDataParallel)
+        self.shared = isinstance(in_training(model), DistributedDataParallel)
         self.model, self.schedule, self.name, self.seed = model.module if self.shared else model, schedule, name, seed
         if schedule.freeze_batchnorm:
             for norm in [part for part in self.model.modules() if isinstance(part, NORMS)]:
