@@ -248,6 +248,7 @@ def test_whole_networks_cost_what_torchvision_publishes(name):
         network, x = zoo.get_model(name).eval(), torch.zeros(1, 3, 224, 224)
     model = CostModel(network, x)
     assert not model.uncounted and model.rest == {"params": 0, "macs": 0}  # every layer was counted by itself
+    assert model.groups
     found = model(model.sizes)
     assert found.params == published["num_params"]
     assert found.macs / 1e9 == pytest.approx(published["_ops"], abs=6e-4)
