@@ -137,7 +137,8 @@ def judge(claim: Claim | str, observations: Iterable[Observation], profile: str,
         verdict, reason = "not attempted", unjudged
     elif not deciding:
         others = sorted({name for c in claim.criteria if c.column == "paper" for name in c.tiers or ()})
-        verdict, reason = "not attempted", f"only the tier {' or '.join(others)} can decide it"
+        listed = " or ".join(filter(None, (", ".join(others[:-1]), *others[-1:])))
+        verdict, reason = "not attempted", f"only the tier{'s' * (len(others) > 1)} {listed} can decide it"
     elif lacking:
         verdict, reason = "not attempted", "; ".join(lacking) if values else f"no observations at {profile}"
     elif "holds" in outcomes:
