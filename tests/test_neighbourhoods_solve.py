@@ -451,6 +451,19 @@ def test_narrow_keeps_the_most_important_channels():
         narrow(nn.Conv2d(2, 2, 1), torch.zeros(1, 2, 3, 3), 0.5)
 
 
+def test_without_a_scale_the_weights_that_make_a_channel_count():
+    block = BasicBlock(2, 2, inner=4).eval()
+    block.bn1.weight = None
+    with torch.no_grad():
+        block.conv2.weight.fill_(1.0)
+        block.conv1.weight.copy_(torch.tensor([1.0, 2.0, 0.5, 3.0]).view(4, 1, 1, 1))
+    example = torch.zeros(1, 2, 3, 3)
+    (group,) = channel_groups(block, example)
+    torch.testing.assert_close(importance(block, group), 18 * torch.tensor([1.0, 2.0, 0.5, 3.0]))
+    kept = narrow(block, example, 0.5).conv1.weight
+    torch.testing.assert_close(kept, block.conv1.weight[[1, 3]])
+
+
 def test_reset_draws_all_layers_from_the_seed():
     net = nn.Sequential(BasicBlock(4, 6, stride=2), nn.MultiheadAttention(4, 2))
     torch.manual_seed(3)

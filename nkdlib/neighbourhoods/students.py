@@ -21,7 +21,7 @@ def importance(module: nn.Module, group: ChannelGroup) -> Tensor:
     ]
     score = sum(weight.transpose(0, 1)[place].flatten(1).norm(dim=1) for weight, place in readers)
     for path in reversed(group.carriers):
-        if isinstance(norm := module.get_submodule(path), NORMS) and norm.affine:
+        if isinstance(norm := module.get_submodule(path), NORMS) and norm.weight is not None:
             return score * norm.weight.detach()[group.slices(path)[0]].abs()
     return score * module.get_submodule(group.producers[0]).weight.detach().flatten(1).norm(dim=1)
 
